@@ -1,0 +1,365 @@
+#include "comm/peer_group.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <functional>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include <pecan/core/error.hpp>
+
+#include <pecan/device/context.hpp>
+
+#include "comm/reduce.hpp"
+
+namespace pecan::comm {
+namespace {
+
+/// Below this, one round of whole vectors beats two rounds of pieces.
+constexpr std::size_t kSmallAllReduceBytes = 4096;
+
+/// The members' pieces of a packed buffer.
+class Pieces {
+ public:
+  Pieces(std::span<const std::int64_t> counts, DType dtype) {
+    for (const std::int64_t count : counts) {
+      offsets_.push_back(offsets_.back() + std::size_t(count) * size_of(dtype));
+    }
+  }
+  template <typename Byte>
+  [[nodiscard]] std::span<Byte> of(Byte* packed, int member) const {
+    const auto m = std::size_t(member);
+    if (packed == nullptr) return {};
+    return {packed + offsets_[m], offsets_[m + 1] - offsets_[m]};
+  }
+
+ private:
+  std::vector<std::size_t> offsets_ = {0};
+};
+
+/// Calls visit(peer) for all other members, beginning with the next one: nobody is everybody's
+/// first.
+template <typename Visit>
+void for_each_peer(const Transport& transport, Visit visit) {
+  for (int distance = 1; distance < transport.size(); ++distance) {
+    visit((transport.rank() + distance) % transport.size());
+  }
+}
+
+/// Sends piece_for(r) to each r and reduces `own` and what they send, equally long, into `output`.
+template <typename PieceFor>
+void post_reduce(PeerOperation& operation,
+                 const Transport& transport,
+                 std::span<const std::byte> own,
+                 PieceFor piece_for,
+                 std::byte* output,
+                 DType dtype,
+                 ReduceOp op) {
+  std::vector<const std::byte*> pieces(std::size_t(transport.size()), own.data());
+  std::byte* next = operation.scratch(own.size() * (pieces.size() - 1));
+  for_each_peer(transport, [&](int peer) {
+    pieces[std::size_t(peer)] = next;
+    operation.receive({next, own.size()}, peer);
+    next += own.size();
+  });
+  for_each_peer(transport, [&](int peer) { operation.send(piece_for(peer), peer); });
+  operation.then([=, pieces = std::move(pieces)] {
+    reduce_in_order(dtype, op, pieces, output, std::int64_t(own.size() / size_of(dtype)));
+  });
+}
+
+/// Sends this member's piece, in its place in `output`, to all others, and receives theirs.
+void post_all_gather(PeerOperation& operation,
+                     const Transport& transport,
+                     const Pieces& pieces,
+                     std::byte* output) {
+  for_each_peer(transport, [&](int peer) { operation.receive(pieces.of(output, peer), peer); });
+  const std::span<const std::byte> own = pieces.of(output, transport.rank());
+  for_each_peer(transport, [&](int peer) { operation.send(own, peer); });
+}
+
+void copy(std::span<const std::byte> from, std::span<std::byte> to) {
+  if (!from.empty()) std::memmove(to.data(), from.data(), from.size());
+}
+
+void validate_view(const Context& ctx, const ConstTensorView& view, std::string_view name) {
+  PECAN_VALIDATE(ctx.device.kind == device::DeviceKind::kCpu,
+                 NotConfigured,
+                 "{} on a CUDA device is not in this build; set training.device to cpu",
+                 name);
+  PECAN_VALIDATE(view.data != nullptr || view.num_elements() == 0,
+                 ShapeError,
+                 "{} was given {} {} without memory: is its arena only measuring?",
+                 name,
+                 name_of(view.dtype),
+                 view.shape.to_string());
+}
+
+void validate_apart(const ConstTensorView& a, const ConstTensorView& b, std::string_view name) {
+  const std::less<const std::byte*> before;
+  PECAN_VALIDATE(a.num_bytes() == 0 || b.num_bytes() == 0 ||
+                     !before(a.data, b.data + b.num_bytes()) ||
+                     !before(b.data, a.data + a.num_bytes()),
+                 ShapeError,
+                 "input and output of {} overlap; give it another output",
+                 name);
+}
+
+void validate_pair(const Context& ctx,
+                   const ConstTensorView& input,
+                   const TensorView& output,
+                   std::string_view name) {
+  validate_view(ctx, input, name);
+  validate_view(ctx, output, name);
+  PECAN_VALIDATE(input.dtype == output.dtype,
+                 ShapeError,
+                 "{} from {} to {}: both must have one element type",
+                 name,
+                 name_of(input.dtype),
+                 name_of(output.dtype));
+}
+
+void validate_elements(const ConstTensorView& view,
+                       std::int64_t expected,
+                       std::string_view name,
+                       std::string_view what) {
+  PECAN_VALIDATE(view.num_elements() == expected,
+                 ShapeError,
+                 "the {} of {} has {} elements, but its counts say {}",
+                 what,
+                 name,
+                 view.num_elements(),
+                 expected);
+}
+
+/// Returns the sum of `counts`, one for each of `size` members.
+std::int64_t validated_sum(std::span<const std::int64_t> counts, int size, std::string_view name) {
+  PECAN_VALIDATE(counts.size() == std::size_t(size),
+                 ShapeError,
+                 "{} was given {} counts for {} members: it needs one each",
+                 name,
+                 counts.size(),
+                 size);
+  for (const std::int64_t count : counts) {
+    PECAN_VALIDATE(count >= 0,
+                   ShapeError,
+                   "{} was given a count of {}: counts are never negative",
+                   name,
+                   count);
+  }
+  return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+}
+
+/// Starts what was posted.
+Pending launch(std::unique_ptr<PeerOperation> operation) {
+  operation->advance();
+  return Pending(std::move(operation));
+}
+
+}  // namespace
+
+PeerGroup::PeerGroup(std::unique_ptr<Transport> transport,
+                     std::shared_ptr<AbortFlag> abort_flag,
+                     GroupOptions options) {
+  peers_.world_ranks.resize(std::size_t(transport->size()));
+  std::iota(peers_.world_ranks.begin(), peers_.world_ranks.end(), 0);
+  peers_.transport = std::move(transport);
+  peers_.family = std::make_shared<Family>(std::move(abort_flag), options);
+}
+
+std::unique_ptr<PeerOperation> PeerGroup::begin_collective(std::string_view name, Tag tag) {
+  peers_.family->abort_flag->check();
+  // Members call in one order, so that the number of the call tells apart what is under way at
+  // once; a number may come again, since messages of equal tag match in order.
+  const std::int64_t number = num_collectives_++;
+  const int message_tag = 1 + int(number % Transport::kMaxTag);
+  return std::make_unique<PeerOperation>(
+      peers_, fmt::format("{} #{}", name, number), tag, message_tag);
+}
+
+std::unique_ptr<PeerOperation> PeerGroup::begin_message(std::string name, Tag tag) {
+  peers_.family->abort_flag->check();
+  constexpr int kMessageTag = 0;  // no collective's
+  return std::make_unique<PeerOperation>(peers_, std::move(name), tag, kMessageTag);
+}
+
+void PeerGroup::validate_member(Rank member, std::string_view name) const {
+  PECAN_VALIDATE(member.value >= 0 && member.value < size(),
+                 ShapeError,
+                 "{} names rank {}, but the group has ranks 0 to {}",
+                 name,
+                 member,
+                 size() - 1);
+}
+
+Pending PeerGroup::all_reduce(Context& ctx, TensorView inout, ReduceOp op, Tag tag) {
+  constexpr std::string_view kName = "all_reduce";
+  validate_view(ctx, inout, kName);
+  validate_reducible(inout.dtype, op);
+  auto operation = begin_collective(kName, tag);
+  const Transport& transport = *peers_.transport;
+  const std::span<const std::byte> whole(inout.data, inout.num_bytes());
+  if (size() == 1) return launch(std::move(operation));
+  if (whole.size() < kSmallAllReduceBytes) {
+    post_reduce(
+        *operation,
+        transport,
+        whole,
+        [&](int /*peer*/) { return whole; },
+        inout.data,
+        inout.dtype,
+        op);
+    return launch(std::move(operation));
+  }
+  std::vector<std::int64_t> counts(std::size_t(size()), inout.num_elements() / size());
+  for (std::int64_t rest = inout.num_elements() % size(); rest > 0; --rest) {
+    ++counts[std::size_t(rest - 1)];
+  }
+  const Pieces pieces(counts, inout.dtype);
+  const std::span<std::byte> own = pieces.of(inout.data, transport.rank());
+  post_reduce(
+      *operation,
+      transport,
+      own,
+      [&](int peer) { return std::span<const std::byte>(pieces.of(inout.data, peer)); },
+      own.data(),
+      inout.dtype,
+      op);
+  operation->then([&posted = *operation, &transport, pieces, data = inout.data] {
+    post_all_gather(posted, transport, pieces, data);
+  });
+  return launch(std::move(operation));
+}
+
+Pending PeerGroup::reduce_scatter_v(Context& ctx,
+                                    ConstTensorView input,
+                                    std::span<const std::int64_t> counts,
+                                    TensorView output,
+                                    ReduceOp op,
+                                    Tag tag) {
+  constexpr std::string_view kName = "reduce_scatter_v";
+  validate_pair(ctx, input, output, kName);
+  validate_reducible(input.dtype, op);
+  validate_elements(input, validated_sum(counts, size(), kName), kName, "input");
+  validate_elements(output, counts[std::size_t(rank().value)], kName, "output");
+  validate_apart(input, output, kName);
+  auto operation = begin_collective(kName, tag);
+  const Pieces pieces(counts, input.dtype);
+  post_reduce(
+      *operation,
+      *peers_.transport,
+      pieces.of(input.data, rank().value),
+      [&](int peer) { return pieces.of(input.data, peer); },
+      output.data,
+      input.dtype,
+      op);
+  return launch(std::move(operation));
+}
+
+Pending PeerGroup::all_gather_v(Context& ctx,
+                                ConstTensorView input,
+                                std::span<const std::int64_t> counts,
+                                TensorView output,
+                                Tag tag) {
+  constexpr std::string_view kName = "all_gather_v";
+  validate_pair(ctx, input, output, kName);
+  validate_elements(output, validated_sum(counts, size(), kName), kName, "output");
+  validate_elements(input, counts[std::size_t(rank().value)], kName, "input");
+  const Pieces pieces(counts, input.dtype);
+  const std::span<std::byte> own = pieces.of(output.data, rank().value);
+  if (input.data != own.data()) validate_apart(input, output, kName);
+  auto operation = begin_collective(kName, tag);
+  copy({input.data, input.num_bytes()}, own);
+  post_all_gather(*operation, *peers_.transport, pieces, output.data);
+  return launch(std::move(operation));
+}
+
+Pending PeerGroup::all_to_all_v(Context& ctx,
+                                ConstTensorView input,
+                                std::span<const std::int64_t> send_counts,
+                                TensorView output,
+                                std::span<const std::int64_t> receive_counts,
+                                Tag tag) {
+  constexpr std::string_view kName = "all_to_all_v";
+  validate_pair(ctx, input, output, kName);
+  validate_elements(input, validated_sum(send_counts, size(), kName), kName, "input");
+  validate_elements(output, validated_sum(receive_counts, size(), kName), kName, "output");
+  validate_apart(input, output, kName);
+  const auto own = std::size_t(rank().value);
+  PECAN_VALIDATE(send_counts[own] == receive_counts[own],
+                 ShapeError,
+                 "{} sends {} elements to this rank itself, which expects {}",
+                 kName,
+                 send_counts[own],
+                 receive_counts[own]);
+  auto operation = begin_collective(kName, tag);
+  const Pieces sent(send_counts, input.dtype), received(receive_counts, input.dtype);
+  for_each_peer(*peers_.transport,
+                [&](int peer) { operation->receive(received.of(output.data, peer), peer); });
+  for_each_peer(*peers_.transport,
+                [&](int peer) { operation->send(sent.of(input.data, peer), peer); });
+  copy(sent.of(input.data, rank().value), received.of(output.data, rank().value));
+  return launch(std::move(operation));
+}
+
+Pending PeerGroup::broadcast(Context& ctx, TensorView inout, Rank root, Tag tag) {
+  constexpr std::string_view kName = "broadcast";
+  validate_view(ctx, inout, kName);
+  validate_member(root, kName);
+  auto operation = begin_collective(kName, tag);
+  const std::span<std::byte> whole(inout.data, inout.num_bytes());
+  if (rank() == root) {
+    for_each_peer(*peers_.transport, [&](int peer) { operation->send(whole, peer); });
+  } else {
+    operation->receive(whole, root.value);
+  }
+  return launch(std::move(operation));
+}
+
+Pending PeerGroup::send(Context& ctx, ConstTensorView input, Rank to, Tag tag) {
+  validate_view(ctx, input, "send");
+  validate_member(to, "send");
+  auto operation = begin_message("send", tag);
+  operation->send({input.data, input.num_bytes()}, to.value);
+  return launch(std::move(operation));
+}
+
+Pending PeerGroup::receive(Context& ctx, TensorView output, Rank from, Tag tag) {
+  validate_view(ctx, output, "receive");
+  validate_member(from, "receive");
+  auto operation = begin_message("receive", tag);
+  operation->receive({output.data, output.num_bytes()}, from.value);
+  return launch(std::move(operation));
+}
+
+std::unique_ptr<Group> PeerGroup::split(int color, int key) {
+  device::Stream stream(device::cpu());
+  device::Arena no_workspace;
+  Context ctx{device::cpu(), stream, no_workspace};
+  // Gathered by our own means first, so that a member that does not come is named by a time-out.
+  const auto num_members = std::size_t(size()), own = std::size_t(rank().value);
+  std::vector<std::int32_t> colors_and_keys(2 * num_members);
+  colors_and_keys[2 * own] = color;
+  colors_and_keys[2 * own + 1] = key;
+  const std::vector<std::int64_t> counts(num_members, 2);
+  const TensorView all = view_of(std::span(colors_and_keys));
+  all_gather_v(ctx, all.rows(2 * std::int64_t(own), 2), counts, all, {Purpose::kSetup, kNoLayer})
+      .wait();
+
+  std::vector<int> members;
+  for (std::size_t member = 0; member < num_members; ++member) {
+    if (colors_and_keys[2 * member] == color) members.push_back(int(member));
+  }
+  std::ranges::stable_sort(
+      members, {}, [&](int member) { return colors_and_keys[2 * std::size_t(member) + 1]; });
+  const auto index = int(std::ranges::find(members, rank().value) - members.begin());
+  Peers peers{peers_.transport->split(members, index), peers_.family, {}, {}};
+  for (const int member : members) {
+    peers.world_ranks.push_back(peers_.world_ranks[std::size_t(member)]);
+  }
+  return std::unique_ptr<Group>(new PeerGroup(std::move(peers)));
+}
+
+}  // namespace pecan::comm

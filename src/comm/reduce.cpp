@@ -1,0 +1,106 @@
+#include "comm/reduce.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <type_traits>
+
+#include <pecan/core/error.hpp>
+
+namespace pecan::comm {
+namespace {
+
+template <typename T>
+T add(T a, T b) {
+  if constexpr (std::is_integral_v<T>) {
+    using U = std::make_unsigned_t<T>;
+    return T(U(a) + U(b));
+  } else {
+    return a + b;
+  }
+}
+
+template <typename T>
+bool is_nan(T value) {
+  return value != value;
+}
+
+template <typename T, typename Combine>
+void reduce(std::span<const std::byte* const> pieces,
+            std::byte* output,
+            std::int64_t num_elements,
+            Combine combine) {
+  // Partial sums stay in the nearest cache; and output, which may be a piece, is written last.
+  constexpr std::int64_t kChunk = 8192 / std::int64_t(sizeof(T));
+  std::array<T, std::size_t(kChunk)> sums;
+  for (std::int64_t begin = 0; begin < num_elements; begin += kChunk) {
+    const std::int64_t count = std::min(kChunk, num_elements - begin);
+    const auto elements_of = [&](const std::byte* piece) {
+      return reinterpret_cast<const T*>(piece) + begin;
+    };
+    std::memcpy(sums.data(), elements_of(pieces[0]), std::size_t(count) * sizeof(T));
+    for (const std::byte* piece : pieces.subspan(1)) {
+      const T* elements = elements_of(piece);
+      for (std::int64_t i = 0; i < count; ++i) {
+        sums[std::size_t(i)] = combine(sums[std::size_t(i)], elements[i]);
+      }
+    }
+    std::memcpy(reinterpret_cast<T*>(output) + begin, sums.data(), std::size_t(count) * sizeof(T));
+  }
+}
+
+template <typename T>
+void reduce(ReduceOp op,
+            std::span<const std::byte* const> pieces,
+            std::byte* output,
+            std::int64_t num_elements) {
+  switch (op) {
+    case ReduceOp::kSum:
+      return reduce<T>(pieces, output, num_elements, add<T>);
+    case ReduceOp::kMax:
+      return reduce<T>(
+          pieces, output, num_elements, [](T a, T b) { return b > a || is_nan(b) ? b : a; });
+    case ReduceOp::kMin:
+      return reduce<T>(
+          pieces, output, num_elements, [](T a, T b) { return b < a || is_nan(b) ? b : a; });
+  }
+}
+
+}  // namespace
+
+void validate_reducible(DType dtype, ReduceOp op) {
+  PECAN_VALIDATE(
+      dtype != DType::kBF16,
+      ShapeError,
+      "bf16 is moved but not reduced, since every partial sum would be rounded; reduce in f32");
+  PECAN_VALIDATE(dtype != DType::kU8 || op != ReduceOp::kSum,
+                 ShapeError,
+                 "u8 is not summed, since sums over ranks overflow it; use i32, or max for flags");
+}
+
+void reduce_in_order(DType dtype,
+                     ReduceOp op,
+                     std::span<const std::byte* const> pieces,
+                     std::byte* output,
+                     std::int64_t num_elements) {
+  validate_reducible(dtype, op);
+  PECAN_EXPECTS(!pieces.empty());
+  if (num_elements == 0) return;
+  switch (dtype) {
+    case DType::kF32:
+      return reduce<float>(op, pieces, output, num_elements);
+    case DType::kF64:
+      return reduce<double>(op, pieces, output, num_elements);
+    case DType::kI64:
+      return reduce<std::int64_t>(op, pieces, output, num_elements);
+    case DType::kI32:
+      return reduce<std::int32_t>(op, pieces, output, num_elements);
+    case DType::kU8:
+      return reduce<std::uint8_t>(op, pieces, output, num_elements);
+    case DType::kBF16:
+      break;
+  }
+  throw InternalError(fmt::format("no reduction of {}", name_of(dtype)));
+}
+
+}  // namespace pecan::comm

@@ -1,0 +1,21 @@
+#pragma once
+/// What every kind of group must do, as one body for all of them.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <pecan/comm/group.hpp>
+
+namespace pecan::comm::test {
+
+struct Conformance {
+  std::vector<std::string> failures;  ///< sentences; Catch assertions are not for several threads
+  std::uint64_t digest = 0;           ///< of all results of this member, in order
+};
+
+/// Runs every collective over all members of `group`, against oracles that each member computes
+/// alone.
+[[nodiscard]] Conformance check_conformance(Group& group);
+
+}  // namespace pecan::comm::test
