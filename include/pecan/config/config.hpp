@@ -1,0 +1,177 @@
+#pragma once
+/// The run configuration: YAML files and command-line settings, merged, checked and frozen.
+/// Keys and defaults are Megatron's where Megatron has them; see docs/configuration.md.
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <pecan/core/error.hpp>
+
+namespace pecan::config {
+
+enum class ComputeDType : std::uint8_t { kF32, kF64 /*for tests*/ };
+enum class DeviceChoice : std::uint8_t { kAuto, kCpu, kCuda };
+enum class NanPolicy : std::uint8_t { kStop, kSkip };
+enum class LrDecayStyle : std::uint8_t { kConstant, kCosine };
+
+struct ModelConfig {
+  int num_layers = 2;
+  int hidden_size = 128;
+  int ffn_hidden_size = 512;  ///< of dense layers; default 4 * hidden_size
+  int num_attention_heads = 4;
+  int num_query_groups = 4;         ///< KV heads; default num_attention_heads
+  int kv_channels = 32;             ///< head dim; default hidden_size / num_attention_heads
+  int max_position_embeddings = 0;  ///< default seq_length
+  std::string normalization = "RMSNorm";
+  double norm_epsilon = 1e-5;
+  std::string position_embedding_type = "rope";
+  double rotary_base = 10000;
+  bool swiglu = true;
+  bool qk_layernorm = false;
+  bool untie_embeddings_and_output_weights = false;
+  int make_vocab_size_divisible_by = 128;
+  double init_method_std = 0.02;
+  int vocab_size = 0;  ///< true size; 0: taken from the tokenizer
+  bool operator==(const ModelConfig&) const = default;
+};
+
+struct MoeConfig {
+  int num_experts = 0;          ///< 0: a dense model
+  int moe_ffn_hidden_size = 0;  ///< default ffn_hidden_size
+  int moe_router_topk = 2;
+  std::string moe_router_score_function = "softmax";
+  bool moe_router_pre_softmax = false;  ///< true: softmax over all experts, then top-k
+  double moe_router_topk_scaling_factor = 1.0;
+  std::string moe_router_load_balancing_type = "aux_loss";  ///< aux_loss | none
+  double moe_aux_loss_coeff = 0.0;
+  double moe_z_loss_coeff = 0.0;
+  std::string moe_router_dtype = "fp32";
+  std::string moe_token_dispatcher_type = "alltoall";
+  int moe_shared_expert_intermediate_size = 0;
+  std::vector<int> moe_layer_freq;  ///< resolved to one 0/1 a layer; YAML takes N or a list
+  double dispatch_buffer_factor = 2.0;
+  bool operator==(const MoeConfig&) const = default;
+};
+
+struct ParallelConfig {
+  int tensor_model_parallel_size = 1;
+  int pipeline_model_parallel_size = 1;
+  int context_parallel_size = 1;
+  int expert_model_parallel_size = 1;
+  int expert_tensor_parallel_size = 1;
+  bool sequence_parallel = false;
+  bool use_distributed_optimizer = false;
+  bool operator==(const ParallelConfig&) const = default;
+};
+
+struct TrainingConfig {
+  bool bf16 = false;
+  ComputeDType compute_dtype = ComputeDType::kF32;
+  std::int64_t seed = 1234;
+  int seq_length = 256;
+  int micro_batch_size = 1;
+  int global_batch_size = 8;  ///< sequences a step, over all ranks
+  std::int64_t train_iters = 100;
+  std::int64_t eval_interval = 0;  ///< 0: only at the end
+  std::int64_t exit_interval = 0;  ///< 0: never; else stop (exit 75) after a step divisible by it
+  double exit_duration_in_mins = 0;
+  DeviceChoice device = DeviceChoice::kAuto;
+  NanPolicy check_for_nan_in_loss_and_grad = NanPolicy::kStop;
+  int threads = 1;  ///< CPU threads a rank
+  bool operator==(const TrainingConfig&) const = default;
+};
+
+struct OptimizerConfig {
+  double lr = 3e-4;
+  double min_lr = 0;
+  LrDecayStyle lr_decay_style = LrDecayStyle::kCosine;
+  std::int64_t lr_warmup_iters = 0;
+  double lr_warmup_init = 0;
+  std::int64_t lr_decay_iters = 0;  ///< default train_iters
+  double weight_decay = 0.01;
+  double adam_beta1 = 0.9;
+  double adam_beta2 = 0.999;
+  double adam_eps = 1e-8;
+  double clip_grad = 1.0;  ///< 0: no clipping
+  bool operator==(const OptimizerConfig&) const = default;
+};
+
+struct DataConfig {
+  std::string data_path;        ///< prefix of the training set's .bin and .idx
+  std::string valid_data_path;  ///< prefix of the held-out set; empty: no evaluation
+  std::string tokenizer_model;  ///< SentencePiece model file
+  bool operator==(const DataConfig&) const = default;
+};
+
+struct PecConfig {
+  int experts_per_checkpoint = 0;  ///< K_pec of each MoE layer; default num_experts (full)
+  std::string selection = "sequential";
+  std::vector<std::string>
+      always_saved;  ///< role groups of every expert in every checkpoint: weight, moments
+  bool operator==(const PecConfig&) const = default;
+};
+
+struct CheckpointConfig {
+  std::int64_t save_interval = 0;  ///< steps; 0: never
+  int keep_latest_k = 1;
+  std::int64_t save_retain_interval = 0;  ///< 0: none; else steps divisible by it are kept for ever
+  int fallback_copies = 1;
+  bool async_save = true;  ///< false: training waits for the files (for tests and comparisons)
+  PecConfig pec;
+  bool operator==(const CheckpointConfig&) const = default;
+};
+
+struct CommConfig {
+  int timeout_s = 600;
+  bool operator==(const CommConfig&) const = default;
+};
+
+struct FaultConfig {
+  std::int64_t kill_at_step =
+      0;  ///< tests and demonstrations: SIGKILL to kill_rank when this step begins; 0: never
+  int kill_rank = 0;
+  bool operator==(const FaultConfig&) const = default;
+};
+
+struct LoggingConfig {
+  int log_interval = 1;
+  std::string level = "info";
+  bool operator==(const LoggingConfig&) const = default;
+};
+
+/// Everything a run depends on. Produced by load_config only; frozen afterwards.
+struct Config {
+  ModelConfig model;
+  MoeConfig moe;
+  ParallelConfig parallel;
+  TrainingConfig training;
+  OptimizerConfig optimizer;
+  DataConfig data;
+  CheckpointConfig checkpoint;
+  CommConfig comm;
+  FaultConfig fault;
+  LoggingConfig logging;
+  bool operator==(const Config&) const = default;
+};
+
+/// Merges YAML files left to right, then "key.path=value" settings; fills defaults, checks every
+/// value. Environment variables ${NAME} in string values are replaced. Throws ConfigError:
+/// malformed YAML (file, line), unknown key (names the nearest), wrong type, value out of range, or
+/// a feature that is not there.
+[[nodiscard]] Config load_config(std::span<const std::string> files,
+                                 std::span<const std::string> settings);
+/// The same from YAML text, for tests.
+[[nodiscard]] Config parse_config(std::string_view yaml,
+                                  std::span<const std::string> settings = {});
+/// The resolved configuration as YAML; parse_config(dump_config(c)) == c.
+[[nodiscard]] std::string dump_config(const Config& config);
+/// Every key with values, default and meaning as Markdown tables: the body of
+/// docs/configuration.md.
+[[nodiscard]] std::string config_reference();
+/// Checks what depends on the number of processes; ConfigError otherwise. Pure.
+void validate_for_world(const Config& config, int world_size);
+
+}  // namespace pecan::config

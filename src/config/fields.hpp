@@ -1,0 +1,357 @@
+#pragma once
+/// Every key of the configuration, once: name, member, rule and meaning. Reading, dumping, the list
+/// of known keys and docs/configuration.md all come from these tables.
+
+#include <limits>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <pecan/config/config.hpp>
+
+namespace pecan::config::detail {
+
+/// Numbers from `low` to `high`; an open end is excluded.
+struct Range {
+  double low = -std::numeric_limits<double>::infinity();
+  double high = std::numeric_limits<double>::infinity();
+  bool low_open = false;
+  bool high_open = false;
+};
+constexpr Range at_least(double low) {
+  return {.low = low};
+}
+constexpr Range above(double low) {
+  return {.low = low, .low_open = true};
+}
+constexpr Range from_to(double low, double high) {
+  return {.low = low, .high = high};
+}
+constexpr Range below_one() {
+  return {.low = 0, .high = 1, .high_open = true};
+}
+
+/// The one value that this version has; `instead` says what to do.
+template <typename T>
+struct Only {
+  T value;
+  std::string_view instead;
+};
+/// One of `here`; `absent` are values that users know from Megatron and that this version lacks.
+struct Choice {
+  std::vector<std::string_view> here;
+  std::vector<std::string_view> absent = {};
+};
+template <typename Enum>
+struct Named {
+  std::vector<std::pair<std::string_view, Enum>> here;
+  std::vector<std::string_view> absent = {};
+};
+/// Any value of the type.
+struct Free {};
+/// A period N, kept as {-N} until the number of layers is known, or a list of 0 and 1.
+struct LayerPattern {};
+
+template <typename Field>
+void visit(ModelConfig& c, Field&& field) {
+  field("num_layers", c.num_layers, at_least(1), "decoder layers");
+  field("hidden_size", c.hidden_size, at_least(1), "width of the residual stream");
+  field("ffn_hidden_size",
+        c.ffn_hidden_size,
+        at_least(0),
+        "FFN width of dense layers; 0: 4 * `hidden_size`");
+  field("num_attention_heads", c.num_attention_heads, at_least(1), "query heads");
+  field("num_query_groups",
+        c.num_query_groups,
+        at_least(0),
+        "key and value heads, a divisor of `num_attention_heads`; 0: `num_attention_heads`");
+  field("kv_channels",
+        c.kv_channels,
+        at_least(0),
+        "size of a head, even; 0: `hidden_size` / `num_attention_heads`");
+  field("max_position_embeddings",
+        c.max_position_embeddings,
+        at_least(0),
+        "longest sequence that the model is made for; 0: `training.seq_length`");
+  field("normalization", c.normalization, Choice{{"RMSNorm"}, {"LayerNorm"}}, "kind of norm");
+  field("norm_epsilon", c.norm_epsilon, above(0), "added to the mean square inside the norm");
+  field("position_embedding_type",
+        c.position_embedding_type,
+        Choice{{"rope"}, {"learned_absolute", "yarn", "mrope", "relative", "none"}},
+        "position embedding");
+  field("rotary_base", c.rotary_base, above(0), "base of the rotary frequencies");
+  field("swiglu",
+        c.swiglu,
+        Only<bool>{true, "every FFN is a SwiGLU"},
+        "SwiGLU in dense and expert FFNs");
+  field("qk_layernorm", c.qk_layernorm, Free{}, "RMSNorm of each query and key head");
+  field("untie_embeddings_and_output_weights",
+        c.untie_embeddings_and_output_weights,
+        Free{},
+        "an output matrix of its own instead of the embedding's");
+  field("make_vocab_size_divisible_by",
+        c.make_vocab_size_divisible_by,
+        at_least(1),
+        "rows of embedding and head are padded to a multiple; padding never influences the result");
+  field("init_method_std", c.init_method_std, above(0), "standard deviation of initial weights");
+  field("vocab_size",
+        c.vocab_size,
+        at_least(0),
+        "true vocabulary size; 0: that of `data.tokenizer_model`");
+}
+
+template <typename Field>
+void visit(MoeConfig& c, Field&& field) {
+  field("num_experts", c.num_experts, at_least(0), "experts of each MoE layer; 0: a dense model");
+  field("moe_ffn_hidden_size",
+        c.moe_ffn_hidden_size,
+        at_least(0),
+        "FFN width of an expert; 0: `model.ffn_hidden_size`");
+  field("moe_router_topk", c.moe_router_topk, at_least(1), "experts that each token is sent to");
+  field("moe_router_score_function",
+        c.moe_router_score_function,
+        Choice{{"softmax"}, {"sigmoid", "sqrtsoftplus"}},
+        "logits to scores");
+  field("moe_router_pre_softmax",
+        c.moe_router_pre_softmax,
+        Free{},
+        "true: softmax over all experts, then top-k; false: top-k, then softmax over the chosen");
+  field("moe_router_topk_scaling_factor",
+        c.moe_router_topk_scaling_factor,
+        above(0),
+        "factor of the chosen experts' weights");
+  field("moe_router_load_balancing_type",
+        c.moe_router_load_balancing_type,
+        Choice{{"aux_loss", "none"}, {"seq_aux_loss", "global_aux_loss", "sinkhorn"}},
+        "how load is balanced");
+  field("moe_aux_loss_coeff",
+        c.moe_aux_loss_coeff,
+        at_least(0),
+        "coefficient of the auxiliary loss; 0.01 is usual");
+  field("moe_z_loss_coeff",
+        c.moe_z_loss_coeff,
+        at_least(0),
+        "coefficient of the router z-loss; 0.001 is usual");
+  field("moe_router_dtype",
+        c.moe_router_dtype,
+        Choice{{"fp32"}, {"fp64"}},
+        "type of router logits and scores");
+  field("moe_token_dispatcher_type",
+        c.moe_token_dispatcher_type,
+        Choice{{"alltoall"}, {"allgather", "flex"}},
+        "how tokens reach their experts");
+  field("moe_shared_expert_intermediate_size",
+        c.moe_shared_expert_intermediate_size,
+        at_least(0),
+        "FFN width of the shared expert that sees every token; 0: none");
+  field("moe_layer_freq",
+        c.moe_layer_freq,
+        LayerPattern{},
+        "N: layers 0, N, 2N, ... are MoE layers; or a list with a 1 (MoE) or 0 (dense) for each "
+        "layer");
+  field("dispatch_buffer_factor",
+        c.dispatch_buffer_factor,
+        at_least(1),
+        "planned dispatch memory as a multiple of perfectly balanced load; beyond it buffers grow, "
+        "with a warning");
+}
+
+template <typename Field>
+void visit(ParallelConfig& c, Field&& field) {
+  field("tensor_model_parallel_size",
+        c.tensor_model_parallel_size,
+        Only<int>{1, "spread experts with expert_model_parallel_size"},
+        "ranks that share each matrix");
+  field("pipeline_model_parallel_size",
+        c.pipeline_model_parallel_size,
+        Only<int>{1, "spread experts with expert_model_parallel_size"},
+        "stages of layers");
+  field("context_parallel_size",
+        c.context_parallel_size,
+        Only<int>{1, "choose a shorter training.seq_length"},
+        "ranks that share each sequence");
+  field("expert_model_parallel_size",
+        c.expert_model_parallel_size,
+        at_least(1),
+        "ranks over which the experts of a layer are spread; divides `moe.num_experts` and the "
+        "number of ranks");
+  field("expert_tensor_parallel_size",
+        c.expert_tensor_parallel_size,
+        Only<int>{1, "spread experts with expert_model_parallel_size"},
+        "ranks that share each expert's matrices");
+  field("sequence_parallel",
+        c.sequence_parallel,
+        Only<bool>{false, "it belongs to tensor parallelism"},
+        "norms split along the sequence");
+  field("use_distributed_optimizer",
+        c.use_distributed_optimizer,
+        Only<bool>{false, "each rank keeps the optimizer state of its parameters"},
+        "optimizer state split over data-parallel ranks");
+}
+
+template <typename Field>
+void visit(TrainingConfig& c, Field&& field) {
+  field("bf16",
+        c.bf16,
+        Only<bool>{false, "training computes in fp32"},
+        "bfloat16 weights and activations");
+  field("compute_dtype",
+        c.compute_dtype,
+        Named<ComputeDType>{{{"fp32", ComputeDType::kF32}, {"fp64", ComputeDType::kF64}},
+                            {"bf16", "fp16", "fp8"}},
+        "type of weights and activations; fp64 is for tests");
+  field("seed",
+        c.seed,
+        from_to(0, std::numeric_limits<std::uint32_t>::max()),
+        "seed of initial weights and of the data order");
+  field("seq_length", c.seq_length, at_least(1), "tokens of a training sequence");
+  field("micro_batch_size", c.micro_batch_size, at_least(1), "sequences a rank computes at once");
+  field("global_batch_size",
+        c.global_batch_size,
+        at_least(1),
+        "sequences a step, over all ranks; a multiple of `micro_batch_size` times the "
+        "data-parallel ranks");
+  field("train_iters", c.train_iters, at_least(1), "steps of the run");
+  field("eval_interval",
+        c.eval_interval,
+        at_least(0),
+        "steps between held-out evaluations; 0: only at the end");
+  field("exit_interval",
+        c.exit_interval,
+        at_least(0),
+        "stop (exit code 75, resumable) after each step that it divides; 0: never");
+  field("exit_duration_in_mins",
+        c.exit_duration_in_mins,
+        at_least(0),
+        "stop (exit code 75, resumable) after so many minutes; 0: never");
+  field("device",
+        c.device,
+        Named<DeviceChoice>{{{"auto", DeviceChoice::kAuto}, {"cpu", DeviceChoice::kCpu}}, {"cuda"}},
+        "where to compute");
+  field("check_for_nan_in_loss_and_grad",
+        c.check_for_nan_in_loss_and_grad,
+        Named<NanPolicy>{{{"stop", NanPolicy::kStop}, {"skip", NanPolicy::kSkip}}},
+        "on a loss or gradient that is not finite: stop the run (exit code 6) or skip the update");
+  field("threads", c.threads, from_to(1, 1024), "CPU threads a rank");
+}
+
+template <typename Field>
+void visit(OptimizerConfig& c, Field&& field) {
+  field("lr", c.lr, at_least(0), "peak learning rate");
+  field("min_lr", c.min_lr, at_least(0), "learning rate at the end of the decay");
+  field("lr_decay_style",
+        c.lr_decay_style,
+        Named<LrDecayStyle>{
+            {{"constant", LrDecayStyle::kConstant}, {"cosine", LrDecayStyle::kCosine}},
+            {"linear", "inverse-square-root", "WSD"}},
+        "schedule after the warm-up");
+  field("lr_warmup_iters", c.lr_warmup_iters, at_least(0), "steps of linear warm-up");
+  field(
+      "lr_warmup_init", c.lr_warmup_init, at_least(0), "learning rate at the start of the warm-up");
+  field("lr_decay_iters",
+        c.lr_decay_iters,
+        at_least(0),
+        "step at which `min_lr` is reached; 0: `training.train_iters`");
+  field("weight_decay",
+        c.weight_decay,
+        at_least(0),
+        "decoupled decay of tensors with two or more dimensions");
+  field("adam_beta1", c.adam_beta1, below_one(), "decay of the first moment");
+  field("adam_beta2",
+        c.adam_beta2,
+        below_one(),
+        "decay of the second moment; 0.95 is usual for language models");
+  field("adam_eps", c.adam_eps, above(0), "added to the root of the second moment");
+  field("clip_grad",
+        c.clip_grad,
+        at_least(0),
+        "largest norm of all gradients together; 0: no clipping");
+}
+
+template <typename Field>
+void visit(DataConfig& c, Field&& field) {
+  field("data_path",
+        c.data_path,
+        Free{},
+        "training set: path of its .bin and .idx without extension");
+  field(
+      "valid_data_path", c.valid_data_path, Free{}, "held-out set, likewise; empty: no evaluation");
+  field("tokenizer_model", c.tokenizer_model, Free{}, "SentencePiece model file");
+}
+
+template <typename Field>
+void visit(PecConfig& c, Field&& field) {
+  field("experts_per_checkpoint",
+        c.experts_per_checkpoint,
+        at_least(0),
+        "experts of each MoE layer in one checkpoint; 0: all (full checkpoints)");
+  field("selection",
+        c.selection,
+        Choice{{"sequential"}, {"load_aware", "random"}},
+        "which experts come next: those saved longest ago");
+  field("always_saved",
+        c.always_saved,
+        Choice{{"weight", "moments"}, {"master"}},
+        "role groups of every expert that each checkpoint holds");
+}
+
+template <typename Field>
+void visit(CheckpointConfig& c, Field&& field) {
+  field("save_interval", c.save_interval, at_least(0), "steps between checkpoints; 0: none");
+  field("keep_latest_k", c.keep_latest_k, at_least(1), "newest checkpoints that are kept");
+  field("save_retain_interval",
+        c.save_retain_interval,
+        at_least(0),
+        "checkpoints of steps that it divides are kept for ever; 0: none");
+  field("fallback_copies",
+        c.fallback_copies,
+        at_least(0),
+        "older copies kept of each item of a kept checkpoint");
+  field("async_save",
+        c.async_save,
+        Free{},
+        "write files while training goes on; false: training waits");
+  field.section("pec", c.pec);
+}
+
+template <typename Field>
+void visit(CommConfig& c, Field&& field) {
+  field("timeout_s",
+        c.timeout_s,
+        at_least(0),
+        "seconds until a collective gives up on its peers (exit code 5); 0: never");
+}
+
+template <typename Field>
+void visit(FaultConfig& c, Field&& field) {
+  field("kill_at_step",
+        c.kill_at_step,
+        at_least(0),
+        "for tests and demonstrations: SIGKILL to `kill_rank` when this step begins; 0: never");
+  field("kill_rank", c.kill_rank, at_least(0), "the rank to kill");
+}
+
+template <typename Field>
+void visit(LoggingConfig& c, Field&& field) {
+  field("log_interval", c.log_interval, at_least(1), "steps between progress lines");
+  field("level",
+        c.level,
+        Choice{{"debug", "info", "warn", "error"}},
+        "least important messages that are shown");
+}
+
+template <typename Field>
+void visit(Config& c, Field&& field) {
+  field.section("model", c.model);
+  field.section("moe", c.moe);
+  field.section("parallel", c.parallel);
+  field.section("training", c.training);
+  field.section("optimizer", c.optimizer);
+  field.section("data", c.data);
+  field.section("checkpoint", c.checkpoint);
+  field.section("comm", c.comm);
+  field.section("fault", c.fault);
+  field.section("logging", c.logging);
+}
+
+}  // namespace pecan::config::detail

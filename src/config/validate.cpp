@@ -1,0 +1,270 @@
+#include "config/validate.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+namespace pecan::config {
+namespace {
+
+template <typename Int>
+void default_to(Int& value, Int derived) {
+  if (value == 0) value = derived;
+}
+
+/// "56 or 64": the multiples of `step` next to `value`.
+std::string multiples_near(std::int64_t value, std::int64_t step) {
+  const std::int64_t lower = value / step * step;
+  return lower > 0 ? fmt::format("{} or {}", lower, lower + step) : fmt::format("{}", step);
+}
+
+/// "1, 2 or 4": the divisors of `value`.
+std::string divisors(std::int64_t value) {
+  std::vector<std::int64_t> all;
+  for (std::int64_t d = 1; d <= value; ++d) {
+    if (value % d == 0) all.push_back(d);
+  }
+  std::string text;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    text += fmt::format("{}{}", i == 0 ? "" : i + 1 == all.size() ? " or " : ", ", all[i]);
+  }
+  return text;
+}
+
+/// Turns a period {-N} (empty: 1) into a list, and checks a list against the number of layers.
+void resolve_layers(MoeConfig& moe, int num_layers) {
+  std::vector<int>& pattern = moe.moe_layer_freq;
+  if (pattern.empty()) pattern = {-1};
+  if (pattern[0] < 0) {
+    const int period = -pattern[0];
+    pattern.assign(static_cast<std::size_t>(num_layers), 0);
+    for (std::size_t i = 0; moe.num_experts > 0 && i < pattern.size();
+         i += static_cast<std::size_t>(period)) {
+      pattern[i] = 1;
+    }
+  }
+  PECAN_VALIDATE(pattern.size() == static_cast<std::size_t>(num_layers),
+                 ConfigError,
+                 "moe.moe_layer_freq has {} entries but model.num_layers={}: each layer needs one; "
+                 "give {} entries, or "
+                 "one number N for an MoE layer in every N",
+                 pattern.size(),
+                 num_layers,
+                 num_layers);
+  const bool any = std::find(pattern.begin(), pattern.end(), 1) != pattern.end();
+  PECAN_VALIDATE(
+      moe.num_experts > 0 || !any,
+      ConfigError,
+      "moe.moe_layer_freq asks for MoE layers but moe.num_experts=0 makes a dense model; set "
+      "moe.num_experts, or leave moe_layer_freq out");
+  PECAN_VALIDATE(moe.num_experts == 0 || any,
+                 ConfigError,
+                 "moe.num_experts={} but moe.moe_layer_freq marks no layer as MoE; put a 1 in the "
+                 "list, or set "
+                 "moe.num_experts to 0",
+                 moe.num_experts);
+}
+
+void check_model(const Config& config) {
+  const ModelConfig& model = config.model;
+  PECAN_VALIDATE(model.num_attention_heads % model.num_query_groups == 0,
+                 ConfigError,
+                 "model.num_query_groups={} does not divide model.num_attention_heads={} (each key "
+                 "head serves an equal "
+                 "share of the query heads); use {}",
+                 model.num_query_groups,
+                 model.num_attention_heads,
+                 divisors(model.num_attention_heads));
+  PECAN_VALIDATE(
+      model.kv_channels % 2 == 0,
+      ConfigError,
+      "model.kv_channels={} is odd, but rotary embedding turns pairs of channels; use {}",
+      model.kv_channels,
+      multiples_near(model.kv_channels, 2));
+  PECAN_VALIDATE(model.max_position_embeddings >= config.training.seq_length,
+                 ConfigError,
+                 "model.max_position_embeddings={} is less than training.seq_length={}; use {} or "
+                 "leave it out",
+                 model.max_position_embeddings,
+                 config.training.seq_length,
+                 config.training.seq_length);
+}
+
+void check_moe(const Config& config) {
+  const MoeConfig& moe = config.moe;
+  if (moe.num_experts == 0) {
+    PECAN_VALIDATE(config.parallel.expert_model_parallel_size == 1,
+                   ConfigError,
+                   "parallel.expert_model_parallel_size={} but moe.num_experts=0: a dense model "
+                   "has no experts to "
+                   "spread; use 1, or set moe.num_experts",
+                   config.parallel.expert_model_parallel_size);
+    PECAN_VALIDATE(config.checkpoint.pec.experts_per_checkpoint == 0,
+                   ConfigError,
+                   "checkpoint.pec.experts_per_checkpoint={} but moe.num_experts=0: a dense model "
+                   "has no experts to "
+                   "choose from; leave it out, or set moe.num_experts",
+                   config.checkpoint.pec.experts_per_checkpoint);
+    return;
+  }
+  PECAN_VALIDATE(moe.moe_router_topk <= moe.num_experts,
+                 ConfigError,
+                 "moe.moe_router_topk={} is more than moe.num_experts={} (a token chooses "
+                 "different experts); use at "
+                 "most {}",
+                 moe.moe_router_topk,
+                 moe.num_experts,
+                 moe.num_experts);
+  PECAN_VALIDATE(config.checkpoint.pec.experts_per_checkpoint <= moe.num_experts,
+                 ConfigError,
+                 "checkpoint.pec.experts_per_checkpoint={} is more than moe.num_experts={}; use at "
+                 "most {}, which makes "
+                 "every checkpoint full",
+                 config.checkpoint.pec.experts_per_checkpoint,
+                 moe.num_experts,
+                 moe.num_experts);
+  PECAN_VALIDATE(moe.moe_router_load_balancing_type != "none" || moe.moe_aux_loss_coeff == 0,
+                 ConfigError,
+                 "moe.moe_aux_loss_coeff={} has no effect with "
+                 "moe.moe_router_load_balancing_type=none; set it to 0, or "
+                 "use aux_loss",
+                 moe.moe_aux_loss_coeff);
+}
+
+void check_training(const Config& config) {
+  const TrainingConfig& training = config.training;
+  PECAN_VALIDATE(training.global_batch_size % training.micro_batch_size == 0,
+                 ConfigError,
+                 "training.global_batch_size={} is not divisible by training.micro_batch_size={} "
+                 "(a step is whole "
+                 "micro-batches); use {}",
+                 training.global_batch_size,
+                 training.micro_batch_size,
+                 multiples_near(training.global_batch_size, training.micro_batch_size));
+  const OptimizerConfig& optimizer = config.optimizer;
+  PECAN_VALIDATE(optimizer.min_lr <= optimizer.lr,
+                 ConfigError,
+                 "optimizer.min_lr={} is more than optimizer.lr={}; the rate decays from lr to "
+                 "min_lr, use at most {}",
+                 optimizer.min_lr,
+                 optimizer.lr,
+                 optimizer.lr);
+  PECAN_VALIDATE(optimizer.lr_warmup_init <= optimizer.lr,
+                 ConfigError,
+                 "optimizer.lr_warmup_init={} is more than optimizer.lr={}; the rate rises from "
+                 "lr_warmup_init to lr, "
+                 "use at most {}",
+                 optimizer.lr_warmup_init,
+                 optimizer.lr,
+                 optimizer.lr);
+  PECAN_VALIDATE(optimizer.lr_decay_style == LrDecayStyle::kConstant ||
+                     optimizer.lr_warmup_iters < optimizer.lr_decay_iters,
+                 ConfigError,
+                 "optimizer.lr_warmup_iters={} leaves no step for the decay, which ends at step {} "
+                 "(optimizer.lr_decay_iters); use at most {}",
+                 optimizer.lr_warmup_iters,
+                 optimizer.lr_decay_iters,
+                 optimizer.lr_decay_iters - 1);
+}
+
+}  // namespace
+
+namespace detail {
+
+Config unresolved_defaults() {
+  Config config;
+  config.model.ffn_hidden_size = 0;
+  config.model.num_query_groups = 0;
+  config.model.kv_channels = 0;
+  return config;
+}
+
+void resolve(Config& config) {
+  ModelConfig& model = config.model;
+  if (model.kv_channels == 0) {
+    PECAN_VALIDATE(model.hidden_size % model.num_attention_heads == 0,
+                   ConfigError,
+                   "model.hidden_size={} is not divisible by model.num_attention_heads={} (each "
+                   "head gets an equal "
+                   "share); use {}, or set model.kv_channels",
+                   model.hidden_size,
+                   model.num_attention_heads,
+                   multiples_near(model.hidden_size, model.num_attention_heads));
+    model.kv_channels = model.hidden_size / model.num_attention_heads;
+  }
+  PECAN_VALIDATE(model.hidden_size <= std::numeric_limits<int>::max() / 4,
+                 ConfigError,
+                 "model.hidden_size={} is beyond any model; use a smaller one",
+                 model.hidden_size);
+  default_to(model.ffn_hidden_size, 4 * model.hidden_size);
+  default_to(model.num_query_groups, model.num_attention_heads);
+  default_to(model.max_position_embeddings, config.training.seq_length);
+  default_to(config.moe.moe_ffn_hidden_size, model.ffn_hidden_size);
+  default_to(config.optimizer.lr_decay_iters, config.training.train_iters);
+  resolve_layers(config.moe, model.num_layers);
+  default_to(config.checkpoint.pec.experts_per_checkpoint, config.moe.num_experts);
+  check_model(config);
+  check_moe(config);
+  check_training(config);
+}
+
+}  // namespace detail
+
+void validate_for_world(const Config& config, int world_size) {
+  const ParallelConfig& p = config.parallel;
+  const int ep = p.expert_model_parallel_size;
+  const int dense =
+      p.tensor_model_parallel_size * p.context_parallel_size * p.pipeline_model_parallel_size;
+  const int sparse = p.expert_tensor_parallel_size * ep * p.pipeline_model_parallel_size;
+  PECAN_VALIDATE(world_size >= 1,
+                 ConfigError,
+                 "a world of {} ranks cannot train; start at least 1",
+                 world_size);
+  PECAN_VALIDATE(world_size % dense == 0,
+                 ConfigError,
+                 "tensor ({}) x context ({}) x pipeline ({}) parallel sizes = {} do not divide the "
+                 "{} ranks (every model "
+                 "copy is complete); start {} ranks",
+                 p.tensor_model_parallel_size,
+                 p.context_parallel_size,
+                 p.pipeline_model_parallel_size,
+                 dense,
+                 world_size,
+                 multiples_near(world_size, dense));
+  PECAN_VALIDATE(world_size % sparse == 0,
+                 ConfigError,
+                 "parallel.expert_model_parallel_size={} does not divide the {} ranks (every copy "
+                 "of the experts is "
+                 "complete); use {}, or start {} ranks",
+                 ep,
+                 world_size,
+                 divisors(std::gcd(world_size, std::max(config.moe.num_experts, 1))),
+                 multiples_near(world_size, sparse));
+  PECAN_VALIDATE(config.moe.num_experts % ep == 0,
+                 ConfigError,
+                 "moe.num_experts={} is not divisible by parallel.expert_model_parallel_size={} "
+                 "(each rank owns an equal "
+                 "share); use {}",
+                 config.moe.num_experts,
+                 ep,
+                 multiples_near(config.moe.num_experts, ep));
+  const int data_parallel = world_size / dense;
+  const std::int64_t samples = std::int64_t{config.training.micro_batch_size} * data_parallel;
+  PECAN_VALIDATE(config.training.global_batch_size % samples == 0,
+                 ConfigError,
+                 "training.global_batch_size={} is not divisible by micro_batch_size={} x {} "
+                 "data-parallel ranks (all "
+                 "ranks compute equally many micro-batches); use {}",
+                 config.training.global_batch_size,
+                 config.training.micro_batch_size,
+                 data_parallel,
+                 multiples_near(config.training.global_batch_size, samples));
+  PECAN_VALIDATE(config.fault.kill_at_step == 0 || config.fault.kill_rank < world_size,
+                 ConfigError,
+                 "fault.kill_rank={} is not one of the {} ranks; use 0 to {}",
+                 config.fault.kill_rank,
+                 world_size,
+                 world_size - 1);
+}
+
+}  // namespace pecan::config

@@ -1,0 +1,310 @@
+#include <cstdlib>
+#include <fstream>
+#include <limits>
+#include <sstream>
+
+#include <pecan/config/config.hpp>
+
+#include "support/catch.hpp"
+#include "support/support.hpp"
+
+namespace pecan::config {
+namespace {
+
+void write(const std::string& path, const std::string& text) {
+  std::ofstream(path) << text;
+}
+
+/// The message that `yaml` is refused with; empty if it is accepted.
+std::string refusal(const std::string& yaml, const std::vector<std::string>& settings = {}) {
+  try {
+    (void)parse_config(yaml, settings);
+    return "";
+  } catch (const ConfigError& e) {
+    return e.what();
+  }
+}
+
+TEST_CASE("a configuration without keys has the documented defaults", "[config]") {
+  const Config config = parse_config("");
+  CHECK(config.model.num_layers == 2);
+  CHECK(config.model.ffn_hidden_size == 4 * 128);
+  CHECK(config.model.num_query_groups == 4);
+  CHECK(config.model.kv_channels == 32);
+  CHECK(config.model.max_position_embeddings == config.training.seq_length);
+  CHECK(config.optimizer.lr_decay_iters == config.training.train_iters);
+  CHECK(config.moe.moe_layer_freq == std::vector<int>{0, 0});
+  CHECK(config.checkpoint.pec.experts_per_checkpoint == 0);
+}
+
+TEST_CASE("derived values follow what they depend on", "[config]") {
+  const Config config = parse_config(R"(
+model: {num_layers: 5, hidden_size: 96, num_attention_heads: 6}
+moe: {num_experts: 8, moe_layer_freq: 2}
+training: {seq_length: 64, train_iters: 7}
+)");
+  CHECK(config.model.ffn_hidden_size == 384);
+  CHECK(config.model.num_query_groups == 6);
+  CHECK(config.model.kv_channels == 16);
+  CHECK(config.model.max_position_embeddings == 64);
+  CHECK(config.moe.moe_ffn_hidden_size == 384);
+  CHECK(config.moe.moe_layer_freq == std::vector<int>{1, 0, 1, 0, 1});
+  CHECK(config.checkpoint.pec.experts_per_checkpoint == 8);
+  CHECK(config.optimizer.lr_decay_iters == 7);
+}
+
+TEST_CASE("an MoE layer pattern is a period or a list", "[config]") {
+  const std::string model = "model: {num_layers: 3}\nmoe: {num_experts: 4, moe_layer_freq: ";
+  CHECK(parse_config(model + "1}").moe.moe_layer_freq == std::vector<int>{1, 1, 1});
+  CHECK(parse_config(model + "3}").moe.moe_layer_freq == std::vector<int>{1, 0, 0});
+  CHECK(parse_config(model + "[0, 1, 1]}").moe.moe_layer_freq == std::vector<int>{0, 1, 1});
+}
+
+TEST_CASE("every kind of value is read", "[config]") {
+  const Config config = parse_config(R"(
+model: {norm_epsilon: 1e-6, qk_layernorm: true, hidden_size: +256}
+moe: {moe_router_load_balancing_type: none, num_experts: 4}
+training: {compute_dtype: fp64, device: cpu, check_for_nan_in_loss_and_grad: skip, seed: 4294967295}
+optimizer: {lr_decay_style: constant, lr: .5}
+checkpoint: {pec: {always_saved: [weight, moments]}}
+logging: {level: debug}
+)");
+  CHECK(config.model.norm_epsilon == 1e-6);
+  CHECK(config.model.qk_layernorm);
+  CHECK(config.model.hidden_size == 256);
+  CHECK(config.moe.moe_router_load_balancing_type == "none");
+  CHECK(config.training.compute_dtype == ComputeDType::kF64);
+  CHECK(config.training.device == DeviceChoice::kCpu);
+  CHECK(config.training.check_for_nan_in_loss_and_grad == NanPolicy::kSkip);
+  CHECK(config.training.seed == std::numeric_limits<std::uint32_t>::max());
+  CHECK(config.optimizer.lr_decay_style == LrDecayStyle::kConstant);
+  CHECK(config.optimizer.lr == .5);
+  CHECK(config.checkpoint.pec.always_saved == std::vector<std::string>{"weight", "moments"});
+  CHECK(config.logging.level == "debug");
+}
+
+TEST_CASE("files are merged left to right and settings come last", "[config]") {
+  test::TempDir dir;
+  write(dir / "a.yaml",
+        "model: {num_layers: 4, hidden_size: 64}\ncheckpoint: {pec: {experts_per_checkpoint: "
+        "2}}\nmoe: {num_experts: 4}\n");
+  write(dir / "b.yaml", "model:\n  num_layers: 6\noptimizer:\n");
+  write(dir / "empty.yaml", "");
+  const std::vector<std::string> files{dir / "a.yaml", dir / "b.yaml", dir / "empty.yaml"};
+  const std::vector<std::string> settings{"checkpoint.save_interval=5",
+                                          "checkpoint.save_interval=9",
+                                          "checkpoint.pec.always_saved=[weight]",
+                                          "data.data_path=a=b"};
+  const Config config = load_config(files, settings);
+  CHECK(config.model.num_layers == 6);
+  CHECK(config.model.hidden_size == 64);
+  CHECK(config.checkpoint.pec.experts_per_checkpoint == 2);
+  CHECK(config.checkpoint.save_interval == 9);
+  CHECK(config.checkpoint.pec.always_saved == std::vector<std::string>{"weight"});
+  CHECK(config.data.data_path == "a=b");
+}
+
+TEST_CASE("a wrong value names the file and line that it came from, also after merging",
+          "[config]") {
+  test::TempDir dir;
+  write(dir / "a.yaml", "model:\n  num_layers: 4\n");
+  write(dir / "b.yaml", "# comment\n\nmodel:\n  num_layers: four\n");
+  const std::vector<std::string> files{dir / "a.yaml", dir / "b.yaml"};
+  CHECK_THROWS_WITH(
+      load_config(files, {}),
+      Catch::Contains(dir / "b.yaml" + ":4: model.num_layers=four is not an integer"));
+  const std::vector<std::string> missing{dir / "absent.yaml"};
+  CHECK_THROWS_WITH(load_config(missing, {}), Catch::Contains("absent.yaml"));
+  CHECK_THROWS_AS(load_config(missing, {}), ConfigError);
+}
+
+TEST_CASE("dump_config prints every key and reads back as the same configuration", "[config]") {
+  setenv("PECAN_TEST_ODD", "a ${b} $${c} \"q\": #x\n\ttrue", 1);
+  const std::vector<std::string> cases{
+      "",
+      "moe: {num_experts: 6, moe_layer_freq: [0, 1], moe_aux_loss_coeff: 0.01}\noptimizer: {lr: "
+      "0.1, min_lr: 1e-300}",
+      "data: {data_path: '${PECAN_TEST_ODD}', valid_data_path: 'null', tokenizer_model: \"\"}",
+      "training: {compute_dtype: fp64, device: cpu, exit_duration_in_mins: 0.1}\nlogging: {level: "
+      "error}",
+      "checkpoint: {save_interval: 3, pec: {always_saved: [moments]}, async_save: false}",
+  };
+  for (const std::string& yaml : cases) {
+    const Config config = parse_config(yaml);
+    const std::string dump = dump_config(config);
+    INFO(dump);
+    CHECK(parse_config(dump) == config);
+    CHECK(dump_config(parse_config(dump)) == dump);
+  }
+  const Config odd = parse_config(cases[2]);
+  CHECK(odd.data.data_path == std::getenv("PECAN_TEST_ODD"));
+  CHECK(odd.data.valid_data_path == "null");
+
+  // Every key of the reference, which lists all, stands in the dump.
+  const std::string dump = dump_config(parse_config(""));
+  std::istringstream reference(config_reference());
+  int num_keys = 0;
+  for (std::string line; std::getline(reference, line);) {
+    if (!line.starts_with("| `")) continue;
+    const std::string key = line.substr(3, line.find('`', 3) - 3);
+    INFO(key);
+    CHECK(dump.find(" " + key + ":") != std::string::npos);
+    ++num_keys;
+  }
+  CHECK(num_keys == 78);
+}
+
+TEST_CASE("docs/configuration.md holds the reference of every key", "[config]") {
+  std::ifstream in(PECAN_SOURCE_DIR "/docs/configuration.md");
+  std::stringstream text;
+  text << in.rdbuf();
+  INFO("the tables should be:\n" << config_reference());
+  CHECK(text.str().find(config_reference()) != std::string::npos);
+}
+
+TEST_CASE("unusable configurations are refused with a message that helps", "[config]") {
+  struct Case {
+    std::string yaml;
+    std::string message;
+  };
+  const std::vector<Case> cases{
+      // Unknown keys.
+      {"model:\n  num_layer: 3",
+       "yaml:2: unknown key model.num_layer; the nearest is model.num_layers"},
+      {"modle: {num_layers: 3}", "yaml:1: unknown key modle; the nearest is model"},
+      {"model: {num_experts: 3}", "unknown key model.num_experts; the nearest is moe.num_experts"},
+      {"learning_rate: 3", "unknown key learning_rate; the nearest is"},
+      {"checkpoint: {pec: {experts_per_chekpoint: 3}}",
+       "the nearest is checkpoint.pec.experts_per_checkpoint"},
+      {"optimizer: {beta2: 0.9}", "the nearest is optimizer.adam_beta2"},
+      // Wrong types.
+      {"model: {num_layers: two}",
+       "yaml:1: model.num_layers=two is not an integer; write digits only"},
+      {"model: {num_layers: 2.5}", "model.num_layers=2.5 is not an integer"},
+      {"model: {num_layers: 1e3}", "is not an integer"},
+      {"model: {num_layers: [2]}", "model.num_layers is a list; give an integer"},
+      {"model: {num_layers: {a: 2}}", "model.num_layers is a map; give an integer"},
+      {"model: {num_layers: }", "model.num_layers has no value; give an integer or remove the key"},
+      {"model: {num_layers: 99999999999}", "is too large; use at most 2147483647"},
+      {"model: {qk_layernorm: yes}",
+       "model.qk_layernorm=yes is not a truth value; write true or false"},
+      {"optimizer: {lr: fast}", "optimizer.lr=fast is not a number; write it like 0.01"},
+      {"data: {data_path: [a, b]}", "data.data_path is a list; give a text"},
+      {"model: 3", "model=3 is not a section"},
+      {"checkpoint: {pec: {always_saved: weight}}", "is not a list; write it like [weight]"},
+      // Out of range.
+      {"model: {num_layers: 0}", "model.num_layers=0 is out of range; use a number at least 1"},
+      {"model: {num_layers: -3}", "model.num_layers=-3 is out of range"},
+      {"optimizer: {lr: -1e-3}", "optimizer.lr=-1e-3 is out of range; use a number at least 0"},
+      {"optimizer: {lr: .nan}", "optimizer.lr=.nan is not a finite number"},
+      {"optimizer: {lr: nan}", "is not a finite number"},
+      {"optimizer: {lr: .inf}", "is not a finite number"},
+      {"optimizer: {lr: 1e999}", "is not a finite number"},
+      {"optimizer: {adam_beta2: 1.0}", "out of range; use a number from 0 to 1 (excluded)"},
+      {"optimizer: {adam_eps: 0}", "out of range; use a number above 0"},
+      {"training: {seed: -1}", "out of range; use a number from 0 to 4294967295"},
+      {"training: {seed: 4294967296}", "out of range"},
+      {"training: {train_iters: 0}", "training.train_iters=0 is out of range"},
+      {"training: {micro_batch_size: 0}", "training.micro_batch_size=0 is out of range"},
+      {"moe: {dispatch_buffer_factor: 0.5}",
+       "moe.dispatch_buffer_factor=0.5 is out of range; use a number at least 1"},
+      {"checkpoint: {keep_latest_k: 0}", "checkpoint.keep_latest_k=0 is out of range"},
+      {"parallel: {expert_model_parallel_size: -1}",
+       "parallel.expert_model_parallel_size=-1 is out of range"},
+      // Not in this version.
+      {"parallel: {tensor_model_parallel_size: 2}",
+       "tensor_model_parallel_size=2 is not supported in this version (spread experts with "
+       "expert_model_parallel_size); use 1"},
+      {"parallel: {pipeline_model_parallel_size: 2}", "is not supported in this version"},
+      {"parallel: {context_parallel_size: 2}", "is not supported in this version"},
+      {"parallel: {expert_tensor_parallel_size: 2}", "is not supported in this version"},
+      {"parallel: {sequence_parallel: true}",
+       "is not supported in this version (it belongs to tensor parallelism); use false"},
+      {"parallel: {use_distributed_optimizer: true}", "is not supported in this version"},
+      {"training: {bf16: true}",
+       "training.bf16=true is not supported in this version (training computes in fp32); use "
+       "false"},
+      {"training: {compute_dtype: bf16}", "is not supported in this version; use fp32 or fp64"},
+      {"training: {device: cuda}",
+       "training.device=cuda is not supported in this version; use auto or cpu"},
+      {"training: {device: tpu}", "training.device=tpu is not a known value; use auto or cpu"},
+      {"model: {normalization: LayerNorm}",
+       "model.normalization=LayerNorm is not supported in this version; use RMSNorm"},
+      {"model: {normalization: rmsnorm}",
+       "model.normalization=rmsnorm is not a known value; use RMSNorm"},
+      {"model: {position_embedding_type: learned_absolute}",
+       "is not supported in this version; use rope"},
+      {"model: {swiglu: false}",
+       "is not supported in this version (every FFN is a SwiGLU); use true"},
+      {"moe: {moe_router_score_function: sigmoid}",
+       "is not supported in this version; use softmax"},
+      {"moe: {moe_router_load_balancing_type: sinkhorn}",
+       "is not supported in this version; use aux_loss or none"},
+      {"moe: {moe_token_dispatcher_type: flex}", "is not supported in this version; use alltoall"},
+      {"moe: {moe_router_dtype: fp64}", "is not supported in this version; use fp32"},
+      {"optimizer: {lr_decay_style: WSD}",
+       "is not supported in this version; use constant or cosine"},
+      {"optimizer: {lr_decay_style: cosin}", "is not a known value; use constant or cosine"},
+      {"checkpoint: {pec: {selection: random}}",
+       "is not supported in this version; use sequential"},
+      {"checkpoint: {pec: {always_saved: [master]}}",
+       "always_saved=master is not supported in this version"},
+      {"checkpoint: {pec: {always_saved: [weight, weight]}}",
+       "always_saved=weight is listed twice"},
+      {"logging: {level: loud}", "is not a known value; use debug, info, warn or error"},
+      // Values that contradict each other.
+      {"model: {hidden_size: 100, num_attention_heads: 3}",
+       "model.hidden_size=100 is not divisible by model.num_attention_heads=3 (each head gets an "
+       "equal share); use 99 or 102"},
+      {"model: {num_attention_heads: 6, hidden_size: 96, num_query_groups: 4}",
+       "model.num_query_groups=4 does not divide model.num_attention_heads=6 (each key head serves "
+       "an equal share of the query heads); use 1, 2, 3 or 6"},
+      {"model: {kv_channels: 33}", "model.kv_channels=33 is odd"},
+      {"model: {max_position_embeddings: 8}",
+       "model.max_position_embeddings=8 is less than training.seq_length=256"},
+      {"moe: {num_experts: 2, moe_router_topk: 3}",
+       "moe.moe_router_topk=3 is more than moe.num_experts=2"},
+      {"moe: {num_experts: 2, moe_layer_freq: [1]}",
+       "moe.moe_layer_freq has 1 entries but model.num_layers=2"},
+      {"moe: {num_experts: 2, moe_layer_freq: [1, 2]}",
+       "moe.moe_layer_freq=2 is out of range; use a number from 0 to 1"},
+      {"moe: {num_experts: 2, moe_layer_freq: [0, 0]}", "marks no layer as MoE"},
+      {"moe: {num_experts: 2, moe_layer_freq: 0}", "moe.moe_layer_freq=0 is out of range"},
+      {"moe: {num_experts: 2, moe_layer_freq: []}", "is an empty list"},
+      {"moe: {moe_layer_freq: [1, 0]}", "asks for MoE layers but moe.num_experts=0"},
+      {"moe: {num_experts: 2, moe_aux_loss_coeff: 0.1, moe_router_load_balancing_type: none}",
+       "has no effect"},
+      {"parallel: {expert_model_parallel_size: 2}", "a dense model has no experts to spread"},
+      {"checkpoint: {pec: {experts_per_checkpoint: 1}}",
+       "a dense model has no experts to choose from"},
+      {"moe: {num_experts: 4}\ncheckpoint: {pec: {experts_per_checkpoint: 5}}",
+       "experts_per_checkpoint=5 is more than moe.num_experts=4"},
+      {"training: {micro_batch_size: 3, global_batch_size: 8}",
+       "training.global_batch_size=8 is not divisible by training.micro_batch_size=3 (a step is "
+       "whole micro-batches); use 6 or 9"},
+      {"optimizer: {min_lr: 0.1, lr: 0.01}", "optimizer.min_lr=0.1 is more than optimizer.lr=0.01"},
+      {"optimizer: {lr_warmup_init: 0.1, lr: 0.01}",
+       "optimizer.lr_warmup_init=0.1 is more than optimizer.lr=0.01"},
+      {"optimizer: {lr_warmup_iters: 100}",
+       "optimizer.lr_warmup_iters=100 leaves no step for the decay, which ends at step 100 "
+       "(optimizer.lr_decay_iters); use at most 99"},
+  };
+  for (const Case& c : cases) {
+    INFO(c.yaml);
+    CHECK_THAT(refusal(c.yaml), Catch::Contains(c.message));
+  }
+}
+
+TEST_CASE("a refused setting is named as it was given", "[config]") {
+  CHECK_THAT(refusal("", {"model.num_layers=x"}),
+             Catch::Contains("--set model.num_layers=x: model.num_layers=x is not an integer"));
+  CHECK_THAT(refusal("", {"model.num_layer=1"}),
+             Catch::Contains("the nearest is model.num_layers"));
+  CHECK_THAT(refusal("", {"model=3"}), Catch::Contains("model=3 is not a section"));
+  CHECK_THAT(refusal("", {"model..num_layers=3"}), Catch::Contains("unknown key model."));
+  CHECK_THAT(refusal("", {"model.num_layers"}), Catch::Contains("not of the form key.path=value"));
+  CHECK_THAT(refusal("", {"=3"}), Catch::Contains("not of the form key.path=value"));
+}
+
+}  // namespace
+}  // namespace pecan::config
