@@ -1,0 +1,37 @@
+#include "data/utf8.hpp"
+
+#include <cstdint>
+
+namespace pecan::data {
+namespace {
+
+/// Bytes of the character whose first byte is `lead`; 0 if it cannot be one.
+std::size_t character_size(unsigned char lead) {
+  if (lead < 0x80) return 1;
+  if (lead >= 0xC2 && lead < 0xE0) return 2;
+  if (lead >= 0xE0 && lead < 0xF0) return 3;
+  if (lead >= 0xF0 && lead < 0xF5) return 4;
+  return 0;
+}
+
+}  // namespace
+
+std::optional<std::size_t> find_invalid_utf8(std::string_view text) {
+  constexpr std::uint32_t kSmallest[] = {0, 0, 0x80, 0x800, 0x10000};
+  std::size_t i = 0;
+  while (i < text.size()) {
+    const auto lead = static_cast<unsigned char>(text[i]);
+    const std::size_t size = character_size(lead);
+    if (size == 0 || i + size > text.size()) return i;
+    std::uint32_t code = size == 1 ? lead : lead & (0xFFu >> (size + 1));
+    for (std::size_t k = 1; k < size; ++k) {
+      if (starts_character(text[i + k])) return i;
+      code = code << 6 | (static_cast<unsigned char>(text[i + k]) & 0x3Fu);
+    }
+    if (code < kSmallest[size] || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) return i;
+    i += size;
+  }
+  return std::nullopt;
+}
+
+}  // namespace pecan::data

@@ -1,0 +1,51 @@
+#include "data/utf8.hpp"
+
+#include <string>
+
+#include "support/catch.hpp"
+
+namespace pecan::data {
+namespace {
+
+TEST_CASE("well-formed UTF-8 of every length passes", "[data]") {
+  for (const char* text : {"",
+                           "plain",
+                           "\xC2\x80",
+                           "\xDF\xBF",
+                           "\xE0\xA0\x80",
+                           "\xEF\xBF\xBF",
+                           "\xF0\x90\x80\x80",
+                           "\xF4\x8F\xBF\xBF",
+                           "a\xE2\x80\x94z \xF0\x9F\x98\x80"}) {
+    INFO(text);
+    CHECK_FALSE(find_invalid_utf8(text));
+  }
+}
+
+TEST_CASE("malformed UTF-8 is found at its first byte", "[data]") {
+  for (const char* bad : {"\x80",
+                          "\xBF",
+                          "\xC0\xAF",
+                          "\xC1\xBF",
+                          "\xE0\x80\xAF",
+                          "\xE0\x9F\xBF",
+                          "\xED\xA0\x80",
+                          "\xED\xBF\xBF",
+                          "\xF0\x80\x80\xAF",
+                          "\xF0\x8F\xBF\xBF",
+                          "\xF4\x90\x80\x80",
+                          "\xF5\x80\x80\x80",
+                          "\xFE",
+                          "\xFF",
+                          "\xC2",
+                          "\xE2\x80",
+                          "\xF0\x9F\x98",
+                          "\xC2z",
+                          "\xE2\x80z"}) {
+    CHECK(find_invalid_utf8(bad) == std::size_t{0});
+    CHECK(find_invalid_utf8("ok\xC3\xA9" + std::string(bad)) == std::size_t{4});
+  }
+}
+
+}  // namespace
+}  // namespace pecan::data
