@@ -1,0 +1,27 @@
+#pragma once
+/// What every operator shares. Legend of shape suffixes: T tokens, H hidden, B sequences, S
+/// sequence length, N heads, G key-value groups, D head dim, F ffn, E experts, K choices a token, P
+/// = T*K permuted rows, V vocabulary, I inputs, O outputs.
+///
+/// Unless an operator says otherwise: tensors are contiguous row-major views on ctx.device, all
+/// floating tensors of one call share one dtype (f32 or f64), outputs overlap no other tensor,
+/// empty tensors are fine and compute nothing, NaN and infinity pass through by IEEE arithmetic,
+/// results are ordered on ctx.stream (on the CPU: there on return), and results are bit-exact for
+/// fixed inputs, machine type and ctx.threads. Shapes, dtypes or overlaps that break these rules
+/// throw ShapeError; a device that this build does not compute on throws NotConfigured.
+
+#include <cstdint>
+
+#include <pecan/core/tensor.hpp>
+
+#include <pecan/device/context.hpp>
+#include <pecan/device/param_storage.hpp>
+
+namespace pecan::ops {
+
+using device::ParamStorage;
+
+/// Whether an output replaces what its tensor held or is added to it.
+enum class Accumulate : std::uint8_t { kOverwrite, kAdd };
+
+}  // namespace pecan::ops

@@ -1,0 +1,39 @@
+#include <pecan/ops/adamw.hpp>
+
+#include "ops/backends.hpp"
+#include "ops/checks.hpp"
+
+namespace pecan::ops {
+
+using detail::Checks;
+using device::DeviceKind;
+
+void adamw_update(Context& ctx,
+                  const AdamWOptions& options,
+                  ConstTensorView g,
+                  TensorView p,
+                  TensorView m,
+                  TensorView v) {
+  const Checks check("adamw_update");
+  check.floating("p", p.dtype);
+  for (const ConstTensorView& x : {g, ConstTensorView(m), ConstTensorView(v)}) {
+    check.is_true(x.dtype == p.dtype && x.num_elements() == p.num_elements(),
+                  "g, p, m and v differ in dtype or size");
+  }
+  check.is_true(options.update_count >= 1, "update_count starts at 1");
+  check.disjoint("p", p, "g", g);
+  check.disjoint("p", p, "m", m);
+  check.disjoint("p", p, "v", v);
+  check.disjoint("m", m, "g", g);
+  check.disjoint("m", m, "v", v);
+  check.disjoint("v", v, "g", g);
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::adamw_update(ctx, options, g, p, m, v);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+}  // namespace pecan::ops

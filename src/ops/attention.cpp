@@ -1,0 +1,113 @@
+#include <utility>
+
+#include <pecan/ops/attention.hpp>
+
+#include "ops/attention_tiles.hpp"
+#include "ops/backends.hpp"
+#include "ops/checks.hpp"
+
+namespace pecan::ops {
+
+using detail::Checks;
+using device::DeviceKind;
+namespace {
+
+void check_extents(const Checks& check, const AttentionShape& shape) {
+  check.is_true(shape.batch >= 0 && shape.sequence >= 0 && shape.heads >= 1 &&
+                    shape.kv_groups >= 1 && shape.head_dim >= 1 &&
+                    shape.heads % shape.kv_groups == 0,
+                "heads must be a multiple of kv_groups, and both and the head dim positive");
+}
+
+void check_tensors(const Checks& check,
+                   const AttentionShape& shape,
+                   const ConstTensorView& q_TND,
+                   const ConstTensorView& k_TGD,
+                   const ConstTensorView& v_TGD,
+                   const ConstTensorView& out_TND,
+                   const ConstTensorView& lse_BNS) {
+  check_extents(check, shape);
+  const std::int64_t tokens = shape.batch * shape.sequence;
+  const DType dtype = q_TND.dtype;
+  check.floating("q", dtype);
+  check.is("q", q_TND, dtype, {tokens, shape.heads, shape.head_dim});
+  check.is("k", k_TGD, dtype, {tokens, shape.kv_groups, shape.head_dim});
+  check.is("v", v_TGD, dtype, {tokens, shape.kv_groups, shape.head_dim});
+  check.is("out", out_TND, dtype, q_TND.shape);
+  check.is("lse", lse_BNS, dtype, {shape.batch, shape.heads, shape.sequence});
+}
+
+}  // namespace
+
+void plan_attention(Context& ctx, const AttentionShape& shape, DType dtype) {
+  const Checks check("plan_attention");
+  check_extents(check, shape);
+  check.floating("q", dtype);
+  const device::ArenaScope scope(ctx.workspace);
+  static_cast<void>(detail::allocate_backward_tiles(ctx, dtype));
+}
+
+void attention_forward(Context& ctx,
+                       const AttentionShape& shape,
+                       ConstTensorView q_TND,
+                       ConstTensorView k_TGD,
+                       ConstTensorView v_TGD,
+                       TensorView out_TND,
+                       TensorView lse_BNS) {
+  const Checks check("attention_forward");
+  check_tensors(check, shape, q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
+  check.disjoint("lse", lse_BNS, "out", out_TND);
+  for (const auto& [name, input] : {std::pair{"q", q_TND}, {"k", k_TGD}, {"v", v_TGD}}) {
+    check.disjoint("out", out_TND, name, input);
+    check.disjoint("lse", lse_BNS, name, input);
+  }
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::attention_forward(ctx, shape, q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+void attention_backward(Context& ctx,
+                        const AttentionShape& shape,
+                        ConstTensorView dout_TND,
+                        ConstTensorView q_TND,
+                        ConstTensorView k_TGD,
+                        ConstTensorView v_TGD,
+                        ConstTensorView out_TND,
+                        ConstTensorView lse_BNS,
+                        TensorView dq_TND,
+                        TensorView dk_TGD,
+                        TensorView dv_TGD) {
+  const Checks check("attention_backward");
+  check_tensors(check, shape, q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
+  check.is("dout", dout_TND, q_TND.dtype, q_TND.shape);
+  check.is("dq", dq_TND, q_TND.dtype, q_TND.shape);
+  check.is("dk", dk_TGD, q_TND.dtype, k_TGD.shape);
+  check.is("dv", dv_TGD, q_TND.dtype, k_TGD.shape);
+  check.disjoint("dq", dq_TND, "dk", dk_TGD);
+  check.disjoint("dq", dq_TND, "dv", dv_TGD);
+  check.disjoint("dk", dk_TGD, "dv", dv_TGD);
+  for (const auto& [out_name, output] : {std::pair{"dq", dq_TND}, {"dk", dk_TGD}, {"dv", dv_TGD}}) {
+    for (const auto& [name, input] : {std::pair{"q", q_TND},
+                                      {"k", k_TGD},
+                                      {"v", v_TGD},
+                                      {"out", out_TND},
+                                      {"dout", dout_TND},
+                                      {"lse", lse_BNS}}) {
+      check.disjoint(out_name, output, name, input);
+    }
+  }
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::attention_backward(
+          ctx, shape, dout_TND, q_TND, k_TGD, v_TGD, out_TND, lse_BNS, dq_TND, dk_TGD, dv_TGD);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+}  // namespace pecan::ops

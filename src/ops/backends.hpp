@@ -1,0 +1,158 @@
+#pragma once
+/// The CPU side of every operator. Same signatures as the public ones, arguments already checked.
+
+#include <pecan/ops/adamw.hpp>
+#include <pecan/ops/attention.hpp>
+#include <pecan/ops/router.hpp>
+#include <pecan/ops/types.hpp>
+
+namespace pecan::ops::cpu {
+
+void adamw_update(Context& ctx,
+                  const AdamWOptions& options,
+                  ConstTensorView g,
+                  TensorView p,
+                  TensorView m,
+                  TensorView v);
+void attention_forward(Context& ctx,
+                       const AttentionShape& shape,
+                       ConstTensorView q_TND,
+                       ConstTensorView k_TGD,
+                       ConstTensorView v_TGD,
+                       TensorView out_TND,
+                       TensorView lse_BNS);
+void attention_backward(Context& ctx,
+                        const AttentionShape& shape,
+                        ConstTensorView dout_TND,
+                        ConstTensorView q_TND,
+                        ConstTensorView k_TGD,
+                        ConstTensorView v_TGD,
+                        ConstTensorView out_TND,
+                        ConstTensorView lse_BNS,
+                        TensorView dq_TND,
+                        TensorView dk_TGD,
+                        TensorView dv_TGD);
+void cross_entropy_forward(Context& ctx,
+                           ConstTensorView logits_TV,
+                           std::int64_t vocab_size,
+                           ConstTensorView labels_T,
+                           ConstTensorView mask_T,
+                           TensorView loss_T);
+void cross_entropy_forward_backward(Context& ctx,
+                                    TensorView logits_TV,
+                                    std::int64_t vocab_size,
+                                    ConstTensorView labels_T,
+                                    ConstTensorView mask_T,
+                                    double scale,
+                                    TensorView loss_T);
+void fill(Context& ctx, double value, TensorView y);
+void copy(Context& ctx, ConstTensorView x, TensorView y);
+void cast(Context& ctx, ConstTensorView x, TensorView y);
+void add(Context& ctx, ConstTensorView a, ConstTensorView b, TensorView y);
+void axpy(Context& ctx, double alpha, ConstTensorView x, TensorView y);
+void scale(Context& ctx, double alpha, TensorView y);
+void embedding_forward(Context& ctx,
+                       ConstTensorView tokens_T,
+                       const ParamStorage& w_VH,
+                       TensorView y_TH);
+void embedding_backward(Context& ctx,
+                        ConstTensorView dy_TH,
+                        ConstTensorView tokens_T,
+                        const ParamStorage& dw_VH);
+void matmul_forward(Context& ctx, ConstTensorView x_TI, const ParamStorage& w_OI, TensorView y_TO);
+void matmul_backward_input(Context& ctx,
+                           ConstTensorView dy_TO,
+                           const ParamStorage& w_OI,
+                           TensorView dx_TI,
+                           Accumulate accumulate);
+void matmul_backward_weight(Context& ctx,
+                            ConstTensorView dy_TO,
+                            ConstTensorView x_TI,
+                            const ParamStorage& dw_OI);
+void permute_plan(Context& ctx,
+                  ConstTensorView topk_ids_TK,
+                  TensorView counts_E,
+                  TensorView order_P,
+                  TensorView positions_TK);
+void permute_forward(Context& ctx,
+                     ConstTensorView x_TH,
+                     ConstTensorView order_P,
+                     TensorView rows_PH);
+void permute_backward(Context& ctx,
+                      ConstTensorView drows_PH,
+                      ConstTensorView positions_TK,
+                      TensorView dx_TH,
+                      Accumulate accumulate);
+void unpermute_forward(Context& ctx,
+                       ConstTensorView rows_PH,
+                       ConstTensorView positions_TK,
+                       ConstTensorView weights_TK,
+                       TensorView y_TH,
+                       Accumulate accumulate);
+void unpermute_backward(Context& ctx,
+                        ConstTensorView dy_TH,
+                        ConstTensorView rows_PH,
+                        ConstTensorView positions_TK,
+                        ConstTensorView weights_TK,
+                        TensorView drows_PH,
+                        TensorView dweights_TK);
+void init_normal(Context& ctx,
+                 const ParamStorage& block_storage,
+                 const Shape& global_shape,
+                 const Shape& offset,
+                 std::uint64_t seed,
+                 std::uint64_t stream,
+                 double std_dev);
+void init_constant(Context& ctx, const ParamStorage& storage, double value);
+[[nodiscard]] double sum(Context& ctx, ConstTensorView x);
+[[nodiscard]] double sum_of_squares(Context& ctx, ConstTensorView x);
+[[nodiscard]] std::int64_t count_non_finite(Context& ctx, ConstTensorView x);
+[[nodiscard]] double max_abs(Context& ctx, ConstTensorView x);
+void rms_norm_forward(Context& ctx,
+                      ConstTensorView x_TH,
+                      ConstTensorView w_H,
+                      double eps,
+                      TensorView y_TH,
+                      TensorView rstd_T);
+void rms_norm_backward(Context& ctx,
+                       ConstTensorView dy_TH,
+                       ConstTensorView x_TH,
+                       ConstTensorView w_H,
+                       ConstTensorView rstd_T,
+                       TensorView dx_TH,
+                       Accumulate accumulate,
+                       TensorView dw_H);
+void rope_table(Context& ctx, double rotary_base, TensorView table_SD);
+void rope_forward(Context& ctx, ConstTensorView table_SD, TensorView x_TND);
+void rope_backward(Context& ctx, ConstTensorView table_SD, TensorView dx_TND);
+void router_forward(Context& ctx,
+                    const RouterOptions& options,
+                    ConstTensorView logits_TE,
+                    TensorView topk_ids_TK,
+                    TensorView weights_TK,
+                    TensorView probs_TE);
+[[nodiscard]] RouterLosses router_losses(Context& ctx,
+                                         ConstTensorView logits_TE,
+                                         ConstTensorView probs_TE,
+                                         ConstTensorView topk_ids_TK,
+                                         TensorView counts_E);
+void router_backward(Context& ctx,
+                     const RouterOptions& options,
+                     ConstTensorView logits_TE,
+                     ConstTensorView probs_TE,
+                     ConstTensorView topk_ids_TK,
+                     ConstTensorView weights_TK,
+                     ConstTensorView dweights_TK,
+                     ConstTensorView counts_E,
+                     double aux_coeff,
+                     double z_coeff,
+                     TensorView dlogits_TE);
+void swiglu_forward(Context& ctx, ConstTensorView gate_TF, ConstTensorView up_TF, TensorView h_TF);
+void swiglu_backward(Context& ctx,
+                     ConstTensorView dh_TF,
+                     ConstTensorView gate_TF,
+                     ConstTensorView up_TF,
+                     TensorView dgate_TF,
+                     TensorView dup_TF);
+
+}  // namespace pecan::ops::cpu

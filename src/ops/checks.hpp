@@ -1,0 +1,42 @@
+#pragma once
+/// What every operator checks of its arguments before it computes.
+
+#include <string_view>
+
+#include <pecan/ops/types.hpp>
+
+namespace pecan::ops::detail {
+
+/// Checks of one call; each throws ShapeError naming the operator, the tensor and what it has and
+/// should have.
+class Checks {
+ public:
+  explicit Checks(std::string_view op) : op_(op) {}
+  /// f32 or f64.
+  void floating(std::string_view name, DType dtype) const;
+  void is(std::string_view name, const ConstTensorView& x, DType dtype, const Shape& shape) const;
+  void num_dims(std::string_view name, const Shape& shape, int dims) const;
+  void is_true(bool condition, std::string_view what) const;
+  /// The tensors share no byte.
+  void disjoint(std::string_view name,
+                const ConstTensorView& x,
+                std::string_view other_name,
+                const ConstTensorView& other) const;
+  /// The tensors share all bytes or none.
+  void same_or_disjoint(std::string_view name,
+                        const ConstTensorView& x,
+                        std::string_view other_name,
+                        const ConstTensorView& other) const;
+  /// Throws NotConfigured: the switch over devices of an operator ends here.
+  [[noreturn]] void refuse(const device::Device& device) const;
+
+ private:
+  std::string_view op_;
+};
+
+/// View of all stored bytes of a parameter, for overlap checks.
+[[nodiscard]] inline ConstTensorView bytes_of(const ParamStorage& storage) {
+  return {storage.memory(), storage.dtype(), Shape{storage.shape().num_elements()}};
+}
+
+}  // namespace pecan::ops::detail

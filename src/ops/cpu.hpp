@@ -1,0 +1,46 @@
+#pragma once
+/// Helpers of the CPU implementations: choice of the element type and loops over independent
+/// outputs.
+
+#include <algorithm>
+#include <cstdint>
+
+#include <pecan/ops/types.hpp>
+
+namespace pecan::ops::cpu {
+
+/// Calls body(T{}) for T = float or double, whichever `dtype` (checked before) is.
+template <typename Body>
+void with_float_type(DType dtype, Body&& body) {
+  if (dtype == DType::kF64) {
+    body(double{});
+  } else {
+    body(float{});
+  }
+}
+
+/// Below this many element operations starting threads costs more than it brings.
+inline constexpr std::int64_t kMinParallelWork = 1 << 15;
+
+/// Runs body(i) for i in [0, count), on ctx.threads threads if the `work` of all pays. Bodies write
+/// disjoint outputs and do not throw.
+template <typename Body>
+void parallel_for(const Context& ctx, std::int64_t count, std::int64_t work, Body&& body) {
+  if (ctx.threads == 1 || count < 2 || work < kMinParallelWork) {
+    for (std::int64_t i = 0; i < count; ++i) body(i);
+    return;
+  }
+#pragma omp parallel for num_threads(ctx.threads) schedule(static)
+  for (std::int64_t i = 0; i < count; ++i) body(i);
+}
+
+/// Runs body(begin, end) over [0, count) cut into pieces of one cache-friendly size.
+template <typename Body>
+void parallel_ranges(const Context& ctx, std::int64_t count, Body&& body) {
+  constexpr std::int64_t kPiece = 1 << 14;
+  parallel_for(ctx, (count + kPiece - 1) / kPiece, count, [&](std::int64_t piece) {
+    body(piece * kPiece, std::min(count, (piece + 1) * kPiece));
+  });
+}
+
+}  // namespace pecan::ops::cpu

@@ -1,0 +1,97 @@
+#include <pecan/ops/elementwise.hpp>
+
+#include "ops/backends.hpp"
+#include "ops/checks.hpp"
+
+namespace pecan::ops {
+
+using detail::Checks;
+using device::DeviceKind;
+
+void fill(Context& ctx, double value, TensorView y) {
+  const Checks check("fill");
+  check.is_true(y.dtype != DType::kBF16, "y is bf16, which has no conversion here");
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::fill(ctx, value, y);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+void copy(Context& ctx, ConstTensorView x, TensorView y) {
+  const Checks check("copy");
+  check.is("y", y, x.dtype, x.shape);
+  check.same_or_disjoint("y", y, "x", x);
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::copy(ctx, x, y);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+void cast(Context& ctx, ConstTensorView x, TensorView y) {
+  const Checks check("cast");
+  check.floating("x", x.dtype);
+  check.floating("y", y.dtype);
+  check.is("y", y, y.dtype, x.shape);
+  if (x.dtype == y.dtype) {
+    check.same_or_disjoint("y", y, "x", x);
+  } else {
+    check.disjoint("y", y, "x", x);
+  }
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::cast(ctx, x, y);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+void add(Context& ctx, ConstTensorView a, ConstTensorView b, TensorView y) {
+  const Checks check("add");
+  check.floating("a", a.dtype);
+  check.is("b", b, a.dtype, a.shape);
+  check.is("y", y, a.dtype, a.shape);
+  check.same_or_disjoint("y", y, "a", a);
+  check.same_or_disjoint("y", y, "b", b);
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::add(ctx, a, b, y);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+void axpy(Context& ctx, double alpha, ConstTensorView x, TensorView y) {
+  const Checks check("axpy");
+  check.floating("x", x.dtype);
+  check.is("y", y, x.dtype, x.shape);
+  check.same_or_disjoint("y", y, "x", x);
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::axpy(ctx, alpha, x, y);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+void scale(Context& ctx, double alpha, TensorView y) {
+  const Checks check("scale");
+  check.floating("y", y.dtype);
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::scale(ctx, alpha, y);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+}  // namespace pecan::ops

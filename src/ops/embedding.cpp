@@ -1,0 +1,66 @@
+#include <pecan/ops/embedding.hpp>
+
+#include "ops/backends.hpp"
+#include "ops/checks.hpp"
+
+namespace pecan::ops {
+
+using detail::bytes_of;
+using detail::Checks;
+using device::DeviceKind;
+namespace {
+
+void check_lookup(const Checks& check,
+                  const ConstTensorView& tokens_T,
+                  const ParamStorage& w_VH,
+                  const ConstTensorView& y_TH) {
+  check.floating("the table", w_VH.dtype());
+  check.num_dims("the table", w_VH.shape(), 2);
+  check.num_dims("tokens", tokens_T.shape, 1);
+  check.is("tokens", tokens_T, DType::kI32, tokens_T.shape);
+  check.is("the rows", y_TH, w_VH.dtype(), {tokens_T.shape[0], w_VH.shape()[1]});
+  for (const std::int32_t token : tokens_T.as<std::int32_t>()) {
+    PECAN_VALIDATE(token >= 0 && token < w_VH.shape()[0],
+                   ShapeError,
+                   "embedding: token {} lies outside the table of {} rows; was the data made with "
+                   "this tokenizer?",
+                   token,
+                   w_VH.shape()[0]);
+  }
+}
+
+}  // namespace
+
+void embedding_forward(Context& ctx,
+                       ConstTensorView tokens_T,
+                       const ParamStorage& w_VH,
+                       TensorView y_TH) {
+  const Checks check("embedding_forward");
+  check_lookup(check, tokens_T, w_VH, y_TH);
+  check.disjoint("y", y_TH, "w", bytes_of(w_VH));
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::embedding_forward(ctx, tokens_T, w_VH, y_TH);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+void embedding_backward(Context& ctx,
+                        ConstTensorView dy_TH,
+                        ConstTensorView tokens_T,
+                        const ParamStorage& dw_VH) {
+  const Checks check("embedding_backward");
+  check_lookup(check, tokens_T, dw_VH, dy_TH);
+  check.disjoint("dw", bytes_of(dw_VH), "dy", dy_TH);
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::embedding_backward(ctx, dy_TH, tokens_T, dw_VH);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+}  // namespace pecan::ops

@@ -1,0 +1,77 @@
+#include <pecan/ops/matmul.hpp>
+
+#include "ops/backends.hpp"
+#include "ops/checks.hpp"
+
+namespace pecan::ops {
+
+using detail::bytes_of;
+using detail::Checks;
+using device::DeviceKind;
+namespace {
+
+/// The input [T, I] and output [T, O] of a product with a weight [O, I].
+void check_product(const Checks& check,
+                   const ConstTensorView& x_TI,
+                   const ParamStorage& w_OI,
+                   const ConstTensorView& y_TO) {
+  check.floating("the weight", w_OI.dtype());
+  check.num_dims("the weight", w_OI.shape(), 2);
+  check.num_dims("the input side", x_TI.shape, 2);
+  const std::int64_t tokens = x_TI.shape[0];
+  check.is("the input side", x_TI, w_OI.dtype(), {tokens, w_OI.shape()[1]});
+  check.is("the output side", y_TO, w_OI.dtype(), {tokens, w_OI.shape()[0]});
+}
+
+}  // namespace
+
+void matmul_forward(Context& ctx, ConstTensorView x_TI, const ParamStorage& w_OI, TensorView y_TO) {
+  const Checks check("matmul_forward");
+  check_product(check, x_TI, w_OI, y_TO);
+  check.disjoint("y", y_TO, "x", x_TI);
+  check.disjoint("y", y_TO, "w", bytes_of(w_OI));
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::matmul_forward(ctx, x_TI, w_OI, y_TO);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+void matmul_backward_input(Context& ctx,
+                           ConstTensorView dy_TO,
+                           const ParamStorage& w_OI,
+                           TensorView dx_TI,
+                           Accumulate accumulate) {
+  const Checks check("matmul_backward_input");
+  check_product(check, dx_TI, w_OI, dy_TO);
+  check.disjoint("dx", dx_TI, "dy", dy_TO);
+  check.disjoint("dx", dx_TI, "w", bytes_of(w_OI));
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::matmul_backward_input(ctx, dy_TO, w_OI, dx_TI, accumulate);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+void matmul_backward_weight(Context& ctx,
+                            ConstTensorView dy_TO,
+                            ConstTensorView x_TI,
+                            const ParamStorage& dw_OI) {
+  const Checks check("matmul_backward_weight");
+  check_product(check, x_TI, dw_OI, dy_TO);
+  check.disjoint("dw", bytes_of(dw_OI), "dy", dy_TO);
+  check.disjoint("dw", bytes_of(dw_OI), "x", x_TI);
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::matmul_backward_weight(ctx, dy_TO, x_TI, dw_OI);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+}  // namespace pecan::ops

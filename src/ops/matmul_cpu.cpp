@@ -1,0 +1,116 @@
+#include <algorithm>
+
+#include "ops/backends.hpp"
+#include "ops/cpu.hpp"
+#include "ops/gemm.hpp"
+
+namespace pecan::ops::cpu {
+namespace {
+
+using detail::gemm;
+using detail::Matrix;
+using detail::Transpose;
+
+/// Rows [first, first + count) of a weight [O, I], as a matrix [count, I] in memory or its
+/// transpose.
+template <typename T>
+struct Panel {
+  std::int64_t first;
+  std::int64_t count;
+  Matrix<T> matrix;  ///< kYes: memory holds the transpose
+};
+
+/// Calls body(panel) for each panel in ascending order; a row-major weight is one panel.
+template <typename T, typename Body>
+void for_each_panel(const ParamStorage& w_OI, Body&& body) {
+  const std::int64_t rows = w_OI.shape()[0];
+  const std::int64_t columns = w_OI.shape()[1];
+  T* memory = reinterpret_cast<T*>(w_OI.memory());
+  if (w_OI.order() == device::StorageOrder::kRowMajor) {
+    body(Panel<T>{0, rows, {memory, std::max<std::int64_t>(columns, 1), Transpose::kNo}});
+    return;
+  }
+  for (std::int64_t first = 0; first < rows; first += w_OI.panel_rows()) {
+    const std::int64_t count = std::min(w_OI.panel_rows(), rows - first);
+    body(Panel<T>{first, count, {memory + first * columns, count, Transpose::kYes}});
+  }
+}
+
+Transpose flip(Transpose transpose) {
+  return transpose == Transpose::kYes ? Transpose::kNo : Transpose::kYes;
+}
+
+/// A row-major activation of at least one column.
+template <typename T, typename View>
+Matrix<T> matrix_of(const View& x) {
+  return {reinterpret_cast<T*>(x.data), std::max<std::int64_t>(x.shape[1], 1)};
+}
+
+}  // namespace
+
+void matmul_forward(Context& ctx, ConstTensorView x_TI, const ParamStorage& w_OI, TensorView y_TO) {
+  with_float_type(w_OI.dtype(), [&]<typename T>(T) {
+    for_each_panel<const T>(w_OI, [&](const Panel<const T>& panel) {
+      Matrix<T> y = matrix_of<T>(y_TO);
+      y.data += panel.first;
+      Matrix<const T> w = panel.matrix;
+      w.transpose = flip(w.transpose);
+      gemm(ctx.threads,
+           x_TI.shape[0],
+           panel.count,
+           x_TI.shape[1],
+           matrix_of<const T>(x_TI),
+           w,
+           Accumulate::kOverwrite,
+           y);
+    });
+  });
+}
+
+void matmul_backward_input(Context& ctx,
+                           ConstTensorView dy_TO,
+                           const ParamStorage& w_OI,
+                           TensorView dx_TI,
+                           Accumulate accumulate) {
+  with_float_type(w_OI.dtype(), [&]<typename T>(T) {
+    if (w_OI.shape()[0] == 0 && accumulate == Accumulate::kOverwrite) {
+      std::ranges::fill(dx_TI.as<T>(), T(0));
+    }
+    for_each_panel<const T>(w_OI, [&](const Panel<const T>& panel) {
+      Matrix<const T> dy = matrix_of<const T>(dy_TO);
+      dy.data += panel.first;
+      gemm(ctx.threads,
+           dy_TO.shape[0],
+           dx_TI.shape[1],
+           panel.count,
+           dy,
+           panel.matrix,
+           panel.first == 0 ? accumulate : Accumulate::kAdd,
+           matrix_of<T>(dx_TI));
+    });
+  });
+}
+
+void matmul_backward_weight(Context& ctx,
+                            ConstTensorView dy_TO,
+                            ConstTensorView x_TI,
+                            const ParamStorage& dw_OI) {
+  with_float_type(dw_OI.dtype(), [&]<typename T>(T) {
+    for_each_panel<T>(dw_OI, [&](Panel<T> panel) {
+      Matrix<const T> dy = matrix_of<const T>(dy_TO);
+      dy.data += panel.first;
+      Matrix<const T> x = matrix_of<const T>(x_TI);
+      const std::int64_t tokens = x_TI.shape[0];
+      const std::int64_t inputs = x_TI.shape[1];
+      if (panel.matrix.transpose == Transpose::kNo) {
+        dy.transpose = Transpose::kYes;
+        gemm(ctx.threads, panel.count, inputs, tokens, dy, x, Accumulate::kAdd, panel.matrix);
+      } else {
+        x.transpose = Transpose::kYes;
+        gemm(ctx.threads, inputs, panel.count, tokens, x, dy, Accumulate::kAdd, panel.matrix);
+      }
+    });
+  });
+}
+
+}  // namespace pecan::ops::cpu

@@ -1,0 +1,129 @@
+#include <algorithm>
+#include <utility>
+
+#include "ops/backends.hpp"
+#include "ops/cpu.hpp"
+
+namespace pecan::ops::cpu {
+
+void permute_plan(Context& /*ctx*/,
+                  ConstTensorView topk_ids_TK,
+                  TensorView counts_E,
+                  TensorView order_P,
+                  TensorView positions_TK) {
+  const auto ids = topk_ids_TK.as<std::int32_t>();
+  const auto counts = counts_E.as<std::int64_t>();
+  const auto order = order_P.as<std::int32_t>();
+  const auto positions = positions_TK.as<std::int32_t>();
+  std::ranges::fill(counts, 0);
+  for (const std::int32_t id : ids) ++counts[std::size_t(id)];
+  // A counting sort; counts serve as the next free position of each expert meanwhile.
+  std::int64_t start = 0;
+  for (std::int64_t& count : counts) start += std::exchange(count, start);
+  for (std::size_t slot = 0; slot < ids.size(); ++slot) {
+    const std::int64_t position = counts[std::size_t(ids[slot])]++;
+    order[std::size_t(position)] = std::int32_t(slot);
+    positions[slot] = std::int32_t(position);
+  }
+  std::int64_t previous_end = 0;
+  for (std::int64_t& end : counts) {
+    const std::int64_t count = end - previous_end;
+    previous_end = std::exchange(end, count);
+  }
+}
+
+void permute_forward(Context& ctx,
+                     ConstTensorView x_TH,
+                     ConstTensorView order_P,
+                     TensorView rows_PH) {
+  const std::int64_t slots = order_P.num_elements();
+  if (slots == 0) return;
+  const std::int64_t k = slots / x_TH.shape[0];
+  const std::size_t row_bytes = x_TH.num_bytes() / std::size_t(x_TH.shape[0]);
+  const std::int32_t* order = order_P.as<std::int32_t>().data();
+  parallel_for(ctx, slots, rows_PH.num_elements(), [&](std::int64_t p) {
+    std::copy_n(x_TH.data + std::size_t(order[p] / k) * row_bytes,
+                row_bytes,
+                rows_PH.data + std::size_t(p) * row_bytes);
+  });
+}
+
+void permute_backward(Context& ctx,
+                      ConstTensorView drows_PH,
+                      ConstTensorView positions_TK,
+                      TensorView dx_TH,
+                      Accumulate accumulate) {
+  with_float_type(dx_TH.dtype, [&]<typename T>(T) {
+    const std::int64_t width = dx_TH.shape[1];
+    const std::int64_t k = positions_TK.shape[1];
+    const std::int32_t* positions = positions_TK.as<std::int32_t>().data();
+    const T* drows = drows_PH.as<T>().data();
+    parallel_for(ctx, dx_TH.shape[0], drows_PH.num_elements(), [&](std::int64_t t) {
+      T* dx = dx_TH.as<T>().data() + t * width;
+      if (accumulate == Accumulate::kOverwrite) std::fill_n(dx, width, T(0));
+      for (std::int64_t i = 0; i < k; ++i) {
+        const T* row = drows + positions[t * k + i] * width;
+#pragma omp simd
+        for (std::int64_t h = 0; h < width; ++h) dx[h] += row[h];
+      }
+    });
+  });
+}
+
+void unpermute_forward(Context& ctx,
+                       ConstTensorView rows_PH,
+                       ConstTensorView positions_TK,
+                       ConstTensorView weights_TK,
+                       TensorView y_TH,
+                       Accumulate accumulate) {
+  with_float_type(y_TH.dtype, [&]<typename T>(T) {
+    const std::int64_t width = y_TH.shape[1];
+    const std::int64_t k = positions_TK.shape[1];
+    const std::int32_t* positions = positions_TK.as<std::int32_t>().data();
+    const T* weights = weights_TK.as<T>().data();
+    const T* rows = rows_PH.as<T>().data();
+    parallel_for(ctx, y_TH.shape[0], rows_PH.num_elements(), [&](std::int64_t t) {
+      T* y = y_TH.as<T>().data() + t * width;
+      if (accumulate == Accumulate::kOverwrite) std::fill_n(y, width, T(0));
+      for (std::int64_t i = 0; i < k; ++i) {
+        const T* row = rows + positions[t * k + i] * width;
+        const T weight = weights[t * k + i];
+#pragma omp simd
+        for (std::int64_t h = 0; h < width; ++h) y[h] += weight * row[h];
+      }
+    });
+  });
+}
+
+void unpermute_backward(Context& ctx,
+                        ConstTensorView dy_TH,
+                        ConstTensorView rows_PH,
+                        ConstTensorView positions_TK,
+                        ConstTensorView weights_TK,
+                        TensorView drows_PH,
+                        TensorView dweights_TK) {
+  with_float_type(dy_TH.dtype, [&]<typename T>(T) {
+    const std::int64_t width = dy_TH.shape[1];
+    const std::int64_t k = positions_TK.shape[1];
+    const std::int32_t* positions = positions_TK.as<std::int32_t>().data();
+    const T* weights = weights_TK.as<T>().data();
+    T* dweights = dweights_TK.as<T>().data();
+    parallel_for(ctx, dy_TH.shape[0], 2 * rows_PH.num_elements(), [&](std::int64_t t) {
+      const T* dy = dy_TH.as<T>().data() + t * width;
+      for (std::int64_t i = 0; i < k; ++i) {
+        const std::int64_t offset = positions[t * k + i] * width;
+        const T* row = rows_PH.as<T>().data() + offset;
+        T* drow = drows_PH.as<T>().data() + offset;
+        double dot = 0;
+#pragma omp simd reduction(+ : dot)
+        for (std::int64_t h = 0; h < width; ++h) dot += double(dy[h]) * double(row[h]);
+        dweights[t * k + i] = T(dot);
+        const T weight = weights[t * k + i];
+#pragma omp simd
+        for (std::int64_t h = 0; h < width; ++h) drow[h] = weight * dy[h];
+      }
+    });
+  });
+}
+
+}  // namespace pecan::ops::cpu

@@ -1,0 +1,59 @@
+#include <pecan/ops/reduce.hpp>
+
+#include "ops/backends.hpp"
+#include "ops/checks.hpp"
+
+namespace pecan::ops {
+
+using detail::Checks;
+using device::DeviceKind;
+
+double sum(Context& ctx, ConstTensorView x) {
+  const Checks check("sum");
+  check.floating("x", x.dtype);
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::sum(ctx, x);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+double sum_of_squares(Context& ctx, ConstTensorView x) {
+  const Checks check("sum_of_squares");
+  check.floating("x", x.dtype);
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::sum_of_squares(ctx, x);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+std::int64_t count_non_finite(Context& ctx, ConstTensorView x) {
+  const Checks check("count_non_finite");
+  check.floating("x", x.dtype);
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::count_non_finite(ctx, x);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+double max_abs(Context& ctx, ConstTensorView x) {
+  const Checks check("max_abs");
+  check.floating("x", x.dtype);
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::max_abs(ctx, x);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+}  // namespace pecan::ops

@@ -1,0 +1,63 @@
+#include <cmath>
+
+#include "ops/backends.hpp"
+#include "ops/cpu.hpp"
+
+namespace pecan::ops::cpu {
+namespace {
+
+enum class Turn : std::uint8_t { kForward, kBack };
+
+void rotate(Context& ctx, const ConstTensorView& table_SD, const TensorView& x_TND, Turn turn) {
+  with_float_type(x_TND.dtype, [&]<typename T>(T) {
+    const std::int64_t sequence = table_SD.shape[0];
+    const std::int64_t heads = x_TND.shape[1];
+    const std::int64_t dim = x_TND.shape[2];
+    const std::int64_t half = dim / 2;
+    const T* table = table_SD.as<T>().data();
+    T* x = x_TND.as<T>().data();
+    const T sign = turn == Turn::kForward ? T(1) : T(-1);
+    parallel_for(ctx, x_TND.shape[0], x_TND.num_elements(), [&](std::int64_t t) {
+      const T* cosines = table + (t % sequence) * dim;
+      const T* sines = cosines + half;
+      for (std::int64_t n = 0; n < heads; ++n) {
+        T* first = x + (t * heads + n) * dim;
+        T* second = first + half;
+#pragma omp simd
+        for (std::int64_t i = 0; i < half; ++i) {
+          const T a = first[i];
+          const T b = second[i];
+          const T sine = sign * sines[i];
+          first[i] = a * cosines[i] - b * sine;
+          second[i] = b * cosines[i] + a * sine;
+        }
+      }
+    });
+  });
+}
+
+}  // namespace
+
+void rope_table(Context& /*ctx*/, double rotary_base, TensorView table_SD) {
+  with_float_type(table_SD.dtype, [&]<typename T>(T) {
+    const std::int64_t dim = table_SD.shape[1];
+    T* table = table_SD.as<T>().data();
+    for (std::int64_t s = 0; s < table_SD.shape[0]; ++s) {
+      for (std::int64_t i = 0; i < dim / 2; ++i) {
+        const double angle = double(s) * std::pow(rotary_base, -2.0 * double(i) / double(dim));
+        table[s * dim + i] = T(std::cos(angle));
+        table[s * dim + dim / 2 + i] = T(std::sin(angle));
+      }
+    }
+  });
+}
+
+void rope_forward(Context& ctx, ConstTensorView table_SD, TensorView x_TND) {
+  rotate(ctx, table_SD, x_TND, Turn::kForward);
+}
+
+void rope_backward(Context& ctx, ConstTensorView table_SD, TensorView dx_TND) {
+  rotate(ctx, table_SD, dx_TND, Turn::kBack);
+}
+
+}  // namespace pecan::ops::cpu

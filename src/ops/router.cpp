@@ -1,0 +1,128 @@
+#include <pecan/ops/router.hpp>
+
+#include "ops/backends.hpp"
+#include "ops/checks.hpp"
+
+namespace pecan::ops {
+
+using detail::Checks;
+using device::DeviceKind;
+namespace {
+
+void check_choice(const Checks& check,
+                  const ConstTensorView& logits_TE,
+                  const ConstTensorView& topk_ids_TK) {
+  check.floating("logits", logits_TE.dtype);
+  check.num_dims("logits", logits_TE.shape, 2);
+  check.num_dims("topk_ids", topk_ids_TK.shape, 2);
+  check.is("topk_ids", topk_ids_TK, DType::kI32, {logits_TE.shape[0], topk_ids_TK.shape[1]});
+  check.is_true(topk_ids_TK.shape[1] >= 1 && topk_ids_TK.shape[1] <= logits_TE.shape[1],
+                "a token must choose at least one expert and at most all");
+}
+
+void check_ids(const ConstTensorView& topk_ids_TK, std::int64_t num_experts) {
+  for (const std::int32_t id : topk_ids_TK.as<std::int32_t>()) {
+    PECAN_VALIDATE(id >= 0 && id < num_experts,
+                   ShapeError,
+                   "router: expert {} is chosen of {}",
+                   id,
+                   num_experts);
+  }
+}
+
+}  // namespace
+
+void router_forward(Context& ctx,
+                    const RouterOptions& options,
+                    ConstTensorView logits_TE,
+                    TensorView topk_ids_TK,
+                    TensorView weights_TK,
+                    TensorView probs_TE) {
+  const Checks check("router_forward");
+  check_choice(check, logits_TE, topk_ids_TK);
+  check.is_true(options.scaling_factor > 0, "scaling_factor is not positive");
+  check.is("weights", weights_TK, logits_TE.dtype, topk_ids_TK.shape);
+  check.is("probs", probs_TE, logits_TE.dtype, logits_TE.shape);
+  check.disjoint("probs", probs_TE, "logits", logits_TE);
+  check.disjoint("probs", probs_TE, "weights", weights_TK);
+  check.disjoint("probs", probs_TE, "topk_ids", topk_ids_TK);
+  check.disjoint("weights", weights_TK, "logits", logits_TE);
+  check.disjoint("weights", weights_TK, "topk_ids", topk_ids_TK);
+  check.disjoint("topk_ids", topk_ids_TK, "logits", logits_TE);
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::router_forward(ctx, options, logits_TE, topk_ids_TK, weights_TK, probs_TE);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+RouterLosses router_losses(Context& ctx,
+                           ConstTensorView logits_TE,
+                           ConstTensorView probs_TE,
+                           ConstTensorView topk_ids_TK,
+                           TensorView counts_E) {
+  const Checks check("router_losses");
+  check_choice(check, logits_TE, topk_ids_TK);
+  check_ids(topk_ids_TK, logits_TE.shape[1]);
+  check.is("probs", probs_TE, logits_TE.dtype, logits_TE.shape);
+  check.is("counts", counts_E, DType::kI64, {logits_TE.shape[1]});
+  check.disjoint("counts", counts_E, "logits", logits_TE);
+  check.disjoint("counts", counts_E, "probs", probs_TE);
+  check.disjoint("counts", counts_E, "topk_ids", topk_ids_TK);
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::router_losses(ctx, logits_TE, probs_TE, topk_ids_TK, counts_E);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+void router_backward(Context& ctx,
+                     const RouterOptions& options,
+                     ConstTensorView logits_TE,
+                     ConstTensorView probs_TE,
+                     ConstTensorView topk_ids_TK,
+                     ConstTensorView weights_TK,
+                     ConstTensorView dweights_TK,
+                     ConstTensorView counts_E,
+                     double aux_coeff,
+                     double z_coeff,
+                     TensorView dlogits_TE) {
+  const Checks check("router_backward");
+  check_choice(check, logits_TE, topk_ids_TK);
+  check_ids(topk_ids_TK, logits_TE.shape[1]);
+  check.is_true(options.scaling_factor > 0, "scaling_factor is not positive");
+  check.is("probs", probs_TE, logits_TE.dtype, logits_TE.shape);
+  check.is("weights", weights_TK, logits_TE.dtype, topk_ids_TK.shape);
+  check.is("dweights", dweights_TK, logits_TE.dtype, topk_ids_TK.shape);
+  check.is("counts", counts_E, DType::kI64, {logits_TE.shape[1]});
+  check.is("dlogits", dlogits_TE, logits_TE.dtype, logits_TE.shape);
+  check.disjoint("dlogits", dlogits_TE, "logits", logits_TE);
+  check.disjoint("dlogits", dlogits_TE, "probs", probs_TE);
+  check.disjoint("dlogits", dlogits_TE, "topk_ids", topk_ids_TK);
+  check.disjoint("dlogits", dlogits_TE, "weights", weights_TK);
+  check.disjoint("dlogits", dlogits_TE, "dweights", dweights_TK);
+  check.disjoint("dlogits", dlogits_TE, "counts", counts_E);
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::router_backward(ctx,
+                                  options,
+                                  logits_TE,
+                                  probs_TE,
+                                  topk_ids_TK,
+                                  weights_TK,
+                                  dweights_TK,
+                                  counts_E,
+                                  aux_coeff,
+                                  z_coeff,
+                                  dlogits_TE);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+}  // namespace pecan::ops

@@ -1,0 +1,2 @@
+#define PECAN_ISA_KERNELS kBaselineKernels
+#include "ops/vector_kernels.inl"

@@ -1,0 +1,59 @@
+#include <pecan/ops/elementwise.hpp>
+
+#include "ops/op_test.hpp"
+
+namespace pecan::test {
+
+TEST_CASE("elementwise: every operation rounds once, in place or not") {
+  for_each_kind([&](DType dtype, int threads) {
+    CpuContext ctx(threads);
+    const auto rounded = [&](double value) {
+      return dtype == DType::kF32 ? double(float(value)) : value;
+    };
+    for (const std::int64_t count : {0, 1, 7, 63, 129, 40000}) {
+      INFO("elements " << count);
+      const Values a = random_values(count, 1);
+      const Values b = random_values(count, 2);
+      Values sum(a.size()), scaled(a.size()), combined(a.size());
+      for (std::size_t i = 0; i < a.size(); ++i) {
+        sum[i] = rounded(a[i] + b[i]);
+        scaled[i] = rounded(a[i] * 0.75);
+        combined[i] = b[i] + 0.75 * a[i];
+      }
+      Guarded a_tensor(dtype, {count}, a), b_tensor(dtype, {count}, b), y(dtype, {count});
+      ops::add(ctx, a_tensor, b_tensor, y);
+      CHECK(y.values() == sum);
+      ops::copy(ctx, a_tensor, y);
+      CHECK(y.values() == a);
+      ops::add(ctx, y, b_tensor, y);
+      CHECK(y.values() == sum);
+      ops::copy(ctx, a_tensor, y);
+      ops::scale(ctx, 0.75, y);
+      CHECK(y.values() == scaled);
+      ops::copy(ctx, b_tensor, y);
+      ops::axpy(ctx, 0.75, a_tensor, y);
+      check_close(y.values(), combined, tolerance(dtype));
+      ops::fill(ctx, -2.5, y);
+      CHECK(y.values() == Values(a.size(), -2.5));
+      Guarded wide(DType::kF64, {count}), narrow(DType::kF32, {count});
+      ops::cast(ctx, a_tensor, wide);
+      ops::cast(ctx, wide, narrow);
+      CHECK(wide.values() == a);
+      CHECK(narrow.values() == a);
+    }
+  });
+}
+
+TEST_CASE("elementwise: casts round to nearest, integers are filled") {
+  CpuContext ctx;
+  Guarded wide(DType::kF64, {2}, {1 + 0x1p-25, 1 + 0x1.8p-24}), narrow(DType::kF32, {2});
+  ops::cast(ctx, wide, narrow);
+  CHECK(narrow.values() == Values{1, 1 + 0x1p-23});
+  for (const DType dtype : {DType::kI32, DType::kI64}) {
+    Guarded whole(dtype, {3});
+    ops::fill(ctx, 7, whole);
+    CHECK(whole.values() == Values(3, 7.0));
+  }
+}
+
+}  // namespace pecan::test

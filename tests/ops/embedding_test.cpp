@@ -1,0 +1,62 @@
+#include <pecan/ops/embedding.hpp>
+
+#include "ops/op_test.hpp"
+
+namespace pecan::test {
+
+using device::StorageOrder;
+
+TEST_CASE("embedding: rows are copied exactly and gradients added in token order") {
+  constexpr std::int64_t kRows = 7;
+  for_each_kind([&](DType dtype, int threads) {
+    CpuContext ctx(threads);
+    for (const std::int64_t width : {1, 5, 64, 300}) {
+      for (const std::int64_t tokens : {0, 1, 13, 257}) {
+        for (const std::int64_t panel : {0, 3}) {
+          INFO("H " << width << ", T " << tokens << ", panel " << panel);
+          Values ids = random_values(tokens, 9);
+          for (double& id : ids) id = std::floor((id + 1) / 2 * double(kRows));
+          const Values w = random_values(kRows * width, 1);
+          const Values dy = random_values(tokens * width, 2);
+          const Shape shape{kRows, width};
+          const StorageOrder order =
+              panel == 0 ? StorageOrder::kRowMajor : StorageOrder::kRowPanels;
+          Guarded logical(dtype, shape, w);
+          Guarded stored(dtype, shape);
+          const ops::ParamStorage table(stored.view().data, dtype, shape, order, panel);
+          table.copy_in(Block::whole(shape), {logical.view().data, logical.view().num_bytes()});
+          Guarded tokens_tensor(DType::kI32, {tokens}, ids);
+          Guarded y(dtype, {tokens, width});
+          ops::embedding_forward(ctx, tokens_tensor, table, y);
+
+          Values expected(dy.size());
+          Values gradient = w;
+          for (std::size_t t = 0; t < ids.size(); ++t) {
+            for (std::size_t h = 0; h < std::size_t(width); ++h) {
+              const std::size_t at = std::size_t(ids[t]) * std::size_t(width) + h;
+              expected[t * std::size_t(width) + h] = w[at];
+              const double sum = gradient[at] + dy[t * std::size_t(width) + h];
+              gradient[at] = dtype == DType::kF32 ? double(float(sum)) : sum;
+            }
+          }
+          CHECK(y.values() == expected);
+          ops::embedding_backward(ctx, Guarded(dtype, {tokens, width}, dy), tokens_tensor, table);
+          table.copy_out(Block::whole(shape), {logical.view().data, logical.view().num_bytes()});
+          CHECK(logical.values() == gradient);
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("embedding: a token outside the table is refused by number") {
+  CpuContext ctx;
+  Guarded table(DType::kF32, {4, 2}, Values(8));
+  Guarded y(DType::kF32, {2, 2});
+  for (const double bad : {-1.0, 4.0}) {
+    Guarded tokens(DType::kI32, {2}, {0, bad});
+    CHECK_THROWS_AS(ops::embedding_forward(ctx, tokens, table.storage(), y), ShapeError);
+  }
+}
+
+}  // namespace pecan::test

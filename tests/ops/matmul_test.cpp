@@ -1,0 +1,138 @@
+#include <pecan/ops/matmul.hpp>
+
+#include "ops/op_test.hpp"
+#include "ops/reference.hpp"
+
+namespace pecan::test {
+namespace {
+
+using device::StorageOrder;
+using ops::Accumulate;
+
+/// A weight in either storage order, filled and read by logical coordinates.
+class Weight {
+ public:
+  Weight(DType dtype, const Shape& shape, std::int64_t panel_rows, const Values& values)
+      : memory_(dtype, shape),
+        storage_(memory_.view().data,
+                 dtype,
+                 shape,
+                 panel_rows == 0 ? StorageOrder::kRowMajor : StorageOrder::kRowPanels,
+                 panel_rows) {
+    Guarded logical(dtype, shape, values);
+    storage_.copy_in(Block::whole(shape), {logical.view().data, logical.view().num_bytes()});
+  }
+  [[nodiscard]] const ops::ParamStorage& storage() const { return storage_; }
+  [[nodiscard]] Values values() {
+    Guarded logical(storage_.dtype(), storage_.shape());
+    storage_.copy_out(Block::whole(storage_.shape()),
+                      {logical.view().data, logical.view().num_bytes()});
+    return logical.values();
+  }
+
+ private:
+  Guarded memory_;
+  ops::ParamStorage storage_;
+};
+
+}  // namespace
+
+TEST_CASE("matmul: products and gradients agree with the reference in every storage order") {
+  const std::int64_t shapes[][3] = {
+      {0, 5, 3}, {1, 1, 1}, {3, 7, 5}, {64, 63, 65}, {65, 129, 64}, {7, 48, 17}, {4, 6, 0}};
+  for_each_kind([&](DType dtype, int threads) {
+    CpuContext ctx(threads);
+    for (const auto& [tokens, outputs, inputs] : shapes) {
+      for (const std::int64_t panel : {0, 1, 16, 200}) {
+        INFO("T " << tokens << " O " << outputs << " I " << inputs << ", panel " << panel);
+        const auto T = std::size_t(tokens), O = std::size_t(outputs), I = std::size_t(inputs);
+        const Values x = random_values(tokens * inputs, 1);
+        const Values w = random_values(outputs * inputs, 2);
+        const Values dy = random_values(tokens * outputs, 3);
+        const Values old_dx = random_values(tokens * inputs, 4);
+        const Values old_dw = random_values(outputs * inputs, 5);
+        const auto x_at = [&](auto t, auto i) { return x[t * I + i]; };
+        const auto w_at = [&](auto o, auto i) { return w[o * I + i]; };
+        const auto dy_at = [&](auto t, auto o) { return dy[t * O + o]; };
+        Guarded x_tensor(dtype, {tokens, inputs}, x);
+        Guarded dy_tensor(dtype, {tokens, outputs}, dy);
+        Weight weight(dtype, {outputs, inputs}, panel, w);
+
+        Guarded y(dtype, {tokens, outputs});
+        ops::matmul_forward(ctx, x_tensor, weight.storage(), y);
+        check_close(y.values(),
+                    reference::product(T, O, I, x_at, [&](auto i, auto o) { return w_at(o, i); }),
+                    tolerance(dtype, inputs));
+
+        Values dx = reference::product(T, I, O, dy_at, w_at);
+        Guarded dx_new(dtype, {tokens, inputs});
+        ops::matmul_backward_input(
+            ctx, dy_tensor, weight.storage(), dx_new, Accumulate::kOverwrite);
+        check_close(dx_new.values(), dx, tolerance(dtype, outputs));
+        Guarded dx_sum(dtype, {tokens, inputs}, old_dx);
+        ops::matmul_backward_input(ctx, dy_tensor, weight.storage(), dx_sum, Accumulate::kAdd);
+        for (std::size_t i = 0; i < dx.size(); ++i) dx[i] += old_dx[i];
+        check_close(dx_sum.values(), dx, tolerance(dtype, outputs + 1));
+
+        Values dw = reference::product(
+            O, I, T, [&](auto o, auto t) { return dy_at(t, o); }, x_at);
+        for (std::size_t i = 0; i < dw.size(); ++i) dw[i] += old_dw[i];
+        Weight gradient(dtype, {outputs, inputs}, panel, old_dw);
+        ops::matmul_backward_weight(ctx, dy_tensor, x_tensor, gradient.storage());
+        check_close(gradient.values(), dw, tolerance(dtype, tokens + 1));
+      }
+    }
+  });
+}
+
+TEST_CASE("matmul: gradients agree with central differences") {
+  CpuContext ctx;
+  Values x = random_values(3 * 5, 1);
+  Values w = random_values(4 * 5, 2);
+  const Values dy = random_values(3 * 4, 3);
+  const auto loss = [&] {
+    Guarded y(DType::kF64, {3, 4});
+    Guarded w_now(DType::kF64, {4, 5}, w);
+    ops::matmul_forward(ctx, Guarded(DType::kF64, {3, 5}, x), w_now.storage(), y);
+    return dot(y.values(), dy);
+  };
+  Guarded dy_tensor(DType::kF64, {3, 4}, dy);
+  Guarded weight(DType::kF64, {4, 5}, w);
+  Guarded dx(DType::kF64, {3, 5});
+  Guarded dw(DType::kF64, {4, 5}, Values(20));
+  ops::matmul_backward_input(ctx, dy_tensor, weight.storage(), dx, Accumulate::kOverwrite);
+  ops::matmul_backward_weight(ctx, dy_tensor, Guarded(DType::kF64, {3, 5}, x), dw.storage());
+  check_gradient(x, dx.values(), loss);
+  check_gradient(w, dw.values(), loss);
+}
+
+TEST_CASE("matmul: a realistic shape repeats bit by bit") {
+  for (const int threads : {1, 2}) {
+    CpuContext ctx(threads);
+    Guarded x(DType::kF32, {256, 384}, random_values(256 * 384, 1));
+    Guarded w(DType::kF32, {512, 384}, random_values(512 * 384, 2));
+    Guarded first(DType::kF32, {256, 512});
+    ops::matmul_forward(ctx, x, w.storage(), first);
+    for (int repeat = 0; repeat < 5; ++repeat) {
+      Guarded again(DType::kF32, {256, 512});
+      ops::matmul_forward(ctx, x, w.storage(), again);
+      CHECK(again.values() == first.values());
+    }
+  }
+}
+
+TEST_CASE("matmul: shapes, dtypes and overlaps that do not fit are refused") {
+  CpuContext ctx;
+  Guarded x(DType::kF32, {2, 3}, Values(6));
+  Guarded w(DType::kF32, {4, 3}, Values(12));
+  Guarded y(DType::kF32, {2, 4}, Values(8));
+  Guarded y_wrong(DType::kF32, {2, 5}, Values(10));
+  Guarded y_double(DType::kF64, {2, 4}, Values(8));
+  CHECK_THROWS_AS(ops::matmul_forward(ctx, x, w.storage(), y_wrong), ShapeError);
+  CHECK_THROWS_AS(ops::matmul_forward(ctx, x, w.storage(), y_double), ShapeError);
+  Guarded square(DType::kF32, {3, 3}, Values(9));
+  CHECK_THROWS_AS(ops::matmul_forward(ctx, square, square.storage(), square), ShapeError);
+  CHECK_NOTHROW(ops::matmul_forward(ctx, x, w.storage(), y));
+}
+
+}  // namespace pecan::test

@@ -1,0 +1,191 @@
+#pragma once
+/// What the operator tests share: guarded tensors, a context, comparison with a reference, central
+/// differences.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include <pecan/device/context.hpp>
+#include <pecan/device/param_storage.hpp>
+
+#include <pecan/ops/types.hpp>
+
+#include "support/catch.hpp"
+#include "support/tolerance.hpp"
+
+namespace pecan::test {
+
+using Values = std::vector<double>;
+
+/// Pseudo-random numbers in [-1, 1), equal for equal seeds; rounded to f32, so that both dtypes
+/// hold them exactly.
+inline Values random_values(std::int64_t count, std::uint64_t seed) {
+  Values values(static_cast<std::size_t>(count));
+  std::uint64_t state = seed * 0x9E3779B97F4A7C15U + 1;
+  for (double& value : values) {
+    state += 0x9E3779B97F4A7C15U;
+    std::uint64_t z = state;
+    z = (z ^ (z >> 30U)) * 0xBF58476D1CE4E5B9U;
+    z = (z ^ (z >> 27U)) * 0x94D049BB133111EBU;
+    z ^= z >> 31U;
+    value = double(float(double(z >> 11U) * 0x1p-52 - 1));
+  }
+  return values;
+}
+
+/// An owned tensor with guard bytes on both sides, poisoned with NaN (integers: -1) until written.
+class Guarded {
+ public:
+  Guarded(DType dtype, const Shape& shape) : dtype_(dtype), shape_(shape) {
+    const std::size_t count = std::size_t(shape.num_elements()) * size_of(dtype);
+    memory_.assign((count + 2 * kGuard + 7) / 8, kPattern);
+    std::memset(bytes() + kGuard, 0xFF, count);
+  }
+  Guarded(DType dtype, const Shape& shape, const Values& values) : Guarded(dtype, shape) {
+    REQUIRE(std::int64_t(values.size()) == shape.num_elements());
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      switch (dtype) {
+        case DType::kF32:
+          view().as<float>()[i] = float(values[i]);
+          break;
+        case DType::kF64:
+          view().as<double>()[i] = values[i];
+          break;
+        case DType::kI32:
+          view().as<std::int32_t>()[i] = std::int32_t(values[i]);
+          break;
+        default:
+          view().as<std::int64_t>()[i] = std::int64_t(values[i]);
+      }
+    }
+  }
+  /// The guards must be untouched.
+  ~Guarded() { CHECK(intact()); }
+  Guarded(const Guarded&) = delete;
+  Guarded& operator=(const Guarded&) = delete;
+
+  [[nodiscard]] TensorView view() { return {bytes() + kGuard, dtype_, shape_}; }
+  operator TensorView() { return view(); }       // NOLINT: tests pass them to operators
+  operator ConstTensorView() { return view(); }  // NOLINT
+  [[nodiscard]] ops::ParamStorage storage() { return {bytes() + kGuard, dtype_, shape_}; }
+  [[nodiscard]] Values values() {
+    Values values(static_cast<std::size_t>(shape_.num_elements()));
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      switch (dtype_) {
+        case DType::kF32:
+          values[i] = double(view().as<float>()[i]);
+          break;
+        case DType::kF64:
+          values[i] = view().as<double>()[i];
+          break;
+        case DType::kI32:
+          values[i] = double(view().as<std::int32_t>()[i]);
+          break;
+        default:
+          values[i] = double(view().as<std::int64_t>()[i]);
+      }
+    }
+    return values;
+  }
+
+ private:
+  static constexpr std::size_t kGuard = 64;
+  static constexpr std::uint64_t kPattern = 0xA5A5A5A5A5A5A5A5U;
+  std::byte* bytes() { return reinterpret_cast<std::byte*>(memory_.data()); }
+  [[nodiscard]] bool intact() {
+    const std::size_t end = kGuard + view().num_bytes();
+    for (std::size_t i = 0; i < memory_.size() * 8; ++i) {
+      if ((i < kGuard || i >= end) && bytes()[i] != std::byte{0xA5}) return false;
+    }
+    return true;
+  }
+  DType dtype_;
+  Shape shape_;
+  std::vector<std::uint64_t> memory_;
+};
+
+/// A CPU context with its own stream and workspace.
+class CpuContext {
+ public:
+  explicit CpuContext(int threads = 1, std::size_t workspace_bytes = 0)
+      : stream_(device::cpu()),
+        workspace_(device::cpu(), workspace_bytes),
+        context_{device::cpu(), stream_, workspace_, threads} {}
+  operator Context&() { return context_; }  // NOLINT
+  [[nodiscard]] device::Arena& workspace() { return workspace_; }
+
+ private:
+  device::Stream stream_;
+  device::Arena workspace_;
+  Context context_;
+};
+
+/// Calls body(dtype, threads) for each combination to be tested.
+inline void for_each_kind(const std::function<void(DType, int)>& body) {
+  for (const DType dtype : {DType::kF32, DType::kF64}) {
+    for (const int threads : {1, 2}) {
+      INFO("dtype " << name_of(dtype) << ", threads " << threads);
+      body(dtype, threads);
+    }
+  }
+}
+
+inline void check_close(const Values& observed, const Values& reference, Tolerance limit) {
+  REQUIRE(observed.size() == reference.size());
+  double squares = 0;
+  double error_squares = 0;
+  for (std::size_t i = 0; i < observed.size(); ++i) {
+    squares += reference[i] * reference[i];
+    error_squares += (observed[i] - reference[i]) * (observed[i] - reference[i]);
+  }
+  if (squares == 0) {
+    CHECK(error_squares == 0);
+    return;
+  }
+  const double rms = std::sqrt(squares / double(observed.size()));
+  double worst = 0;
+  for (std::size_t i = 0; i < observed.size(); ++i) {
+    const double error =
+        std::abs(observed[i] - reference[i]) / std::max(rms, std::abs(reference[i]));
+    worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : std::max(worst, error);
+  }
+  INFO("nmse " << error_squares / squares << " of " << limit.nmse << ", max error " << worst
+               << " of " << limit.max_error);
+  CHECK(error_squares / squares <= limit.nmse);
+  CHECK(worst <= limit.max_error);
+}
+
+/// Compares `gradient` with central differences of `loss`, which reads `x`; double precision
+/// throughout.
+inline void check_gradient(Values& x,
+                           const Values& gradient,
+                           const std::function<double()>& loss,
+                           double relative = 1e-7) {
+  REQUIRE(gradient.size() == x.size());
+  constexpr double kStep = 1e-4;
+  Values numeric(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double kept = x[i];
+    // Fourth-order differences: their truncation error stays far below the tolerance.
+    const auto at = [&](double offset) {
+      x[i] = kept + offset;
+      return loss();
+    };
+    numeric[i] = (8 * (at(kStep) - at(-kStep)) - (at(2 * kStep) - at(-2 * kStep))) / (12 * kStep);
+    x[i] = kept;
+  }
+  check_close(gradient, numeric, {relative * relative, 10 * relative});
+}
+
+inline double dot(const Values& a, const Values& b) {
+  double sum = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+}  // namespace pecan::test

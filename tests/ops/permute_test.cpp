@@ -1,0 +1,181 @@
+#include <numeric>
+
+#include <pecan/ops/permute.hpp>
+
+#include "ops/op_test.hpp"
+
+namespace pecan::test {
+namespace {
+
+using ops::Accumulate;
+
+struct Plan {
+  Guarded ids, counts, order, positions;
+  Plan(Context& ctx,
+       std::int64_t tokens,
+       std::int64_t k,
+       std::int64_t num_experts,
+       const Values& chosen)
+      : ids(DType::kI32, {tokens, k}, chosen),
+        counts(DType::kI64, {num_experts}),
+        order(DType::kI32, {tokens * k}),
+        positions(DType::kI32, {tokens, k}) {
+    ops::permute_plan(ctx, ids, counts, order, positions);
+  }
+};
+
+Values random_ids(std::int64_t tokens, std::int64_t k, std::int64_t num_experts) {
+  Values ids = random_values(tokens * k, 11);
+  for (double& id : ids) id = std::floor((id + 1) / 2 * double(num_experts));
+  return ids;
+}
+
+constexpr std::int64_t kShapes[][4] = {
+    {0, 2, 4, 3}, {1, 1, 1, 1}, {7, 2, 4, 5}, {65, 3, 2, 63}, {129, 2, 16, 129}, {40, 2, 300, 8}};
+
+}  // namespace
+
+TEST_CASE("permute_plan: slots stand by expert, then by slot") {
+  CpuContext ctx;
+  for (const auto& [tokens, k, num_experts, width] : kShapes) {
+    static_cast<void>(width);
+    const Values ids = random_ids(tokens, k, num_experts);
+    Plan plan(ctx, tokens, k, num_experts, ids);
+    Values order(ids.size());
+    std::iota(order.begin(), order.end(), 0.0);
+    std::stable_sort(order.begin(), order.end(), [&](double a, double b) {
+      return ids[std::size_t(a)] < ids[std::size_t(b)];
+    });
+    CHECK(plan.order.values() == order);
+    const Values positions = plan.positions.values();
+    for (std::size_t p = 0; p < order.size(); ++p)
+      CHECK(positions[std::size_t(order[p])] == double(p));
+    Values counts(static_cast<std::size_t>(num_experts));
+    for (const double id : ids) counts[std::size_t(id)] += 1;
+    CHECK(plan.counts.values() == counts);
+  }
+}
+
+TEST_CASE("permute: gathers, weighted sums and their gradients agree with the formulas") {
+  for_each_kind([&](DType dtype, int threads) {
+    CpuContext ctx(threads);
+    for (const auto& [tokens, k, num_experts, width] : kShapes) {
+      INFO("T " << tokens << " K " << k << " E " << num_experts << " H " << width);
+      const auto T = std::size_t(tokens), K = std::size_t(k), H = std::size_t(width);
+      const std::int64_t slots = tokens * k;
+      Plan plan(ctx, tokens, k, num_experts, random_ids(tokens, k, num_experts));
+      const Values positions = plan.positions.values();
+      const auto row_of = [&](std::size_t t, std::size_t i) {
+        return std::size_t(positions[t * K + i]) * H;
+      };
+      const Values x = random_values(tokens * width, 1);
+      const Values rows = random_values(slots * width, 2);
+      const Values weights = random_values(slots, 3);
+      const Values dy = random_values(tokens * width, 4);
+      Values gathered(rows.size()), sums(x.size()), combined(x.size()), drows(rows.size()),
+          dweights(weights.size());
+      for (std::size_t t = 0; t < T; ++t) {
+        for (std::size_t i = 0; i < K; ++i) {
+          for (std::size_t h = 0; h < H; ++h) {
+            gathered[row_of(t, i) + h] = x[t * H + h];
+            sums[t * H + h] += rows[row_of(t, i) + h];
+            combined[t * H + h] += weights[t * K + i] * rows[row_of(t, i) + h];
+            drows[row_of(t, i) + h] = weights[t * K + i] * dy[t * H + h];
+            dweights[t * K + i] += dy[t * H + h] * rows[row_of(t, i) + h];
+          }
+        }
+      }
+      const Shape token_shape{tokens, width}, row_shape{slots, width};
+      Guarded x_tensor(dtype, token_shape, x), rows_tensor(dtype, row_shape, rows),
+          weights_tensor(dtype, {tokens, k}, weights);
+      Guarded dy_tensor(dtype, token_shape, dy);
+
+      Guarded gathered_tensor(dtype, row_shape);
+      ops::permute_forward(ctx, x_tensor, plan.order, gathered_tensor);
+      CHECK(gathered_tensor.values() == gathered);
+      Guarded combined_tensor(dtype, token_shape);
+      ops::unpermute_forward(ctx,
+                             rows_tensor,
+                             plan.positions,
+                             weights_tensor,
+                             combined_tensor,
+                             Accumulate::kOverwrite);
+      check_close(combined_tensor.values(), combined, tolerance(dtype, k));
+      Guarded sums_tensor(dtype, token_shape);
+      ops::permute_backward(ctx, rows_tensor, plan.positions, sums_tensor, Accumulate::kOverwrite);
+      check_close(sums_tensor.values(), sums, tolerance(dtype, k));
+
+      Guarded added(dtype, token_shape, x);
+      ops::permute_backward(ctx, rows_tensor, plan.positions, added, Accumulate::kAdd);
+      ops::unpermute_forward(
+          ctx, rows_tensor, plan.positions, weights_tensor, added, Accumulate::kAdd);
+      for (std::size_t i = 0; i < x.size(); ++i) sums[i] += x[i] + combined[i];
+      check_close(added.values(), sums, tolerance(dtype, 2 * k + 1));
+
+      Guarded drows_tensor(dtype, row_shape), dweights_tensor(dtype, {tokens, k});
+      ops::unpermute_backward(ctx,
+                              dy_tensor,
+                              rows_tensor,
+                              plan.positions,
+                              weights_tensor,
+                              drows_tensor,
+                              dweights_tensor);
+      check_close(drows_tensor.values(), drows, tolerance(dtype));
+      check_close(dweights_tensor.values(), dweights, tolerance(dtype, width));
+      ops::unpermute_backward(ctx,
+                              dy_tensor,
+                              rows_tensor,
+                              plan.positions,
+                              weights_tensor,
+                              rows_tensor,
+                              dweights_tensor);
+      CHECK(rows_tensor.values() == drows_tensor.values());
+      check_close(dweights_tensor.values(), dweights, tolerance(dtype, width));
+    }
+  });
+}
+
+TEST_CASE("permute: gradients agree with central differences of gather, scale and combine") {
+  CpuContext ctx;
+  constexpr std::int64_t kTokens = 4, kChoices = 2, kWidth = 3;
+  Plan plan(ctx, kTokens, kChoices, 3, random_ids(kTokens, kChoices, 3));
+  Values x = random_values(kTokens * kWidth, 1);
+  Values weights = random_values(kTokens * kChoices, 2);
+  const Values dy = random_values(kTokens * kWidth, 3);
+  Guarded rows(DType::kF64, {kTokens * kChoices, kWidth}), y(DType::kF64, {kTokens, kWidth});
+  const auto loss = [&] {
+    ops::permute_forward(ctx, Guarded(DType::kF64, {kTokens, kWidth}, x), plan.order, rows);
+    ops::unpermute_forward(ctx,
+                           rows,
+                           plan.positions,
+                           Guarded(DType::kF64, {kTokens, kChoices}, weights),
+                           y,
+                           Accumulate::kOverwrite);
+    return dot(y.values(), dy);
+  };
+  static_cast<void>(loss());
+  Guarded drows(DType::kF64, {kTokens * kChoices, kWidth}),
+      dweights(DType::kF64, {kTokens, kChoices}), dx(DType::kF64, {kTokens, kWidth});
+  ops::unpermute_backward(ctx,
+                          Guarded(DType::kF64, {kTokens, kWidth}, dy),
+                          rows,
+                          plan.positions,
+                          Guarded(DType::kF64, {kTokens, kChoices}, weights),
+                          drows,
+                          dweights);
+  ops::permute_backward(ctx, drows, plan.positions, dx, Accumulate::kOverwrite);
+  check_gradient(x, dx.values(), loss);
+  check_gradient(weights, dweights.values(), loss);
+}
+
+TEST_CASE("permute: indices outside their range are refused") {
+  CpuContext ctx;
+  Guarded ids(DType::kI32, {1, 2}, {0, 3}), counts(DType::kI64, {3}), order(DType::kI32, {2}),
+      positions(DType::kI32, {1, 2});
+  CHECK_THROWS_AS(ops::permute_plan(ctx, ids, counts, order, positions), ShapeError);
+  Guarded x(DType::kF32, {1, 2}, Values(2)), rows(DType::kF32, {2, 2});
+  CHECK_THROWS_AS(ops::permute_forward(ctx, x, Guarded(DType::kI32, {2}, {0, 2}), rows),
+                  ShapeError);
+}
+
+}  // namespace pecan::test

@@ -1,0 +1,51 @@
+#include <pecan/ops/reduce.hpp>
+
+#include "ops/op_test.hpp"
+
+namespace pecan::test {
+
+TEST_CASE("reduce: sums, counts and maxima, equal for any number of threads") {
+  for (const DType dtype : {DType::kF32, DType::kF64}) {
+    for (const std::int64_t count : {0, 1, 63, 4095, 4096, 4097, 1050000}) {
+      INFO(name_of(dtype) << ", elements " << count);
+      Values x = random_values(count, 1);
+      double sum = 0, squares = 0, largest = 0;
+      for (const double value : x) {
+        sum += value;
+        squares += value * value;
+        largest = std::max(largest, std::abs(value));
+      }
+      Guarded tensor(dtype, {count}, x);
+      CpuContext one(1);
+      const double observed_sum = ops::sum(one, tensor);
+      const double observed_squares = ops::sum_of_squares(one, tensor);
+      CHECK(observed_sum == Approx(sum).epsilon(1e-11).margin(1e-9));
+      CHECK(observed_squares == Approx(squares).epsilon(1e-12));
+      CHECK(ops::max_abs(one, tensor) == largest);
+      CHECK(ops::count_non_finite(one, tensor) == 0);
+      for (const int threads : {2, 3}) {
+        CpuContext ctx(threads);
+        CHECK(ops::sum(ctx, tensor) == observed_sum);
+        CHECK(ops::sum_of_squares(ctx, tensor) == observed_squares);
+        CHECK(ops::max_abs(ctx, tensor) == largest);
+      }
+    }
+  }
+}
+
+TEST_CASE(
+    "reduce: f32 squares beyond the range of f32 are summed, non-finite values found wherever they "
+    "stand") {
+  CpuContext ctx;
+  CHECK(ops::sum_of_squares(ctx, Guarded(DType::kF32, {2}, {3e30, 4e30})) == Approx(2.5e61));
+  Values x(10000, -1.0);
+  x[0] = std::nan("");
+  x[4096] = double(INFINITY);
+  x[9999] = -double(INFINITY);
+  Guarded tensor(DType::kF32, {10000}, x);
+  CHECK(ops::count_non_finite(ctx, tensor) == 3);
+  CHECK(std::isnan(ops::sum_of_squares(ctx, tensor)));
+  CHECK(std::isinf(ops::max_abs(ctx, tensor)));
+}
+
+}  // namespace pecan::test
