@@ -1,0 +1,48 @@
+#pragma once
+/// The attention half of a decoder layer: y = x + o_proj(attention(norm(x))).
+/// Legend: T tokens, H hidden, N heads, G key-value groups, D head dim, S sequence, B sequences.
+
+#include <pecan/model/dims.hpp>
+
+namespace pecan::model {
+
+/// What forward keeps for backward, and scratch that layers share.
+struct AttentionActivations {
+  TensorView normed_TH, rstd_T;
+  TensorView q_TND, k_TGD, v_TGD;   ///< after QK-norm and rotation
+  TensorView raw_q_TND, raw_k_TGD;  ///< before QK-norm; without it unused
+  TensorView q_rstd, k_rstd;
+  TensorView out_TND, lse_BNS;
+  [[nodiscard]] static AttentionActivations plan(const ModelDims& dims, device::Arena& arena);
+};
+struct AttentionScratch {
+  TensorView d_normed_TH, d_out_TND, d_q_TND, d_k_TGD, d_v_TGD;
+  [[nodiscard]] static AttentionScratch plan(const ModelDims& dims, device::Arena& arena);
+};
+
+class AttentionLayer {
+ public:
+  /// Refers to `dims` and `params`, which outlive it.
+  AttentionLayer(const ModelDims& dims, parallel::ParamSet& params, LayerId layer);
+  /// y_TH = x_TH + attention; table_SD from ops::rope_table.
+  void forward(Context& ctx,
+               ConstTensorView x_TH,
+               ConstTensorView table_SD,
+               AttentionActivations& kept,
+               TensorView y_TH) const;
+  /// Turns d_TH, the gradient of y, into that of x, and adds to the parameters' gradients.
+  void backward(Context& ctx,
+                ConstTensorView x_TH,
+                ConstTensorView table_SD,
+                AttentionActivations& kept,
+                AttentionScratch& scratch,
+                TensorView d_TH) const;
+
+ private:
+  const ModelDims& dims_;
+  parallel::Param *norm_, *q_, *k_, *v_, *o_;
+  parallel::Param* q_norm_ = nullptr;
+  parallel::Param* k_norm_ = nullptr;
+};
+
+}  // namespace pecan::model

@@ -1,0 +1,60 @@
+#pragma once
+/// Sizes of the model and its parameters, as pure functions of the configuration.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <pecan/config/config.hpp>
+
+#include <pecan/device/context.hpp>
+
+#include <pecan/parallel/params.hpp>
+
+namespace pecan::model {
+
+/// Everything a layer needs to know. T = micro_batch * sequence tokens a micro-batch.
+struct ModelDims {
+  DType dtype = DType::kF32;
+  std::int64_t num_layers = 0;
+  std::int64_t hidden = 0;        ///< H
+  std::int64_t heads = 0;         ///< N
+  std::int64_t kv_groups = 0;     ///< G
+  std::int64_t head_dim = 0;      ///< D
+  std::int64_t ffn = 0;           ///< F of dense layers
+  std::int64_t expert_ffn = 0;    ///< F of routed experts
+  std::int64_t shared_ffn = 0;    ///< F of the shared expert, 0: none
+  std::int64_t num_experts = 0;   ///< E
+  std::int64_t topk = 0;          ///< K
+  std::int64_t vocab = 0;         ///< true vocabulary size
+  std::int64_t padded_vocab = 0;  ///< V
+  std::int64_t sequence = 0;      ///< S
+  std::int64_t micro_batch = 0;   ///< B
+  double norm_epsilon = 0;
+  double rotary_base = 0;
+  double init_std = 0;
+  double aux_loss_coeff = 0;
+  double z_loss_coeff = 0;
+  double router_scaling = 1;
+  double dispatch_buffer_factor = 2;
+  bool router_pre_softmax = false;
+  bool qk_norm = false;
+  bool tied_embeddings = true;
+  std::vector<bool> is_moe;  ///< by layer
+  [[nodiscard]] std::int64_t tokens() const { return micro_batch * sequence; }
+  [[nodiscard]] int num_moe_layers() const;
+};
+
+/// `vocab_size` is the tokenizer's true size. Pure.
+[[nodiscard]] ModelDims plan_dims(const config::Config& config, std::int64_t vocab_size);
+/// Every parameter in a fixed order, experts by (layer, expert). Pure.
+[[nodiscard]] std::vector<parallel::ParamSpec> plan_parameters(const ModelDims& dims);
+/// Draws every weight that this rank holds by (seed, name, element): every layout starts from the
+/// same model.
+void initialise(Context& ctx, parallel::ParamSet& params, std::uint64_t seed);
+
+/// Names of parameters: Hugging Face's Qwen3-MoE (docs/formats/checkpoint.md).
+[[nodiscard]] std::string layer_name(LayerId layer);
+[[nodiscard]] std::string expert_name(LayerId layer, ExpertId expert);
+
+}  // namespace pecan::model

@@ -1,0 +1,79 @@
+#pragma once
+/// SwiGLU feed-forward networks: y = down(silu(gate(x)) * up(x)); one serves dense layers, the
+/// shared expert and each routed expert.
+
+#include <span>
+#include <vector>
+
+#include <pecan/ops/types.hpp>
+
+#include <pecan/model/dims.hpp>
+
+namespace pecan::model {
+
+/// Whether backward adds to the weights' gradients. kOff computes the input's gradient only (a
+/// frozen expert).
+enum class WeightGradient : std::uint8_t { kOn, kOff };
+
+/// Rows that forward keeps for backward.
+struct MlpActivations {
+  TensorView gate_TF, up_TF, h_TF;
+  [[nodiscard]] static MlpActivations plan(DType dtype,
+                                           std::int64_t rows,
+                                           std::int64_t ffn,
+                                           device::Arena& arena);
+  /// The rows [first, first + count) of each.
+  [[nodiscard]] MlpActivations rows(std::int64_t first, std::int64_t count) const;
+};
+
+class Mlp {
+ public:
+  /// Parameters "<prefix>.{gate,up,down}_proj.weight" of `params`, which outlives it.
+  Mlp(parallel::ParamSet& params, const std::string& prefix);
+  /// y_TH = mlp(x_TH); no rows are fine.
+  void forward(Context& ctx, ConstTensorView x_TH, MlpActivations kept, TensorView y_TH) const;
+  /// dx_TH (+)= the input's gradient; kept is overwritten by gradients.
+  void backward(Context& ctx,
+                ConstTensorView dy_TH,
+                ConstTensorView x_TH,
+                MlpActivations kept,
+                TensorView dx_TH,
+                ops::Accumulate accumulate,
+                WeightGradient weight_gradient) const;
+
+ private:
+  parallel::Param *gate_, *up_, *down_;
+};
+
+/// The routed experts of one layer that this rank holds.
+class Experts {
+ public:
+  Experts(const ModelDims& dims,
+          parallel::ParamSet& params,
+          LayerId layer,
+          const parallel::MeshShape& mesh,
+          Rank rank);
+  [[nodiscard]] int num_local() const { return int(experts_.size()); }
+  /// x_RH holds counts[i] rows for local expert i, one expert after the other.
+  void forward(Context& ctx,
+               std::span<const std::int64_t> counts,
+               ConstTensorView x_RH,
+               const MlpActivations& kept,
+               TensorView y_RH) const;
+  /// dx_RH is overwritten; experts whose weight gradient is off only pass the gradient on.
+  void backward(Context& ctx,
+                std::span<const std::int64_t> counts,
+                ConstTensorView dy_RH,
+                ConstTensorView x_RH,
+                const MlpActivations& kept,
+                TensorView dx_RH) const;
+  void set_weight_gradient(int local_expert, WeightGradient value) {
+    weight_gradient_.at(std::size_t(local_expert)) = value;
+  }
+
+ private:
+  std::vector<Mlp> experts_;
+  std::vector<WeightGradient> weight_gradient_;
+};
+
+}  // namespace pecan::model

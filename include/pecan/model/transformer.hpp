@@ -1,0 +1,84 @@
+#pragma once
+/// The whole decoder: embedding, layers, final norm, head and loss, with explicit forward and
+/// backward.
+
+#include <memory>
+#include <span>
+#include <variant>
+#include <vector>
+
+#include <pecan/model/attention.hpp>
+#include <pecan/model/moe.hpp>
+
+namespace pecan::model {
+
+/// All memory of forward and backward, planned before step 0.
+struct Activations {
+  TensorView rope_table_SD;
+  std::vector<TensorView>
+      stream_TH;  ///< residual stream before layer 0, after its attention, after its ffn, ...
+  std::vector<AttentionActivations> attention;
+  std::vector<FfnActivations> ffn;
+  TensorView normed_TH, rstd_T, logits_TV, loss_T, d_stream_TH, d_normed_TH;
+  AttentionScratch attention_scratch;  ///< shares memory with ffn_scratch
+  FfnScratch ffn_scratch;
+  /// On a measuring arena the high water is the plan; on a real one of that size it is reached
+  /// exactly.
+  [[nodiscard]] static Activations plan(const ModelDims& dims, int ep_size, device::Arena& arena);
+};
+
+/// Bytes of memory a rank's model takes besides parameters. Pure.
+struct MemoryPlan {
+  std::size_t activation_bytes = 0;
+  std::size_t workspace_bytes = 0;
+};
+[[nodiscard]] MemoryPlan plan_memory(const ModelDims& dims, int ep_size, int threads);
+
+/// One micro-batch: T = B * S tokens each, i32; mask_T in the model's dtype or empty for ones.
+struct Batch {
+  ConstTensorView tokens_T;
+  ConstTensorView labels_T;
+  ConstTensorView mask_T;
+};
+
+/// What a micro-batch gave.
+struct BatchResult {
+  double loss_sum = 0;                 ///< sum over unmasked tokens, nats
+  std::vector<RoutingReport> routing;  ///< by MoE layer
+};
+
+class Transformer {
+ public:
+  /// `activations` holds memory planned with the same dims and ep size. Everything given outlives
+  /// the object.
+  Transformer(Context& ctx,
+              const ModelDims& dims,
+              parallel::ParamSet& params,
+              const parallel::MeshShape& mesh,
+              comm::Group& ep,
+              Rank rank,
+              Activations& activations);
+  /// Loss only. Collective over ep.
+  BatchResult forward(Context& ctx, const Batch& batch);
+  /// Loss, and gradients of loss_scale * (mean loss over T + balancing losses), added to the
+  /// parameters'. Collective over ep.
+  BatchResult forward_backward(Context& ctx, const Batch& batch, double loss_scale);
+  /// Token slots of this rank's last micro-batch by [MoE layer][expert].
+  [[nodiscard]] std::span<const std::int64_t> expert_counts(int moe_layer) const;
+  [[nodiscard]] std::int64_t dispatch_growths() const;
+  [[nodiscard]] MoeLayer& moe_layer(int moe_layer);
+
+ private:
+  using FfnLayer = std::variant<DenseFfnLayer, MoeLayer>;
+  BatchResult forward_to_logits(Context& ctx, const Batch& batch);
+  [[nodiscard]] double sum_of_loss(Context& ctx) const;
+
+  const ModelDims& dims_;
+  Activations& memory_;
+  parallel::Param *embedding_, *norm_, *head_;
+  std::vector<AttentionLayer> attention_;
+  std::vector<std::unique_ptr<FfnLayer>> ffn_;
+  std::vector<std::size_t> moe_layers_;  ///< layer of each MoE layer
+};
+
+}  // namespace pecan::model
