@@ -1,0 +1,111 @@
+#pragma once
+/// The checkpoint pipeline as the step loop sees it: barriers (A) and (B), votes, drain.
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <pecan/core/file_system.hpp>
+#include <pecan/core/state_catalog.hpp>
+
+#include <pecan/config/config.hpp>
+
+#include <pecan/comm/group.hpp>
+
+#include <pecan/checkpoint/manifest.hpp>
+
+namespace pecan::checkpoint {
+
+class RunLock;
+
+/// What one rank contributes to the step's small all-reduce (minimum over ranks) and reads back of
+/// it.
+inline constexpr int kVoteSize = 8;
+using Vote = std::array<std::int64_t, kVoteSize>;
+
+/// Identity of this start of the run, agreed on by all ranks.
+struct RunIdentity {
+  std::string run_id;
+  Incarnation incarnation;
+  std::vector<LineageEntry> lineage;
+  /// Rank 0's hold on the run directory (null elsewhere), released with the last copy: shared by
+  /// what recovery returned and the checkpointer, which fences by it.
+  std::shared_ptr<RunLock> lock;
+};
+
+/// A finished (or failed) save, for metrics and the log.
+struct SaveRecord {
+  Version version;
+  bool committed = false;
+  bool full = false;
+  std::string failure;         ///< why not committed
+  std::int64_t num_bytes = 0;  ///< written by this rank
+  std::int64_t num_expert_units = 0;
+  double snapshot_ms = 0;
+  double persist_ms = 0;
+  double commit_ms = 0;
+};
+
+/// Values that belong to the step just done, stored in the manifest.
+struct StepFacts {
+  Step step;
+  std::int64_t consumed_samples = 0;
+  std::string extra_json;
+};
+
+/// Collective decisions come from votes only, so that all ranks start, commit and drop the same
+/// saves; all methods on the main thread, in the same order on every rank. One save at a time: one
+/// that is due while another is under way is skipped. A failed save is reported and dropped, and
+/// the next one is tried as if it had never been. Every checkpoint is full until one full one is
+/// committed in the lineage.
+class Checkpointer {
+ public:
+  /// `fs`, `catalog`, `binding` outlive the object. `recovered`: the manifest that recovery
+  /// continued from, if any (its copies are the history of the selection, and its checkpoint counts
+  /// as committed). Allocates the snapshot buffer. Throws ConfigError for an unknown selection or
+  /// role group. Not collective.
+  Checkpointer(FileSystem& fs,
+               std::string run_directory,
+               const config::CheckpointConfig& config,
+               const StateCatalog& catalog,
+               StateBinding& binding,
+               Rank rank,
+               RunIdentity identity,
+               std::optional<Manifest> recovered);
+  ~Checkpointer();
+  Checkpointer(const Checkpointer&) = delete;
+  Checkpointer& operator=(const Checkpointer&) = delete;
+
+  /// This rank's vote, taken before the step's small all-reduce.
+  [[nodiscard]] Vote vote() const;
+  /// The minimum over all ranks of that vote: acts on it (commit on rank 0, retention, failed
+  /// saves). CheckpointError if a newer incarnation has taken over the run.
+  void observe(const Vote& reduced);
+  /// (A): waits for copies that still read parameters or moments; returns the milliseconds of
+  /// stall.
+  double before_update();
+  /// (B): starts a save if the configuration and the last observed vote say so, copying at once
+  /// what forward mutates; without async_save waits for the files. Returns the milliseconds of
+  /// stall.
+  double after_update(const StepFacts& facts);
+  /// Starts a save now, whatever the interval, unless one is under way or this step is committed
+  /// (end of the run, exit on request).
+  double save_now(const StepFacts& facts);
+  /// Whether a save still needs votes, or rank 0's retention is at work (so ranks may differ); a
+  /// bounded drain exchanges votes while any rank says yes.
+  [[nodiscard]] bool busy() const;
+  /// Step of the last save started, else the step recovered from, else 0. Equal on all ranks.
+  [[nodiscard]] Step last_started() const;
+  /// Saves that ended since the last call.
+  [[nodiscard]] std::vector<SaveRecord> take_records();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace pecan::checkpoint

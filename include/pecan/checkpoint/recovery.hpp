@@ -1,0 +1,92 @@
+#pragma once
+/// Recovery from storage: sources -> t* -> RestorePlan (pure) -> load and verify (collective).
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <pecan/core/file_system.hpp>
+#include <pecan/core/state_catalog.hpp>
+
+#include <pecan/comm/group.hpp>
+
+#include <pecan/checkpoint/checkpointer.hpp>
+#include <pecan/checkpoint/manifest.hpp>
+
+namespace pecan::checkpoint {
+
+/// A copy of (unit, group) that a good manifest of the lineage describes.
+struct Source {
+  UnitIndex unit;
+  RoleGroup group = RoleGroup::kWeight;
+  Version version;
+  std::string directory;  ///< of the checkpoint, relative to the run directory
+};
+
+struct UnitRestore {
+  UnitIndex unit;
+  RoleGroup group = RoleGroup::kWeight;
+  Version version;
+  std::string directory;
+};
+
+/// Equal on all ranks: what to load from where. Ordered by (unit, group).
+struct RestorePlan {
+  Version recovery;  ///< t*
+  std::vector<UnitRestore> restores;
+  [[nodiscard]] std::uint64_t hash() const;
+};
+
+/// Design rules of recovery, 4: the largest t with all non-expert groups at exactly t and every
+/// other (unit, group) with a source <= t; each from its newest source <= t. `candidates` are the
+/// versions of good manifests. Pure. Returns nullopt if no t qualifies.
+[[nodiscard]] std::optional<RestorePlan> plan_restore(const StateCatalog& catalog,
+                                                      const std::vector<Source>& sources,
+                                                      const std::vector<Version>& candidates);
+
+struct RecoveryReport {
+  bool fresh = true;  ///< nothing to recover: a new run
+  RestorePlan plan;
+  std::vector<std::string> damages;    ///< what was found bad and worked round, one sentence each
+  std::vector<std::string> abandoned;  ///< directories renamed
+  double scan_ms = 0;
+  double load_ms = 0;
+};
+
+struct Recovered {
+  RunIdentity identity;  ///< of this start
+  RecoveryReport report;
+  std::optional<Manifest> manifest;  ///< of t*
+};
+
+enum class ResumeMode : std::uint8_t {
+  kFreshOnly /*refuse a non-empty run directory*/,
+  kFromFailure,
+  kFromPath
+};
+
+/// Timing of the run's lock.
+struct LockOptions {
+  std::chrono::milliseconds heartbeat{1000};  ///< between two signs of life of the holder
+  std::chrono::milliseconds takeover{2500};   ///< without one the holder counts as dead
+};
+
+/// Opens the run directory: takes the run's lock (incarnation + heartbeat), checks that storage is
+/// shared (a nonce), finds t*, loads every block this rank holds through `binding`, verifies
+/// checksums (damaged copies are excluded and the plan made again), compares replicas' hashes,
+/// renames abandoned branches. Collective over `world`. Throws CheckpointError: another model's
+/// run, nothing recoverable though checkpoints exist, no write permission, storage not shared, a
+/// live holder. `path` (kFromPath): a checkpoint directory "…/step-N" to continue from.
+[[nodiscard]] Recovered recover(FileSystem& fs,
+                                const std::string& run_directory,
+                                ResumeMode mode,
+                                const std::string& path,
+                                const StateCatalog& catalog,
+                                StateBinding& binding,
+                                Context& ctx,
+                                comm::Group& world,
+                                const LockOptions& lock = {});
+
+}  // namespace pecan::checkpoint

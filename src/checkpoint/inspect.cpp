@@ -1,0 +1,240 @@
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include <nlohmann/json.hpp>
+
+#include <pecan/checkpoint/inspect.hpp>
+
+#include "checkpoint/lineage.hpp"
+#include "checkpoint/scan.hpp"
+
+namespace pecan::checkpoint {
+namespace {
+
+using Stored = std::vector<StoredCheckpoint>;
+
+/// Token slots routed by MoE layer and expert, from the trainer's object; empty where it does not
+/// say.
+std::vector<std::vector<std::int64_t>> routed_of(const Manifest& manifest) {
+  const auto extra =
+      nlohmann::json::parse(manifest.extra_json, nullptr, /*allow_exceptions=*/false);
+  if (!extra.is_object() || !extra.contains("routed")) return {};
+  try {
+    return extra.at("routed").get<std::vector<std::vector<std::int64_t>>>();
+  } catch (const nlohmann::json::exception&) {
+    return {};
+  }
+}
+
+const StoredCheckpoint* find(const Stored& all, Version version) {
+  const auto it =
+      std::ranges::find(all, version, [](const StoredCheckpoint& c) { return c.manifest.version; });
+  return it == all.end() ? nullptr : &*it;
+}
+
+/// The checkpoint that a recovery would try first.
+const StoredCheckpoint* newest(const Stored& all) {
+  const StoredCheckpoint* best = nullptr;
+  for (const StoredCheckpoint& checkpoint : all) {
+    if (!checkpoint.retired &&
+        (best == nullptr || best->manifest.version < checkpoint.manifest.version)) {
+      best = &checkpoint;
+    }
+  }
+  return best;
+}
+
+/// Files, as (directory, name), that the copies named by candidates lie in.
+std::set<std::pair<std::string, std::string>> needed_files(const Stored& all,
+                                                           std::vector<std::string>& problems) {
+  std::set<std::pair<std::string, std::string>> needed;
+  for (const StoredCheckpoint& candidate : all) {
+    if (candidate.retired) continue;
+    for (const UnitCopy& copy : candidate.manifest.copies) {
+      const StoredCheckpoint* source = find(all, copy.version);
+      const auto files = source == nullptr ? decltype(source->files_of.begin()){}
+                                           : source->files_of.find({copy.unit, copy.group});
+      if (source == nullptr || files == source->files_of.end()) {
+        problems.push_back(
+            fmt::format("{} counts on a copy of {} ({}) from step {}, which is not there",
+                        candidate.directory,
+                        candidate.manifest.units[std::size_t(copy.unit.value)].name,
+                        name_of(copy.group),
+                        copy.version.step));
+        continue;
+      }
+      if (copy_digest(source->manifest.blocks, copy.unit, copy.group) != copy.digest) {
+        problems.push_back(fmt::format("{} and {} disagree on the checksums of {} ({})",
+                                       candidate.directory,
+                                       source->directory,
+                                       candidate.manifest.units[std::size_t(copy.unit.value)].name,
+                                       name_of(copy.group)));
+      }
+      for (const int file : files->second) {
+        needed.emplace(source->directory, source->manifest.files[std::size_t(file)].name);
+      }
+    }
+  }
+  return needed;
+}
+
+void verify_file(FileSystem& fs,
+                 const std::string& root,
+                 const StoredCheckpoint& checkpoint,
+                 int index,
+                 FileReport& report) {
+  const FileEntry& entry = checkpoint.manifest.files[std::size_t(index)];
+  const std::string path = fmt::format("{}/{}/{}", root, checkpoint.directory, entry.name);
+  const Result<FileDigest> digest = digest_file(fs, path);
+  if (!digest.ok()) {
+    report.problems.push_back(digest.status().message);
+    return;
+  }
+  if (digest.value() != entry.digest) {
+    report.problems.push_back(
+        fmt::format("{} has {} bytes with checksum {}; the manifest says {} with {}",
+                    report.path,
+                    digest.value().num_bytes,
+                    digest.value().xxh3,
+                    entry.digest.num_bytes,
+                    entry.digest.xxh3));
+  }
+  ShardReader reader(fs, path);
+  if (const Status opened = reader.open(); !opened.ok()) {
+    report.problems.push_back(opened.message);
+    return;
+  }
+  std::vector<std::byte> bytes;
+  for (const BlockEntry& block : checkpoint.manifest.blocks) {
+    if (block.file != index) continue;
+    bytes.resize(std::size_t(block.block.block.extent.num_elements()) * size_of(block.block.dtype));
+    if (const Status status = reader.read(block.block, bytes); !status.ok())
+      report.problems.push_back(status.message);
+  }
+}
+
+std::vector<ExpertAge> expert_ages(const Stored& all, const StoredCheckpoint& head) {
+  const auto routed_now = routed_of(head.manifest);
+  std::map<UnitIndex, Version> oldest;
+  for (const UnitCopy& copy : head.manifest.copies) {
+    if (!head.manifest.units[std::size_t(copy.unit.value)].is_expert()) continue;
+    const auto [it, added] = oldest.try_emplace(copy.unit, copy.version);
+    if (!added) it->second = std::min(it->second, copy.version);
+  }
+  std::map<Version, std::vector<std::vector<std::int64_t>>> routed_at;
+  std::map<LayerId, std::size_t> moe_index;
+  for (const StateUnit& unit : head.manifest.units) {
+    if (unit.is_expert()) moe_index.try_emplace(unit.layer, moe_index.size());
+  }
+  std::vector<ExpertAge> ages;
+  for (const auto& [unit, version] : oldest) {
+    const StateUnit& described = head.manifest.units[std::size_t(unit.value)];
+    if (!routed_at.contains(version)) {
+      const StoredCheckpoint* source = find(all, version);
+      routed_at[version] = source == nullptr ? decltype(routed_now){} : routed_of(source->manifest);
+    }
+    const auto slots = [&](const std::vector<std::vector<std::int64_t>>& table) -> std::int64_t {
+      const std::size_t layer = moe_index.at(described.layer),
+                        expert = std::size_t(described.expert.value);
+      return layer < table.size() && expert < table[layer].size() ? table[layer][expert] : -1;
+    };
+    const std::int64_t now = slots(routed_now), then = slots(routed_at[version]);
+    ages.push_back({described.layer.value,
+                    described.expert.value,
+                    version.step,
+                    head.manifest.version.step.value - version.step.value,
+                    now < 0 || then < 0 ? -1 : now - then});
+  }
+  return ages;
+}
+
+}  // namespace
+
+RunReport inspect_run(FileSystem& fs, const std::string& run_directory, Verify verify) {
+  const std::string root = run_directory + "/checkpoints";
+  const Result<std::vector<DirEntry>> entries = fs.list(root);
+  PECAN_VALIDATE(
+      entries.ok(),
+      CheckpointError,
+      "{} holds no checkpoints: {}; give the directory that pecan-train got as --run-dir",
+      run_directory,
+      entries.status().message);
+  RunReport report;
+  Stored all;
+  for (const DirEntry& entry : entries.value()) {
+    if (!entry.is_directory || !step_of_directory(entry.name)) continue;
+    Result<StoredCheckpoint> checkpoint = load_checkpoint(fs, root, entry.name);
+    if (checkpoint.ok()) {
+      all.push_back(std::move(checkpoint).value());
+    } else {
+      report.problems.push_back(checkpoint.status().message);
+    }
+  }
+  std::ranges::sort(all, {}, [](const StoredCheckpoint& c) { return c.manifest.version; });
+  const StoredCheckpoint* head = newest(all);
+  PECAN_VALIDATE(
+      head != nullptr || !report.problems.empty(),
+      CheckpointError,
+      "{} holds no committed checkpoint yet; checkpoint.save_interval says when there will be one",
+      run_directory);
+
+  const auto needed = needed_files(all, report.problems);
+  for (const StoredCheckpoint& stored : all) {
+    const Manifest& manifest = stored.manifest;
+    CheckpointReport checkpoint{
+        stored.directory, manifest.version, manifest.full, stored.retired, 0, 0, {}};
+    std::set<UnitIndex> written;
+    for (const BlockEntry& block : manifest.blocks) {
+      if (manifest.units[std::size_t(block.unit.value)].is_expert()) written.insert(block.unit);
+    }
+    checkpoint.expert_units = std::int64_t(written.size());
+    for (std::size_t i = 0; i < manifest.files.size(); ++i) {
+      const FileEntry& entry = manifest.files[i];
+      FileReport file{fmt::format("checkpoints/{}/{}", stored.directory, entry.name),
+                      entry.kind == FileKind::kState ? "state" : "experts",
+                      entry.digest.num_bytes,
+                      needed.contains({stored.directory, entry.name}),
+                      {}};
+      const bool there = fs.exists(fmt::format("{}/{}/{}", root, stored.directory, entry.name));
+      // What retention has swept is not a problem; what a recovery may read must be there.
+      if (!there && !file.needed) continue;
+      if (verify == Verify::kYes) {
+        verify_file(fs, root, stored, int(i), file);
+      } else if (!stored.present[i]) {
+        file.problems.push_back(
+            fmt::format("{} is missing or has not {} bytes", file.path, entry.digest.num_bytes));
+      }
+      checkpoint.num_bytes += there ? entry.digest.num_bytes : 0;
+      checkpoint.files.push_back(std::move(file));
+    }
+    report.checkpoints.push_back(std::move(checkpoint));
+  }
+  if (head != nullptr) {
+    report.run_id = head->manifest.run_id;
+    report.lineage = head->manifest.lineage;
+    report.settings_json = head->manifest.extra_json;
+    report.experts = expert_ages(all, *head);
+    std::set<int> layers;
+    for (const ExpertAge& age : report.experts) {
+      layers.insert(age.layer);
+      report.num_experts = std::max(report.num_experts, age.expert + 1);
+    }
+    report.num_layers = int(layers.size());
+    report.rank_bytes.assign(std::size_t(head->manifest.world_size), 0);
+    for (const FileEntry& file : head->manifest.files) {
+      report.rank_bytes.at(std::size_t(file.writer.value)) += file.digest.num_bytes;
+    }
+  }
+  return report;
+}
+
+int count_problems(const RunReport& report) {
+  int count = int(report.problems.size());
+  for (const CheckpointReport& checkpoint : report.checkpoints) {
+    for (const FileReport& file : checkpoint.files) count += int(file.problems.size());
+  }
+  return count;
+}
+
+}  // namespace pecan::checkpoint

@@ -1,0 +1,163 @@
+#include "checkpoint/load.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include <pecan/checkpoint/shard.hpp>
+
+namespace pecan::checkpoint {
+namespace {
+
+/// The part of two blocks of one shape that they share; empty extent 0 if none.
+Block intersection(const Block& a, const Block& b) {
+  Block common = a;
+  for (int dim = 0; dim < a.offset.num_dims(); ++dim) {
+    const std::int64_t begin = std::max(a.offset[dim], b.offset[dim]);
+    const std::int64_t end = std::min(a.offset[dim] + a.extent[dim], b.offset[dim] + b.extent[dim]);
+    common.offset[dim] = begin;
+    common.extent[dim] = std::max<std::int64_t>(0, end - begin);
+  }
+  return common;
+}
+
+/// Position of a global coordinate in a block's row-major elements.
+std::int64_t position_in(const Block& block, const Shape& coordinate) {
+  std::int64_t position = 0;
+  for (int dim = 0; dim < coordinate.num_dims(); ++dim) {
+    position = position * block.extent[dim] + coordinate[dim] - block.offset[dim];
+  }
+  return position;
+}
+
+/// Copies the elements of `common` from one block's bytes to another's, a run of the last dim at a
+/// time.
+void copy_common(const Block& common,
+                 const Block& from,
+                 std::span<const std::byte> source,
+                 const Block& to,
+                 std::span<std::byte> destination,
+                 std::size_t element_bytes) {
+  const int dims = common.offset.num_dims();
+  const std::int64_t run = dims == 0 ? 1 : common.extent[dims - 1];
+  const std::int64_t num_runs = common.extent.num_elements() / run;
+  for (std::int64_t i = 0; i < num_runs; ++i) {
+    Shape at = common.offset;
+    std::int64_t rest = i;
+    for (int dim = dims - 2; dim >= 0; --dim) {
+      at[dim] += rest % common.extent[dim];
+      rest /= common.extent[dim];
+    }
+    std::memcpy(destination.data() + std::size_t(position_in(to, at)) * element_bytes,
+                source.data() + std::size_t(position_in(from, at)) * element_bytes,
+                std::size_t(run) * element_bytes);
+  }
+}
+
+}  // namespace
+
+/// The shard that was read last: blocks of one file come in a row.
+struct Loader::Reader {
+  Reader(FileSystem& fs, const std::string& file)
+      : path(file), shard(fs, file), opened(shard.open()) {}
+  std::string path;
+  ShardReader shard;
+  Status opened;
+};
+
+Loader::Loader(FileSystem& fs,
+               const std::string& root,
+               const StateCatalog& catalog,
+               const std::vector<StoredCheckpoint>& checkpoints,
+               Rank rank)
+    : fs_(fs), root_(root), catalog_(catalog), rank_(rank) {
+  for (const StoredCheckpoint& checkpoint : checkpoints) {
+    checkpoint_of_[checkpoint.manifest.version] = &checkpoint;
+    auto& blocks = blocks_of_[checkpoint.manifest.version];
+    for (const BlockEntry& entry : checkpoint.manifest.blocks) {
+      blocks[entry.block.item + "/" + entry.block.dataset].push_back(&entry);
+    }
+  }
+  for (std::size_t i = 0; i < catalog.items.size(); ++i) {
+    items_of_[{catalog.items[i].unit, catalog.items[i].group}].emplace_back(std::int32_t(i));
+  }
+}
+
+Loader::~Loader() = default;
+
+std::vector<Failure> Loader::load(const RestorePlan& plan, StateBinding& binding) {
+  std::vector<Failure> failures;
+  for (const UnitRestore& restore : plan.restores) {
+    const UnitGroup key{restore.unit, restore.group};
+    if (const auto done = loaded_.find(key);
+        done != loaded_.end() && done->second == restore.version)
+      continue;
+    const Status status = load_group(restore, binding);
+    if (status.ok()) {
+      loaded_[key] = restore.version;
+    } else {
+      failures.push_back({restore.unit, restore.group, restore.version, status.message});
+    }
+  }
+  return failures;
+}
+
+Status Loader::load_group(const UnitRestore& restore, StateBinding& binding) {
+  const StoredCheckpoint& from = *checkpoint_of_.at(restore.version);
+  for (const ItemIndex index : items_of_.at({restore.unit, restore.group})) {
+    for (const StateBlock& part : catalog_.items[std::size_t(index.value)].blocks) {
+      if (std::ranges::count(part.holders, rank_) == 0) continue;
+      if (Status status = load_block(from, index, part.block, binding); !status.ok()) return status;
+    }
+  }
+  return {};
+}
+
+Status Loader::load_block(const StoredCheckpoint& from,
+                          ItemIndex index,
+                          const Block& block,
+                          StateBinding& binding) {
+  const StateItem& item = catalog_.items[std::size_t(index.value)];
+  const std::size_t element_bytes = size_of(item.dtype);
+  std::vector<std::byte> bytes(std::size_t(block.extent.num_elements()) * element_bytes);
+  std::vector<std::byte> whole;
+  std::int64_t covered = 0;
+  for (const BlockEntry* stored : blocks_of_.at(from.manifest.version)[item.path()]) {
+    if (stored->block.global_shape != item.global_shape || stored->block.dtype != item.dtype) {
+      return Status::failure(StatusCode::kInvalid,
+                             fmt::format("{} has shape {} of {} there",
+                                         item.path(),
+                                         stored->block.global_shape.to_string(),
+                                         name_of(stored->block.dtype)));
+    }
+    const Block common = intersection(stored->block.block, block);
+    if (common.extent.num_elements() == 0) continue;
+    covered += common.extent.num_elements();
+    const std::string path = fmt::format(
+        "{}/{}/{}", root_, from.directory, from.manifest.files[std::size_t(stored->file)].name);
+    if (!reader_ || reader_->path != path) {
+      // The former shard closes before the next opens: few files are open at a time.
+      reader_.reset();
+      reader_ = std::make_unique<Reader>(fs_, path);
+    }
+    if (!reader_->opened.ok()) return reader_->opened;
+    if (stored->block.block == block) {
+      if (Status status = reader_->shard.read(stored->block, bytes); !status.ok()) return status;
+    } else {
+      whole.resize(std::size_t(stored->block.block.extent.num_elements()) * element_bytes);
+      if (Status status = reader_->shard.read(stored->block, whole); !status.ok()) return status;
+      copy_common(common, stored->block.block, whole, block, bytes, element_bytes);
+    }
+  }
+  if (covered != block.extent.num_elements()) {
+    return Status::failure(
+        StatusCode::kCorrupt,
+        fmt::format(
+            "{} has {} of {} elements there", item.path(), covered, block.extent.num_elements()));
+  }
+  binding.copy_in(index, block, bytes);
+  return {};
+}
+
+}  // namespace pecan::checkpoint

@@ -1,0 +1,546 @@
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <filesystem>
+#include <limits>
+#include <map>
+#include <set>
+#include <tuple>
+
+#include <fmt/ranges.h>
+
+#include <pecan/core/hash.hpp>
+#include <pecan/core/log.hpp>
+
+#include <pecan/checkpoint/recovery.hpp>
+
+#include "checkpoint/exchange.hpp"
+#include "checkpoint/lineage.hpp"
+#include "checkpoint/load.hpp"
+#include "checkpoint/retention.hpp"
+#include "checkpoint/scan.hpp"
+
+namespace pecan::checkpoint {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using CopyId = std::tuple<UnitIndex, RoleGroup, Version>;
+
+double ms_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+void require(const Status& status, std::string_view doing) {
+  PECAN_VALIDATE(status.ok(),
+                 CheckpointError,
+                 "{}: {}; the run directory must be writable storage that all ranks share",
+                 doing,
+                 status.message);
+}
+
+std::string parent_of(const std::string& path) {
+  const std::string parent = std::filesystem::path(path).parent_path().string();
+  return parent.empty() ? "." : parent;
+}
+
+/// Incarnation in "abandoned-<incarnation>-<name>".
+std::optional<std::int32_t> abandoned_by(std::string_view name) {
+  if (!name.starts_with(kAbandonedPrefix)) return {};
+  name.remove_prefix(kAbandonedPrefix.size());
+  std::int32_t incarnation = 0;
+  const auto parsed = std::from_chars(name.data(), name.data() + name.size(), incarnation);
+  return parsed.ec == std::errc{} ? std::optional(incarnation) : std::nullopt;
+}
+
+/// What rank 0 finds in the run directory and tells the others.
+struct Opening {
+  std::string run_id;
+  std::int32_t incarnation = 0;
+  bool has_steps = false;  ///< there are step directories, good or not
+  std::vector<std::string> damages;
+  std::vector<StoredCheckpoint> checkpoints;  ///< good ones of the lineage, ascending
+
+  [[nodiscard]] std::vector<std::string> to_fields() const {
+    std::vector<std::string> fields{
+        run_id, std::to_string(incarnation), has_steps ? "1" : "0", pack(damages)};
+    for (const StoredCheckpoint& checkpoint : checkpoints) {
+      std::string present;
+      for (const bool there : checkpoint.present) present += there ? '1' : '0';
+      fields.push_back(pack({checkpoint.directory,
+                             checkpoint.retired ? "1" : "0",
+                             present,
+                             to_json(checkpoint.manifest)}));
+    }
+    return fields;
+  }
+
+  static Opening from_fields(const std::vector<std::string>& fields) {
+    Opening opening{fields[0], std::stoi(fields[1]), fields[2] == "1", unpack(fields[3]), {}};
+    for (std::size_t i = 4; i < fields.size(); ++i) {
+      const std::vector<std::string> parts = unpack(fields[i]);
+      StoredCheckpoint checkpoint;
+      checkpoint.directory = parts[0];
+      checkpoint.retired = parts[1] == "1";
+      for (const char there : parts[2]) checkpoint.present.push_back(there == '1');
+      checkpoint.manifest = parse_manifest(parts[3]).value();
+      index_groups(checkpoint);
+      opening.checkpoints.push_back(std::move(checkpoint));
+    }
+    return opening;
+  }
+};
+
+/// One recovery on one rank; its methods run in order and, unless said, on every rank.
+class Recovery {
+ public:
+  Recovery(FileSystem& fs,
+           const std::string& run_directory,
+           ResumeMode mode,
+           const std::string& path,
+           const StateCatalog& catalog,
+           StateBinding& binding,
+           Exchange exchange,
+           const LockOptions& lock_options)
+      : fs_(fs),
+        run_directory_(run_directory),
+        root_(run_directory + "/checkpoints"),
+        mode_(mode),
+        path_(path),
+        catalog_(catalog),
+        binding_(binding),
+        exchange_(exchange),
+        lock_options_(lock_options) {}
+
+  Recovered run() {
+    const auto begin = Clock::now();
+    opening_ = Opening::from_fields(exchange_.from_root([&] { return open().to_fields(); }));
+    recovered_.identity.run_id = opening_.run_id;
+    recovered_.identity.incarnation = Incarnation{opening_.incarnation};
+    check_shared_storage();
+    collect_sources();
+    recovered_.report.damages = opening_.damages;
+    recovered_.report.scan_ms = ms_since(begin);
+
+    const auto load_begin = Clock::now();
+    if (opening_.has_steps) {
+      recovered_.report.fresh = false;
+      load();
+      compare_replicas();
+    }
+    adopt();
+    recovered_.report.abandoned = exchange_.from_root([&] { return abandon(); });
+    recovered_.report.load_ms = ms_since(load_begin);
+    return std::move(recovered_);
+  }
+
+ private:
+  // ---- rank 0 alone
+
+  Opening open() {
+    refuse_used_directory();
+    require(fs_.create_directories(root_), "the run directory cannot be made");
+    // A crash must not take the directory while files in it are counted on.
+    require(fs_.sync_directory(run_directory_), "the run directory cannot be synced");
+    require(fs_.sync_directory(parent_of(run_directory_)), "the run directory cannot be synced");
+    const FormerHolder former = RunLock::await_holder(fs_, run_directory_, lock_options_);
+
+    Opening opening;
+    if (former.exists && !former.state) {
+      opening.damages.push_back(
+          "lock.json is damaged; the run's identity comes from its manifests");
+    }
+    std::vector<StoredCheckpoint> found = scan(opening);
+    identify(found, former.state, opening);
+    keep_lineage(found);
+    for (const StoredCheckpoint& checkpoint : found) check_model(checkpoint);
+    report_missing_files(found, opening.damages);
+    opening.checkpoints = std::move(found);
+    recovered_.identity.lock = std::make_shared<RunLock>(
+        fs_, run_directory_, opening.run_id, Incarnation{opening.incarnation}, lock_options_);
+    return opening;
+  }
+
+  void refuse_used_directory() const {
+    if (mode_ != ResumeMode::kFreshOnly) return;
+    bool used = fs_.exists(run_directory_ + "/metrics.jsonl");
+    const Result<std::vector<DirEntry>> entries = fs_.list(root_);
+    if (entries.ok()) {
+      used = used || std::ranges::any_of(entries.value(), [](const DirEntry& entry) {
+               return step_of_directory(entry.name).has_value();
+             });
+    }
+    PECAN_VALIDATE(!used,
+                   CheckpointError,
+                   "the run directory {} holds an earlier run; continue it with "
+                   "--resume-from-failure, or choose another --run-dir",
+                   run_directory_);
+  }
+
+  /// All good checkpoints, ascending; the rest becomes damages.
+  std::vector<StoredCheckpoint> scan(Opening& opening) {
+    const Result<std::vector<DirEntry>> entries = fs_.list(root_);
+    require(entries.status(), "the checkpoints cannot be listed");
+    std::vector<StoredCheckpoint> found;
+    for (const DirEntry& entry : entries.value()) {
+      names_.push_back(entry.name);
+      if (const auto by = abandoned_by(entry.name)) {
+        opening.incarnation = std::max(opening.incarnation, *by + 1);
+      }
+      if (!step_of_directory(entry.name)) continue;
+      opening.has_steps = true;
+      Result<StoredCheckpoint> loaded = load_checkpoint(fs_, root_, entry.name);
+      if (loaded.ok()) {
+        found.push_back(std::move(loaded).value());
+      } else {
+        opening.damages.push_back(loaded.status().message);
+      }
+    }
+    std::ranges::sort(
+        found, {}, [](const StoredCheckpoint& checkpoint) { return checkpoint.manifest.version; });
+    return found;
+  }
+
+  /// Settles the run's id and this start's incarnation.
+  void identify(const std::vector<StoredCheckpoint>& found,
+                const std::optional<LockState>& former,
+                Opening& opening) const {
+    if (former) {
+      opening.run_id = former->run_id;
+      opening.incarnation = std::max(opening.incarnation, former->incarnation.value + 1);
+    } else {
+      opening.run_id = found.empty() ? random_hex() : found.back().manifest.run_id;
+    }
+    for (const StoredCheckpoint& checkpoint : found) {
+      PECAN_VALIDATE(checkpoint.manifest.run_id == opening.run_id,
+                     CheckpointError,
+                     "{}/{} is of run {}, but this is the run directory of {}; move it away",
+                     root_,
+                     checkpoint.directory,
+                     checkpoint.manifest.run_id,
+                     opening.run_id);
+      opening.incarnation =
+          std::max(opening.incarnation, checkpoint.manifest.version.incarnation.value + 1);
+    }
+  }
+
+  /// Drops what is not on the chain of the newest incarnation: an abandoned branch whose renaming a
+  /// crash has cut short.
+  static void keep_lineage(std::vector<StoredCheckpoint>& found) {
+    if (found.empty()) return;
+    const std::vector<LineageEntry> lineage = found.back().manifest.lineage;
+    std::erase_if(found, [&](const StoredCheckpoint& checkpoint) {
+      return !in_lineage(checkpoint.manifest.version, lineage);
+    });
+  }
+
+  void check_model(const StoredCheckpoint& checkpoint) const {
+    PECAN_VALIDATE(checkpoint.manifest.model_fingerprint == catalog_.model_fingerprint(),
+                   CheckpointError,
+                   "{} is of another model (fingerprint {}, this configuration's is {}); use the "
+                   "configuration that the run began with ({}/config.yaml), or another --run-dir",
+                   checkpoint.directory,
+                   to_hex(checkpoint.manifest.model_fingerprint),
+                   to_hex(catalog_.model_fingerprint()),
+                   run_directory_);
+  }
+
+  /// Files that a candidate counts on; those that retention deleted are not missed.
+  static void report_missing_files(const std::vector<StoredCheckpoint>& found,
+                                   std::vector<std::string>& damages) {
+    std::set<std::pair<std::string, std::string>> missing;
+    for (const StoredCheckpoint& candidate : found) {
+      if (candidate.retired) continue;
+      for (const UnitCopy& copy : candidate.manifest.copies) {
+        const auto holder = std::ranges::find(
+            found, copy.version, [](const StoredCheckpoint& one) { return one.manifest.version; });
+        if (holder == found.end()) continue;
+        const auto files = holder->files_of.find({copy.unit, copy.group});
+        if (files == holder->files_of.end()) continue;
+        for (const int file : files->second) {
+          if (holder->present[std::size_t(file)]) continue;
+          missing.emplace(holder->directory, holder->manifest.files[std::size_t(file)].name);
+        }
+      }
+    }
+    for (const auto& [directory, file] : missing) {
+      damages.push_back(
+          fmt::format("{}/{} is missing or has not the size that was written", directory, file));
+    }
+  }
+
+  /// Renames what is not part of the past of this start, so that its names are free again and it is
+  /// never read.
+  std::vector<std::string> abandon() {
+    std::vector<std::string> abandoned;
+    const bool fresh = recovered_.report.fresh;
+    const Step recovery = recovered_.report.plan.recovery.step;
+    for (const std::string& name : names_) {
+      const bool partial = name.starts_with("step-") && name.ends_with(".partial");
+      const std::optional<Step> step = step_of_directory(name);
+      const bool in_past = std::ranges::any_of(opening_.checkpoints, [&](const auto& checkpoint) {
+        return checkpoint.directory == name && checkpoint.manifest.version.step <= recovery;
+      });
+      if (!partial && (!step || (!fresh && in_past))) continue;
+      const std::string to = fmt::format("{}{}-{}", kAbandonedPrefix, opening_.incarnation, name);
+      require(fs_.rename(root_ + "/" + name, root_ + "/" + to),
+              "an abandoned branch stays in the way");
+      abandoned.push_back(to);
+    }
+    // Before training goes on: a crash after the next commit must not bring the old branch back
+    // beside the new one.
+    if (!abandoned.empty())
+      require(fs_.sync_directory(root_), "an abandoned branch stays in the way");
+    return abandoned;
+  }
+
+  // ---- every rank
+
+  /// Each rank must see a file that rank 0 has just written.
+  void check_shared_storage() {
+    const std::string file = root_ + "/.nonce";
+    const std::string nonce = exchange_.from_root([&] {
+      std::string text = random_hex();
+      require(write_text_atomically(fs_, file, text), "the run directory is not writable");
+      return std::vector{text};
+    })[0];
+    const Result<std::string> read = read_text(fs_, file);
+    const bool same = read.ok() && read.value() == nonce;
+    std::vector<std::int64_t> first_blind{same ? exchange_.size() : exchange_.rank().value};
+    exchange_.reduce(first_blind, comm::ReduceOp::kMin);
+    if (exchange_.is_root()) static_cast<void>(fs_.remove_file(file));  // harmless if it stays
+    PECAN_VALIDATE(
+        first_blind[0] == exchange_.size(),
+        CheckpointError,
+        "rank {} does not see in {} what rank 0 wrote there; checkpoints need storage that "
+        "all hosts share, so choose such a --run-dir",
+        first_blind[0],
+        root_);
+  }
+
+  /// The step that --resume names, which must be one of this run.
+  [[nodiscard]] std::optional<Version> requested() const {
+    if (mode_ != ResumeMode::kFromPath) return {};
+    namespace stdfs = std::filesystem;
+    stdfs::path wanted = stdfs::absolute(path_).lexically_normal();
+    if (wanted.filename().empty()) wanted = wanted.parent_path();
+    const stdfs::path here = stdfs::absolute(root_).lexically_normal();
+    PECAN_VALIDATE(wanted.parent_path() == here,
+                   CheckpointError,
+                   "--resume {} is no checkpoint of the run directory {}; give one of {}, or the "
+                   "--run-dir that it belongs to",
+                   path_,
+                   run_directory_,
+                   root_);
+    for (const StoredCheckpoint& checkpoint : opening_.checkpoints) {
+      if (checkpoint.directory == wanted.filename() && !checkpoint.retired) {
+        return checkpoint.manifest.version;
+      }
+    }
+    throw CheckpointError(fmt::format(
+        "--resume {} is no checkpoint from which the run can go on: it is missing, damaged "
+        "or retired; `pecan-inspect {} list` shows those that there are",
+        path_,
+        run_directory_));
+  }
+
+  void collect_sources() {
+    const std::optional<Version> only = requested();
+    for (const StoredCheckpoint& checkpoint : opening_.checkpoints) {
+      const Version version = checkpoint.manifest.version;
+      if (!checkpoint.retired && (!only || *only == version)) candidates_.push_back(version);
+      for (const UnitCopy& copy : written_copies(checkpoint.manifest.blocks, version)) {
+        if (!checkpoint.has({copy.unit, copy.group})) continue;
+        sources_.push_back({copy.unit, copy.group, version, checkpoint.directory});
+        digest_of_[{copy.unit, copy.group, version}] = copy.digest;
+      }
+    }
+  }
+
+  /// The manifest of t* binds the copies that it counts on: another checkpoint under the same step
+  /// is no source for it. Whether any was excluded.
+  bool exclude_unbound(const RestorePlan& plan) {
+    const Manifest& manifest = checkpoint_of(plan.recovery).manifest;
+    std::map<CopyId, std::uint64_t> expected;
+    for (const UnitCopy& copy : manifest.copies) {
+      expected[{copy.unit, copy.group, copy.version}] = copy.digest;
+    }
+    bool any = false;
+    for (const UnitRestore& restore : plan.restores) {
+      const CopyId id{restore.unit, restore.group, restore.version};
+      const auto bound = expected.find(id);
+      if (bound == expected.end() || bound->second == digest_of_.at(id)) continue;
+      exclude({restore.unit,
+               restore.group,
+               restore.version,
+               fmt::format("the manifest of step {} counts on other content", plan.recovery.step)});
+      any = true;
+    }
+    return any;
+  }
+
+  [[nodiscard]] const StoredCheckpoint& checkpoint_of(Version version) const {
+    return *std::ranges::find(opening_.checkpoints, version, [](const StoredCheckpoint& one) {
+      return one.manifest.version;
+    });
+  }
+
+  void exclude(const Failure& failure) {
+    const auto bad = [&](const Source& source) {
+      return source.unit == failure.unit && source.group == failure.group &&
+             source.version == failure.version;
+    };
+    if (std::erase_if(sources_, bad) == 0) return;
+    opening_.damages.push_back(fmt::format("{} ({}) of step {} cannot be used: {}",
+                                           catalog_.units[std::size_t(failure.unit.value)].name,
+                                           name_of(failure.group),
+                                           failure.version.step,
+                                           failure.why));
+  }
+
+  void load() {
+    Loader loader(fs_, root_, catalog_, opening_.checkpoints, exchange_.rank());
+    while (true) {
+      std::optional<RestorePlan> plan = plan_restore(catalog_, sources_, candidates_);
+      PECAN_VALIDATE(plan.has_value(), CheckpointError, "{}", describe_unrecoverable());
+      const auto hash = std::int64_t(plan->hash());
+      std::vector<std::int64_t> lowest{hash};
+      std::vector<std::int64_t> highest{hash};
+      exchange_.reduce(lowest, comm::ReduceOp::kMin);
+      exchange_.reduce(highest, comm::ReduceOp::kMax);
+      PECAN_VALIDATE(lowest == highest,
+                     InternalError,
+                     "ranks made different restore plans of the same sources");
+      if (exclude_unbound(*plan)) continue;
+      if (exclude_failures(loader.load(*plan, binding_))) continue;
+      recovered_.report.plan = *std::move(plan);
+      report_fallback();
+      return;
+    }
+  }
+
+  /// Excludes what failed on any rank; whether there was anything.
+  bool exclude_failures(const std::vector<Failure>& mine) {
+    std::vector<std::string> fields;
+    for (const Failure& failure : mine) {
+      fields.push_back(pack({std::to_string(failure.unit.value),
+                             std::string(name_of(failure.group)),
+                             std::to_string(failure.version.incarnation.value),
+                             std::to_string(failure.version.step.value),
+                             failure.why}));
+    }
+    bool any = false;
+    for (const std::string& rank_text : exchange_.gather(pack(fields))) {
+      for (const std::string& text : unpack(rank_text)) {
+        const std::vector<std::string> parts = unpack(text);
+        exclude({UnitIndex{std::stoi(parts[0])},
+                 role_group_from_name(parts[1]),
+                 {Incarnation{std::stoi(parts[2])}, Step{std::stoll(parts[3])}},
+                 parts[4]});
+        any = true;
+      }
+    }
+    return any;
+  }
+
+  [[nodiscard]] std::string describe_unrecoverable() const {
+    return fmt::format(
+        "no checkpoint in {} can be recovered: {}; bring the files back from a copy, or start in "
+        "another --run-dir",
+        root_,
+        opening_.damages.empty() ? "none has a source for every unit"
+                                 : fmt::format("{}", fmt::join(opening_.damages, "; ")));
+  }
+
+  void report_fallback() {
+    recovered_.report.damages = opening_.damages;
+    const Version used = recovered_.report.plan.recovery;
+    if (candidates_.back() != used) {
+      recovered_.report.damages.push_back(
+          fmt::format("the checkpoint of step {} cannot be used; continuing from step {}",
+                      candidates_.back().step,
+                      used.step));
+    }
+  }
+
+  /// Holders of the same block must now hold the same bytes.
+  void compare_replicas() {
+    std::vector<std::int64_t> lowest;
+    std::vector<std::int64_t> highest;
+    std::vector<std::size_t> item_of;
+    std::vector<std::byte> bytes;
+    for (std::size_t i = 0; i < catalog_.items.size(); ++i) {
+      const StateItem& item = catalog_.items[i];
+      for (const StateBlock& part : item.blocks) {
+        if (part.holders.size() < 2) continue;
+        item_of.push_back(i);
+        lowest.push_back(std::numeric_limits<std::int64_t>::max());
+        highest.push_back(std::numeric_limits<std::int64_t>::min());
+        if (std::ranges::count(part.holders, exchange_.rank()) == 0) continue;
+        bytes.resize(std::size_t(part.block.extent.num_elements()) * size_of(item.dtype));
+        binding_.copy_out(ItemIndex{std::int32_t(i)}, part.block, bytes);
+        lowest.back() = highest.back() = std::int64_t(xxh3(bytes));
+      }
+    }
+    exchange_.reduce(lowest, comm::ReduceOp::kMin);
+    exchange_.reduce(highest, comm::ReduceOp::kMax);
+    for (std::size_t b = 0; b < lowest.size(); ++b) {
+      PECAN_VALIDATE(lowest[b] == highest[b],
+                     CheckpointError,
+                     "after recovery the ranks that hold {} hold different bytes of it",
+                     catalog_.items[item_of[b]].path());
+    }
+  }
+
+  /// Continues the lineage, and lets the manifest's copies be those that were loaded.
+  void adopt() {
+    RunIdentity& identity = recovered_.identity;
+    const RestorePlan& plan = recovered_.report.plan;
+    LineageEntry entry{identity.incarnation, recovered_.report.fresh, plan.recovery};
+    if (!recovered_.report.fresh) {
+      Manifest manifest = checkpoint_of(plan.recovery).manifest;
+      identity.lineage = manifest.lineage;
+      manifest.copies.clear();
+      for (const UnitRestore& restore : plan.restores) {
+        const CopyId id{restore.unit, restore.group, restore.version};
+        manifest.copies.push_back(
+            {restore.unit, restore.group, restore.version, digest_of_.at(id)});
+      }
+      recovered_.manifest = std::move(manifest);
+    }
+    identity.lineage.push_back(entry);
+  }
+
+  FileSystem& fs_;
+  std::string run_directory_;
+  std::string root_;
+  ResumeMode mode_;
+  std::string path_;
+  const StateCatalog& catalog_;
+  StateBinding& binding_;
+  Exchange exchange_;
+  LockOptions lock_options_;
+
+  std::vector<std::string> names_;  ///< in the checkpoints directory; rank 0
+  Opening opening_;
+  std::vector<Source> sources_;
+  std::vector<Version> candidates_;            ///< ascending
+  std::map<CopyId, std::uint64_t> digest_of_;  ///< of the copies behind sources_
+  Recovered recovered_;
+};
+
+}  // namespace
+
+Recovered recover(FileSystem& fs,
+                  const std::string& run_directory,
+                  ResumeMode mode,
+                  const std::string& path,
+                  const StateCatalog& catalog,
+                  StateBinding& binding,
+                  Context& ctx,
+                  comm::Group& world,
+                  const LockOptions& lock) {
+  return Recovery(fs, run_directory, mode, path, catalog, binding, Exchange(ctx, world), lock)
+      .run();
+}
+
+}  // namespace pecan::checkpoint

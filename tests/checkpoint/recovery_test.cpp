@@ -1,0 +1,516 @@
+#include <algorithm>
+#include <set>
+
+#include <pecan/checkpoint/recovery.hpp>
+
+#include "checkpoint/exchange.hpp"
+#include "checkpoint/job.hpp"
+#include "checkpoint/scan.hpp"
+#include "support/catch.hpp"
+#include "support/faulty_file_system.hpp"
+#include "support/memory_file_system.hpp"
+#include "support/support.hpp"
+
+using namespace pecan;
+using namespace pecan::checkpoint;
+using test::copy_below;
+using test::ExpectLog;
+using test::Job;
+using test::job_options;
+using test::make_catalog;
+using test::MemoryFileSystem;
+
+namespace {
+
+constexpr const char* kRoot = "run/checkpoints";
+
+/// What one rank found when it recovered, for assertions on the main thread.
+struct Finding {
+  bool fresh = true;
+  std::int64_t step = 0;
+  std::int64_t oldest = 0;  ///< version of any restored unit
+  std::string difference;
+  std::vector<std::string> damages;
+  std::vector<std::string> abandoned;
+  std::string error;
+};
+
+Finding finding_of(const Job& job) {
+  const RecoveryReport& report = job.recovered().report;
+  Finding finding{report.fresh, 0, 0, {}, report.damages, report.abandoned, {}};
+  if (report.fresh) return finding;
+  finding.step = finding.oldest = report.plan.recovery.step.value;
+  for (const UnitRestore& restore : report.plan.restores) {
+    finding.oldest = std::min(finding.oldest, restore.version.step.value);
+  }
+  finding.difference = job.difference();
+  return finding;
+}
+
+Finding recover_once(FileSystem& fs,
+                     const StateCatalog& catalog,
+                     const test::JobOptions& options,
+                     int train_after = 0) {
+  std::vector<Finding> findings(std::size_t(catalog.world_size));
+  comm::run_thread_group(catalog.world_size, [&](comm::Group& world) {
+    Finding& mine = findings[std::size_t(world.rank().value)];
+    try {
+      Job job(fs, catalog, options, world);
+      mine = finding_of(job);
+      job.train(train_after);
+    } catch (const CheckpointError& error) {
+      mine.error = error.what();
+    }
+  });
+  for (const Finding& other : findings) {
+    if (!other.difference.empty()) return other;
+    if (other.error != findings[0].error || other.step != findings[0].step) {
+      findings[0].difference = "ranks disagree";
+    }
+  }
+  return findings[0];
+}
+
+void train(FileSystem& fs,
+           const StateCatalog& catalog,
+           const test::JobOptions& options,
+           int steps) {
+  static_cast<void>(recover_once(fs, catalog, options, steps));
+}
+
+bool mentions(const std::vector<std::string>& sentences, const std::string& text) {
+  return std::ranges::any_of(sentences, [&](const std::string& sentence) {
+    return sentence.find(text) != std::string::npos;
+  });
+}
+
+}  // namespace
+
+TEST_CASE("texts are packed and read back", "[recovery]") {
+  const std::vector<std::string> fields{"", "a:b", std::string(300, 'x'), "12:"};
+  CHECK(unpack(pack(fields)) == fields);
+  CHECK(unpack(pack({})).empty());
+}
+
+TEST_CASE("every item comes back as of the step that the plan names", "[recovery]") {
+  for (const auto& [ep, edp] : {std::pair(1, 1), {2, 1}, {4, 1}, {2, 2}}) {
+    MemoryFileSystem fs;
+    const StateCatalog catalog = make_catalog({3, 8, ep, edp});
+    CHECK(recover_once(fs, catalog, job_options(2), 6).fresh);
+    const Finding found = recover_once(fs, catalog, job_options(2), 2);
+    CHECK(found.difference == "");
+    CHECK(found.step == 6);
+    CHECK(found.oldest == 3);  // ceil(8 / 2) - 1 intervals
+    CHECK(found.damages.empty());
+    CHECK(found.abandoned.empty());
+    const Finding again = recover_once(fs, catalog, job_options(2));
+    CHECK(again.difference == "");
+    CHECK(again.step == 8);
+  }
+}
+
+TEST_CASE("with K = N everything comes back from one step", "[recovery]") {
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({2, 4, 2, 1});
+  train(fs, catalog, job_options(4), 3);
+  const Finding found = recover_once(fs, catalog, job_options(4));
+  CHECK(found.step == 3);
+  CHECK(found.oldest == 3);
+  CHECK(found.difference == "");
+}
+
+namespace {
+
+/// What became of a run whose process died at a call.
+struct Crashed {
+  std::size_t mutations = 0;  ///< calls that two more saves and sweeps need
+  Step acknowledged;          ///< newest checkpoint that the votes called committed
+  Step started;               ///< newest checkpoint begun
+};
+
+enum class Death : std::uint8_t { kProcess, kNode, kNodeAtRandom };
+
+/// Goes on for two saves, the second of which retires and deletes, on a file system that stops at
+/// the given call.
+Crashed train_and_die(MemoryFileSystem& fs,
+                      const StateCatalog& catalog,
+                      std::size_t stop,
+                      Death death) {
+  const ExpectLog log;
+  std::vector<Crashed> of_rank(std::size_t(catalog.world_size));
+  comm::run_thread_group(catalog.world_size, [&](comm::Group& world) {
+    Crashed& mine = of_rank[std::size_t(world.rank().value)];
+    Job job(fs, catalog, job_options(1), world);
+    job.drain();  // no rank writes before all have recovered
+    const std::size_t before = fs.num_mutations();
+    if (world.rank().value == 0) fs.stop_at(stop);
+    job.drain();
+    job.train(2);
+    mine.mutations = fs.num_mutations() - before;
+    mine.acknowledged = std::max(job.newest_committed(), job.recovered().report.plan.recovery.step);
+    mine.started = job.checkpointer().last_started();
+    if (world.rank().value != 0) return;
+    if (death == Death::kProcess) fs.restart();
+    if (death == Death::kNode) fs.crash();
+    if (death == Death::kNodeAtRandom) fs.crash(stop);
+    fs.stop_at(1);  // a process that died does not release its lock
+  });
+  fs.restart();
+  return of_rank[0];
+}
+
+}  // namespace
+
+TEST_CASE("a crash at any call of a save or a sweep leaves the old or the new state",
+          "[recovery]") {
+  int stops = 0;
+  int old_states = 0;
+  int new_states = 0;
+  for (const int ep : {1, 2}) {
+    const StateCatalog catalog = make_catalog({1, 2, ep, 1});
+    MemoryFileSystem base;
+    train(base, catalog, job_options(1), 2);
+    for (const Death death : {Death::kProcess, Death::kNode, Death::kNodeAtRandom}) {
+      // The order of the calls of two ranks differs between runs: a sample of stops will do.
+      for (std::size_t stop = 1;; stop += ep == 1 ? 1 : 11) {
+        MemoryFileSystem fs;
+        copy_below(base, fs, "run");
+        REQUIRE(fs.sync_directory("").ok());
+        const Crashed crashed = train_and_die(fs, catalog, stop, death);
+        if (stop > crashed.mutations) break;
+        ++stops;
+        INFO("EP " << ep << ", death " << int(death) << ", stopped at call " << stop);
+        const Finding found = recover_once(fs, catalog, job_options(1), 2);
+        REQUIRE(found.error == "");
+        REQUIRE(found.difference == "");
+        REQUIRE_FALSE(found.fresh);
+        REQUIRE(found.step >= crashed.acknowledged.value);
+        REQUIRE(found.step <= crashed.started.value);
+        REQUIRE(found.oldest >= found.step - 2);  // one interval, or two after a failed save
+        REQUIRE(found.damages.empty());
+        (found.step == crashed.acknowledged.value ? old_states : new_states) += 1;
+        const Finding after = recover_once(fs, catalog, job_options(1));
+        REQUIRE(after.step == found.step + 2);
+        REQUIRE(after.difference == "");
+        REQUIRE(after.damages.empty());
+      }
+    }
+  }
+  CHECK(stops > 150);
+  CHECK(old_states > 0);
+  CHECK(new_states > 0);
+}
+
+TEST_CASE("a crash at any call of a recovery changes nothing that the next one finds",
+          "[recovery]") {
+  const StateCatalog catalog = make_catalog({1, 2, 1, 1});
+  int stops = 0;
+  MemoryFileSystem base;
+  train(base, catalog, job_options(1), 4);
+  for (int kind = 0; kind < 2; ++kind) {
+    for (std::size_t stop = 1;; ++stop) {
+      MemoryFileSystem fs;
+      copy_below(base, fs, "run");
+      REQUIRE(fs.sync_directory("").ok());
+      // A save that a crash cut short, and a newest checkpoint without its manifest.
+      REQUIRE(fs.create_directories("run/checkpoints/step-00000005.partial").ok());
+      REQUIRE(fs.remove_file("run/checkpoints/step-00000004/manifest.json").ok());
+      REQUIRE(fs.sync_directory("run/checkpoints/step-00000004").ok());
+      REQUIRE(fs.sync_directory(kRoot).ok());
+      const std::size_t before = fs.num_mutations();
+      fs.stop_at(stop);
+      {
+        const ExpectLog log;
+        static_cast<void>(recover_once(fs, catalog, job_options(1)));
+      }
+      const bool whole = fs.num_mutations() - before < stop;
+      if (kind == 0) fs.crash();
+      fs.restart();
+      INFO("kind " << kind << ", stopped at call " << stop);
+      const Finding found = recover_once(fs, catalog, job_options(1), 1);
+      REQUIRE(found.error == "");
+      REQUIRE(found.step == 3);
+      REQUIRE(found.difference == "");
+      REQUIRE_FALSE(fs.exists("run/checkpoints/step-00000005.partial"));
+      // Step 4 was saved again under its own name.
+      const Finding after = recover_once(fs, catalog, job_options(1));
+      REQUIRE(after.step == 4);
+      REQUIRE(after.difference == "");
+      if (whole) break;
+      ++stops;
+    }
+  }
+  CHECK(stops > 20);
+}
+
+TEST_CASE("damage to any file is worked round and reported, or reported as unrecoverable",
+          "[recovery]") {
+  const StateCatalog catalog = make_catalog({2, 4, 1, 1});
+  const auto each_damage = [&](int fallback_copies, auto check) {
+    MemoryFileSystem base;
+    train(base, catalog, job_options(1, fallback_copies), 6);
+    for (const std::string& file : test::files_below(base, kRoot)) {
+      if (file.find('/') == std::string::npos) continue;
+      for (int damage = 0; damage < 5; ++damage) {
+        MemoryFileSystem fs;
+        copy_below(base, fs, "run");
+        const std::string path = fmt::format("{}/{}", kRoot, file);
+        const std::uint64_t size = fs.open(path, OpenMode::kRead).value()->size().value();
+        if (damage == 0) REQUIRE(fs.remove_file(path).ok());
+        if (damage == 1) {
+          REQUIRE(fs.open(path, OpenMode::kReadWrite).value()->truncate(size / 2).ok());
+        }
+        if (damage >= 2) {
+          // In the last third lies data, in the first the format's own structures.
+          const std::uint64_t byte = size * std::uint64_t(2 * damage - 3) / 6;
+          test::flip_bit(fs, path, 8 * byte + std::uint64_t(damage));
+        }
+        INFO(file << " with damage " << damage << ", fallback copies " << fallback_copies);
+        check(fs, file, damage);
+      }
+    }
+  };
+  int fell_back = 0;
+  int stale = 0;
+  each_damage(1, [&](FileSystem& fs, const std::string& file, int damage) {
+    const Finding found = recover_once(fs, catalog, job_options(1), 1);
+    REQUIRE(found.error == "");
+    REQUIRE(found.difference == "");
+    REQUIRE(found.step >= 5);
+    fell_back += found.step == 5 ? 1 : 0;
+    const bool older_copy = found.step == 6 && found.oldest < 6 - 3;
+    stale += older_copy ? 1 : 0;
+    if (found.step == 5 || older_copy) REQUIRE_FALSE(found.damages.empty());
+    const bool newest = file.starts_with("step-00000006/");
+    if (newest && file.ends_with("manifest.json")) REQUIRE(found.step == 5);
+    if (newest && file.ends_with(".state.h5") && damage < 2) {
+      REQUIRE(found.step == 5);
+      REQUIRE(mentions(found.damages, file));
+    }
+    if (newest && file.ends_with(".experts.h5") && damage < 2) {
+      REQUIRE(found.step == 6);
+      REQUIRE(mentions(found.damages, file));
+    }
+    const Finding after = recover_once(fs, catalog, job_options(1));
+    REQUIRE(after.difference == "");
+    REQUIRE(after.step == found.step + 1);
+  });
+  CHECK(fell_back > 5);
+  CHECK(stale > 0);
+  int unrecoverable = 0;
+  each_damage(0, [&](FileSystem& fs, const std::string&, int) {
+    const Finding found = recover_once(fs, catalog, job_options(1, 0));
+    REQUIRE(found.difference == "");
+    if (found.error.empty()) {
+      REQUIRE(found.step == 6);
+    } else {
+      ++unrecoverable;
+      REQUIRE(found.error.find("can be recovered") != std::string::npos);
+      REQUIRE(found.error.find("step") != std::string::npos);
+      REQUIRE(fs.exists("run/checkpoints/step-00000006"));  // nothing is thrown away
+    }
+  });
+  CHECK(unrecoverable > 10);
+}
+
+TEST_CASE("what one rank finds damaged, all ranks take from the older copy", "[recovery]") {
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({2, 4, 2, 2});
+  train(fs, catalog, job_options(2), 4);
+  const std::string shard = "run/checkpoints/step-00000004/rank-00003.experts.h5";
+  const std::uint64_t size = fs.open(shard, OpenMode::kRead).value()->size().value();
+  REQUIRE(fs.open(shard, OpenMode::kReadWrite).value()->truncate(size - 1).ok());
+  Finding found = recover_once(fs, catalog, job_options(2));
+  CHECK(found.error == "");
+  CHECK(found.step == 4);
+  CHECK(found.oldest == 2);
+  CHECK(found.difference == "");
+  CHECK(mentions(found.damages, "rank-00003.experts.h5"));
+  test::flip_bit(fs, "run/checkpoints/step-00000004/rank-00001.state.h5", 8 * 100);
+  found = recover_once(fs, catalog, job_options(2));
+  CHECK(found.error == "");
+  CHECK(found.step == 3);
+  CHECK(found.difference == "");
+  CHECK(mentions(found.damages, "continuing from step 3"));
+}
+
+TEST_CASE("nothing of an abandoned branch is ever used again", "[recovery]") {
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({2, 4, 2, 1});
+  train(fs, catalog, job_options(1), 6);
+  const std::string manifest = "run/checkpoints/step-00000006/manifest.json";
+  test::flip_bit(fs, manifest, 800);
+  Finding found = recover_once(fs, catalog, job_options(1));
+  CHECK(found.step == 5);
+  CHECK(found.abandoned == std::vector<std::string>{"abandoned-1-step-00000006"});
+  CHECK(mentions(found.damages, "step-00000006"));
+  // The damage heals, too late: the run has gone on from step 5.
+  test::flip_bit(fs, "run/checkpoints/abandoned-1-step-00000006/manifest.json", 800);
+  found = recover_once(fs, catalog, job_options(1), 2);
+  CHECK(found.step == 5);
+  found = recover_once(fs, catalog, job_options(1));
+  CHECK(found.step == 7);
+  CHECK(found.difference == "");  // step 6 of incarnation 2, not of 0
+  CHECK_FALSE(fs.exists("run/checkpoints/abandoned-1-step-00000006"));
+}
+
+TEST_CASE("an abandoned branch whose renaming was cut short is known by the lineage",
+          "[recovery]") {
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 2, 1, 1});
+  train(fs, catalog, job_options(2, 9), 4);
+  test::JobOptions back = job_options(2, 9);
+  back.mode = ResumeMode::kFromPath;
+  back.path = "run/checkpoints/step-00000002";
+  CHECK(recover_once(fs, catalog, back, 1).step == 2);  // commits step 3 of incarnation 1
+  train(fs, catalog, job_options(2, 9), 0);
+  // As if the branch had never been renamed: step 4 of incarnation 0 stands beside it.
+  {
+    MemoryFileSystem other;
+    train(other, catalog, job_options(2, 9), 4);
+    for (const char* name : {"manifest.json", "rank-00000.state.h5", "rank-00000.experts.h5"}) {
+      const std::string path = fmt::format("run/checkpoints/step-00000004/{}", name);
+      std::string text = read_text(other, path).value();
+      if (std::string(name) == "manifest.json") {
+        Manifest manifest = parse_manifest(text).value();
+        manifest.run_id = load_checkpoint(fs, kRoot, "step-00000003").value().manifest.run_id;
+        text = to_json(manifest);
+      }
+      REQUIRE(fs.create_directories("run/checkpoints/step-00000004").ok());
+      REQUIRE(write_text_atomically(fs, path, text).ok());
+    }
+  }
+  const Finding found = recover_once(fs, catalog, job_options(2, 9));
+  CHECK(found.step == 3);
+  CHECK(found.difference == "");
+  CHECK(mentions(found.abandoned, "step-00000004"));
+}
+
+TEST_CASE("an older copy must be the one that the manifest counted on", "[recovery]") {
+  const StateCatalog catalog = make_catalog({1, 4, 1, 1});
+  MemoryFileSystem fs;
+  train(fs, catalog, job_options(1), 4);
+  const Manifest expected = load_checkpoint(fs, kRoot, "step-00000003").value().manifest;
+  // Another run's step 3, good in itself, stands where this run's was.
+  MemoryFileSystem other;
+  train(other, catalog, job_options(1), 0);
+  train(other, catalog, job_options(1), 4);
+  copy_below(other, fs, "run/checkpoints/step-00000003");
+  Manifest manifest = load_checkpoint(fs, kRoot, "step-00000003").value().manifest;
+  manifest.run_id = expected.run_id;
+  manifest.version = expected.version;
+  for (UnitCopy& copy : manifest.copies) copy.version.incarnation = Incarnation{0};
+  manifest.lineage = expected.lineage;
+  REQUIRE(
+      write_text_atomically(fs, "run/checkpoints/step-00000003/manifest.json", to_json(manifest))
+          .ok());
+  const Finding found = recover_once(fs, catalog, job_options(1));
+  CHECK(found.error == "");
+  CHECK(found.step == 4);
+  CHECK(found.difference == "");
+  CHECK(mentions(found.damages, "counts on other content"));
+}
+
+TEST_CASE("--resume continues from the named checkpoint of the run, and from no other",
+          "[recovery]") {
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({2, 4, 2, 1});
+  test::JobOptions options = job_options(1);
+  options.checkpoint.keep_latest_k = 3;
+  train(fs, catalog, options, 6);
+  options.mode = ResumeMode::kFromPath;
+  for (const char* path : {"run/checkpoints/step-00000001",
+                           "run/checkpoints/step-00000099",
+                           "run/checkpoints",
+                           "other/checkpoints/step-00000005"}) {
+    options.path = path;
+    const Finding refused = recover_once(fs, catalog, options);
+    CHECK(refused.error.find("--resume") != std::string::npos);
+  }
+  options.path = "run/./checkpoints/step-00000005/";
+  const Finding found = recover_once(fs, catalog, options, 1);
+  CHECK(found.error == "");
+  CHECK(found.step == 5);
+  CHECK(found.difference == "");
+  CHECK(mentions(found.abandoned, "step-00000006"));
+  CHECK(recover_once(fs, catalog, job_options(1)).step == 6);
+}
+
+TEST_CASE("a used run directory is refused without a resume flag", "[recovery]") {
+  const StateCatalog catalog = make_catalog({1, 2, 2, 1});
+  test::JobOptions fresh = job_options(1);
+  fresh.mode = ResumeMode::kFreshOnly;
+  MemoryFileSystem fs;
+  CHECK(recover_once(fs, catalog, fresh).error == "");  // nothing was saved
+  CHECK(recover_once(fs, catalog, fresh, 1).error == "");
+  CHECK(recover_once(fs, catalog, fresh).error.find("--resume-from-failure") != std::string::npos);
+  MemoryFileSystem other;
+  REQUIRE(other.create_directories("run").ok());
+  REQUIRE(write_text_atomically(other, "run/metrics.jsonl", "{}\n").ok());
+  CHECK(recover_once(other, catalog, fresh).error.find("--resume-from-failure") !=
+        std::string::npos);
+}
+
+TEST_CASE("the run directory of another model, or of another run, is refused", "[recovery]") {
+  MemoryFileSystem fs;
+  train(fs, make_catalog({1, 2, 2, 1}), job_options(1), 1);
+  const Finding model = recover_once(fs, make_catalog({1, 4, 2, 1}), job_options(1));
+  CHECK(model.error.find("is of another model") != std::string::npos);
+  CHECK(fs.exists("run/checkpoints/step-00000001"));
+  REQUIRE(fs.remove_file("run/lock.json").ok());
+  // Without a lock the manifests tell the run's identity ...
+  CHECK(recover_once(fs, make_catalog({1, 2, 2, 1}), job_options(1), 1).step == 1);
+  // ... and with another run's they contradict it.
+  MemoryFileSystem other;
+  train(other, make_catalog({1, 2, 2, 1}), job_options(1), 1);
+  REQUIRE(
+      write_text_atomically(fs, "run/lock.json", read_text(other, "run/lock.json").value()).ok());
+  const Finding run = recover_once(fs, make_catalog({1, 2, 2, 1}), job_options(1));
+  CHECK(run.error.find("but this is the run directory of") != std::string::npos);
+}
+
+TEST_CASE("a run directory that cannot be written, or that ranks do not share, is refused",
+          "[recovery]") {
+  const StateCatalog catalog = make_catalog({1, 2, 2, 1});
+  MemoryFileSystem memory;
+  test::FaultyFileSystem fs(memory);
+  fs.inject({test::Call::kCreateDirectories, StatusCode::kPermission, 1, true, "run", {}, 0});
+  CHECK(recover_once(fs, catalog, job_options(1)).error.find("cannot be made") !=
+        std::string::npos);
+
+  MemoryFileSystem elsewhere;
+  std::vector<std::string> errors(2);
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    try {
+      FileSystem& mine = world.rank().value == 0 ? static_cast<FileSystem&>(memory) : elsewhere;
+      const Job job(mine, catalog, job_options(1), world);
+    } catch (const CheckpointError& error) {
+      errors[std::size_t(world.rank().value)] = error.what();
+    }
+  });
+  for (const std::string& error : errors) {
+    CHECK(error.find("rank 1 does not see") == 0);
+    CHECK(error.find("--run-dir") != std::string::npos);
+  }
+}
+
+TEST_CASE("a run continues the incarnation, run id and lineage of the one before", "[recovery]") {
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 2, 1, 1});
+  const auto world = comm::make_self_group();
+  std::string run_id;
+  for (int start = 0; start < 3; ++start) {
+    Job job(fs, catalog, job_options(1), *world);
+    const RunIdentity& identity = job.recovered().identity;
+    if (start == 0) run_id = identity.run_id;
+    CHECK(identity.run_id == run_id);
+    CHECK(identity.run_id.size() == 16);
+    CHECK(identity.incarnation == Incarnation{start});
+    REQUIRE(identity.lineage.size() == std::size_t(start) + 1);
+    CHECK(identity.lineage.back().fresh == (start == 0));
+    if (start > 0) {
+      CHECK(identity.lineage.back().parent == Version{Incarnation{start - 1}, Step{2 * start}});
+    }
+    job.train(2);
+  }
+}
