@@ -1,0 +1,72 @@
+#pragma once
+/// metrics.jsonl: one JSON object a line, the schema first (docs/formats/metrics.md).
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <pecan/core/ids.hpp>
+
+#include <pecan/checkpoint/checkpointer.hpp>
+#include <pecan/checkpoint/recovery.hpp>
+
+#include <pecan/train/state.hpp>
+
+namespace pecan::train {
+
+inline constexpr int kMetricsSchema = 1;  // on-disk: raise with every change of meaning
+
+/// One step as every rank knows it after the step's small all-reduce.
+struct StepRecord {
+  Incarnation incarnation;
+  Step step;            ///< updates done, this one included
+  double loss = 0;      ///< nats a token, mean of the global batch
+  double aux_loss = 0;  ///< mean over MoE layers, before the coefficient; 1 at balance
+  double z_loss = 0;
+  double grad_norm = 0;  ///< before clipping
+  double grad_norm_dense = 0;
+  double grad_norm_expert = 0;
+  double clip_norm = 0;  ///< the norm that gradients were scaled by: max(grad_norm, clip_grad)
+  double lr = 0;
+  bool skipped = false;
+  std::int64_t non_finite = 0;
+  std::int64_t tokens = 0;
+  std::int64_t consumed_samples = 0;  ///< after this step
+  double tokens_per_s = 0;
+  double step_ms = 0;
+  double ckpt_stall_ms = 0;
+  double plt = 0;
+  double load_max_over_mean = 0;  ///< largest of the MoE layers
+  std::int64_t dispatch_growths = 0;
+};
+
+struct ValidRecord {
+  Incarnation incarnation;
+  Step step;
+  double loss = 0;
+  double bits_per_byte = 0;
+  std::int64_t tokens = 0;
+};
+
+class MetricsWriter {
+ public:
+  /// Appends to `path`; writes the schema line if the file is new. DataError if it cannot be
+  /// written.
+  MetricsWriter(const std::string& path, int world_size);
+  ~MetricsWriter();
+  MetricsWriter(const MetricsWriter&) = delete;
+  MetricsWriter& operator=(const MetricsWriter&) = delete;
+  void write(const StepRecord& record);
+  void write(const ValidRecord& record);
+  void write(Incarnation incarnation, const checkpoint::SaveRecord& record);
+  void write(const checkpoint::Recovered& recovered,
+             const StateCatalog& catalog,
+             const LossReport& losses);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace pecan::train

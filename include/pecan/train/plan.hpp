@@ -1,0 +1,63 @@
+#pragma once
+/// The plan of a run: everything that follows from configuration, vocabulary and world size. Pure.
+
+#include <string>
+#include <vector>
+
+#include <pecan/core/state_catalog.hpp>
+
+#include <pecan/config/config.hpp>
+
+#include <pecan/parallel/mesh.hpp>
+#include <pecan/parallel/params.hpp>
+
+#include <pecan/model/transformer.hpp>
+
+namespace pecan::train {
+
+/// Parameters by what they are.
+struct ParameterCounts {
+  std::int64_t total = 0;
+  std::int64_t active = 0;  ///< used by one token, embedding included
+  std::int64_t expert = 0;  ///< in routed experts
+  std::int64_t non_expert = 0;
+};
+
+/// Bytes of one rank.
+struct RankMemory {
+  std::size_t weights = 0;
+  std::size_t gradients = 0;
+  std::size_t optimizer = 0;
+  std::size_t activations = 0;
+  std::size_t workspace = 0;
+  [[nodiscard]] std::size_t total() const {
+    return weights + gradients + optimizer + activations + workspace;
+  }
+};
+
+struct TrainPlan {
+  parallel::MeshShape mesh;
+  model::ModelDims dims;
+  std::vector<parallel::ParamSpec> specs;
+  StateCatalog catalog;
+  ParameterCounts parameters;
+  std::vector<RankMemory> memory;  ///< by rank
+  int num_micro_batches = 1;       ///< a rank and step
+  std::int64_t full_checkpoint_bytes = 0;
+  std::int64_t partial_checkpoint_bytes =
+      0;  ///< with pec.experts_per_checkpoint, largest selection
+};
+
+/// model.vocab_size, or the size of data.tokenizer_model; ConfigError without either, DataError for a bad tokenizer.
+[[nodiscard]] std::int64_t resolve_vocab_size(const config::Config& config);
+/// Throws ConfigError where configuration and world do not fit. Allocates nothing of the model's
+/// size.
+[[nodiscard]] TrainPlan make_plan(const config::Config& config,
+                                  std::int64_t vocab_size,
+                                  int world_size);
+/// A few lines for people.
+[[nodiscard]] std::string describe(const TrainPlan& plan);
+/// The same as JSON (docs/formats/plan.md).
+[[nodiscard]] std::string to_json(const TrainPlan& plan);
+
+}  // namespace pecan::train

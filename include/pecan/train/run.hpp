@@ -1,0 +1,37 @@
+#pragma once
+/// A whole training run on one rank: plan, build, recover, loop, drain.
+
+#include <iosfwd>
+#include <string>
+
+#include <pecan/core/file_system.hpp>
+
+#include <pecan/config/config.hpp>
+
+#include <pecan/comm/group.hpp>
+
+#include <pecan/checkpoint/recovery.hpp>
+
+namespace pecan::train {
+
+struct RunOptions {
+  std::string run_directory;
+  checkpoint::ResumeMode resume = checkpoint::ResumeMode::kFreshOnly;
+  std::string resume_path;
+  bool terminal = false;        ///< progress on one line that is rewritten
+  std::ostream* out = nullptr;  ///< where rank 0 reports to people
+};
+
+/// Trains until train_iters, a stop on request, or an error. Collective over `world`; MPI or
+/// Thread. Returns kDone or kStoppedOnRequest; everything else is an exception whose exit_code()
+/// the program returns.
+[[nodiscard]] ExitCode run(const config::Config& config,
+                           const RunOptions& options,
+                           FileSystem& fs,
+                           comm::Group& world);
+
+/// Sets the flag with which every rank of this process's run stops together at the next step
+/// boundary (SIGUSR1). Async-signal-safe.
+void request_stop() noexcept;
+
+}  // namespace pecan::train

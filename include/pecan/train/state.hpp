@@ -1,0 +1,73 @@
+#pragma once
+/// A rank's trainable state, its token counters, and how the checkpoint sees both.
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <pecan/comm/group.hpp>
+
+#include <pecan/optim/adamw.hpp>
+
+#include <pecan/checkpoint/recovery.hpp>
+
+#include <pecan/train/plan.hpp>
+
+namespace pecan::train {
+
+/// What was lost at one recovery.
+struct LossReport {
+  std::vector<std::int64_t>
+      lost_slots;  ///< by MoE layer: token slots whose updates were lost now, any role group
+  double plt = 0;  ///< over all faults so far, any role group stale, of the planned training
+  double plt_weights = 0;  ///< the same for weights alone
+  double plt_so_far = 0;   ///< plt relative to the tokens trained so far
+};
+
+/// Parameters, moments and token counters of one rank, bound to the catalog.
+/// Counters, by MoE layer l and expert e: routed (token slots whose update was applied, over the
+/// whole job), absorbed (those that a role group's state holds) and lost, with routed = absorbed +
+/// lost for every group. Source: papers.md 1, PLT.
+class TrainState {
+ public:
+  TrainState(device::Device device, const TrainPlan& plan, Rank rank);
+  [[nodiscard]] parallel::ParamSet& params() { return params_; }
+  [[nodiscard]] optim::AdamW& optimizer() { return optimizer_; }
+  [[nodiscard]] StateBinding& binding() { return *binding_; }
+  /// Adds the job's token slots of one applied step, [MoE layer * E + expert].
+  void count_tokens(std::span<const std::int64_t> slots);
+  [[nodiscard]] std::span<const std::int64_t> routed() const { return routed_; }
+  /// After a recovery: sets lost from routed and the recovered units' absorbed counters. Collective
+  /// over `world`.
+  [[nodiscard]] LossReport account_for_losses(Context& ctx,
+                                              comm::Group& world,
+                                              const config::Config& config);
+  /// Proportion of lost tokens so far (any group) of `planned` token slots a layer.
+  [[nodiscard]] double plt(double planned_slots) const;
+
+ private:
+  struct ExpertCounters {
+    int moe_layer = 0;
+    int expert = 0;
+    std::int64_t absorbed_weight = 0;
+    std::int64_t absorbed_moments = 0;
+  };
+  const TrainPlan& plan_;
+  Rank rank_;
+  parallel::ParamSet params_;
+  optim::AdamW optimizer_;
+  std::vector<std::int64_t> routed_;       ///< [MoE layer, E]
+  std::vector<std::int64_t> lost_weight_;  ///< [MoE layer, E]
+  std::vector<std::int64_t> lost_moments_;
+  std::vector<std::int64_t> lost_any_;
+  std::vector<ExpertCounters> experts_;  ///< held by this rank
+  std::unique_ptr<parallel::StorageBinding> binding_;
+};
+
+/// Items of everything above. Pure; used by make_plan.
+[[nodiscard]] StateCatalog plan_catalog(const model::ModelDims& dims,
+                                        const std::vector<parallel::ParamSpec>& specs,
+                                        const parallel::MeshShape& mesh);
+
+}  // namespace pecan::train

@@ -1,0 +1,137 @@
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include <nlohmann/json.hpp>
+
+#include <pecan/core/build_info.hpp>
+#include <pecan/core/log.hpp>
+
+#include <pecan/train/metrics.hpp>
+
+namespace pecan::train {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// JSON has no NaN or infinity: they become null.
+Json number(double value) {
+  return std::isfinite(value) ? Json(value) : Json(nullptr);
+}
+
+}  // namespace
+
+struct MetricsWriter::Impl {
+  std::string path;
+  std::ofstream out;
+  void write(const Json& line) {
+    out << line.dump() << '\n';
+    out.flush();
+    // A full disk must not end a training run whose checkpoints may still fit elsewhere: said once,
+    // then dropped.
+    if (!out && !failed) {
+      failed = true;
+      PECAN_LOG(kWarn,
+                "[train] {} cannot be written ({}); metrics are lost from here on",
+                path,
+                std::strerror(errno));
+    }
+  }
+  bool failed = false;
+};
+
+MetricsWriter::MetricsWriter(const std::string& path, int world_size)
+    : impl_(std::make_unique<Impl>()) {
+  std::error_code ignored;
+  const bool fresh =
+      !std::filesystem::exists(path, ignored) || std::filesystem::file_size(path, ignored) == 0;
+  impl_->path = path;
+  impl_->out.open(path, std::ios::app);
+  PECAN_VALIDATE(
+      impl_->out.is_open(),
+      CheckpointError,
+      "{} cannot be opened for writing: {}; give --run-dir a folder that this user may write",
+      path,
+      std::strerror(errno));
+  if (fresh) {
+    impl_->write({{"schema", kMetricsSchema},
+                  {"build", fmt::format("{} {}", build_info().version, build_info().git_id)},
+                  {"world", world_size}});
+  }
+}
+
+MetricsWriter::~MetricsWriter() = default;
+
+void MetricsWriter::write(const StepRecord& r) {
+  impl_->write({{"kind", "step"},
+                {"incarnation", r.incarnation.value},
+                {"step", r.step.value},
+                {"loss", number(r.loss)},
+                {"aux_loss", number(r.aux_loss)},
+                {"z_loss", number(r.z_loss)},
+                {"grad_norm", number(r.grad_norm)},
+                {"grad_norm_dense", number(r.grad_norm_dense)},
+                {"grad_norm_expert", number(r.grad_norm_expert)},
+                {"clip_norm", number(r.clip_norm)},
+                {"lr", r.lr},
+                {"skipped", r.skipped},
+                {"non_finite", r.non_finite},
+                {"tokens", r.tokens},
+                {"consumed_samples", r.consumed_samples},
+                {"tokens_per_s", r.tokens_per_s},
+                {"step_ms", r.step_ms},
+                {"ckpt_stall_ms", r.ckpt_stall_ms},
+                {"plt", r.plt},
+                {"load_max_over_mean", r.load_max_over_mean},
+                {"dispatch_growths", r.dispatch_growths}});
+}
+
+void MetricsWriter::write(const ValidRecord& r) {
+  impl_->write({{"kind", "valid"},
+                {"incarnation", r.incarnation.value},
+                {"step", r.step.value},
+                {"valid_loss", number(r.loss)},
+                {"valid_bits_per_byte", number(r.bits_per_byte)},
+                {"tokens", r.tokens}});
+}
+
+void MetricsWriter::write(Incarnation incarnation, const checkpoint::SaveRecord& r) {
+  impl_->write({{"kind", "checkpoint"},
+                {"incarnation", incarnation.value},
+                {"step", r.version.step.value},
+                {"committed", r.committed},
+                {"full", r.full},
+                {"failure", r.failure},
+                {"bytes_rank0", r.num_bytes},
+                {"expert_units", r.num_expert_units},
+                {"snapshot_ms", r.snapshot_ms},
+                {"persist_ms", r.persist_ms},
+                {"commit_ms", r.commit_ms}});
+}
+
+void MetricsWriter::write(const checkpoint::Recovered& recovered,
+                          const StateCatalog& catalog,
+                          const LossReport& losses) {
+  Json stale = Json::array();
+  for (const checkpoint::UnitRestore& restore : recovered.report.plan.restores) {
+    if (restore.version == recovered.report.plan.recovery) continue;
+    stale.push_back({{"unit", catalog.units[std::size_t(restore.unit.value)].name},
+                     {"group", name_of(restore.group)},
+                     {"step", restore.version.step.value},
+                     {"from", restore.directory}});
+  }
+  impl_->write({{"kind", "recovery"},
+                {"incarnation", recovered.identity.incarnation.value},
+                {"step", recovered.report.plan.recovery.step.value},
+                {"stale", stale},
+                {"damages", recovered.report.damages},
+                {"lost_slots", losses.lost_slots},
+                {"plt", losses.plt},
+                {"plt_weights", losses.plt_weights},
+                {"scan_ms", recovered.report.scan_ms},
+                {"load_ms", recovered.report.load_ms}});
+}
+
+}  // namespace pecan::train

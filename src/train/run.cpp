@@ -1,0 +1,470 @@
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <numbers>
+#include <optional>
+#include <ostream>
+#include <thread>
+
+#include <nlohmann/json.hpp>
+
+#include <pecan/core/log.hpp>
+
+#include <pecan/ops/reduce.hpp>
+
+#include <pecan/parallel/gradients.hpp>
+
+#include <pecan/optim/schedule.hpp>
+
+#include <pecan/checkpoint/checkpointer.hpp>
+
+#include <pecan/train/metrics.hpp>
+#include <pecan/train/plan.hpp>
+#include <pecan/train/run.hpp>
+#include <pecan/train/state.hpp>
+
+#include "train/batches.hpp"
+#include "train/progress.hpp"
+
+namespace pecan::train {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using comm::Purpose;
+using comm::ReduceOp;
+
+// A signal handler has no other way to speak to the loop than an object of static storage.
+volatile std::sig_atomic_t stop_requested = 0;
+
+double ms_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+/// Doubles that all ranks sum once a step. Counts are exact below 2^53.
+class StepSums {
+ public:
+  StepSums(std::size_t moe_layers, std::size_t experts)
+      : values_(kFirstSlot + moe_layers * experts, 0.0) {}
+  double& loss() { return values_[0]; }
+  double& aux_loss() { return values_[1]; }
+  double& z_loss() { return values_[2]; }
+  double& dense_squares() { return values_[3]; }
+  double& expert_squares() { return values_[4]; }
+  double& non_finite() { return values_[5]; }
+  double& growths() { return values_[6]; }
+  [[nodiscard]] std::span<double> slots() { return std::span(values_).subspan(kFirstSlot); }
+  [[nodiscard]] std::span<double> all() { return values_; }
+  void clear() { std::ranges::fill(values_, 0.0); }
+
+ private:
+  static constexpr std::size_t kFirstSlot = 7;
+  std::vector<double> values_;
+};
+
+/// Position in the array of which all ranks take the minimum once a step.
+enum FlagIndex : std::size_t { kRunOn, kFirstVote };
+using Flags = std::array<std::int64_t, kFirstVote + checkpoint::kVoteSize>;
+
+class Trainer {
+ public:
+  Trainer(const config::Config& config,
+          const RunOptions& options,
+          FileSystem& fs,
+          comm::Group& world,
+          Context& ctx,
+          const TrainPlan& plan,
+          model::Activations& activations)
+      : config_(config),
+        options_(options),
+        fs_(fs),
+        world_(world),
+        ctx_(ctx),
+        plan_(plan),
+        position_(parallel::position_of(plan.mesh, world.rank())),
+        groups_(parallel::make_groups(plan.mesh, world)),
+        state_(ctx.device, plan, world.rank()),
+        model_(ctx, plan.dims, state_.params(), plan.mesh, *groups_.ep, world.rank(), activations),
+        batches_(config, plan.dims, plan.mesh.dp, position_.dp),
+        sums_(std::size_t(plan.catalog.num_moe_layers), std::size_t(plan.dims.num_experts)),
+        started_(Clock::now()) {
+    if (!config.data.valid_data_path.empty())
+      valid_.emplace(config, plan.dims, plan.mesh.dp, position_.dp);
+  }
+
+  ExitCode run() {
+    model::initialise(ctx_, state_.params(), std::uint64_t(config_.training.seed));
+    recover();
+    Progress progress(is_root() ? options_.out : nullptr,
+                      options_.terminal,
+                      config_.training.train_iters,
+                      config_.logging.log_interval);
+    while (step_ < config_.training.train_iters) {
+      inject_fault();
+      const StepRecord record = step();
+      if (is_root()) {
+        metrics_->write(record);
+        progress.show(record);
+        write_saves();
+      }
+      const bool last = step_ == config_.training.train_iters;
+      if (valid_ && (last || (config_.training.eval_interval > 0 &&
+                              step_ % config_.training.eval_interval == 0))) {
+        const ValidRecord valid = evaluate();
+        if (is_root()) {
+          metrics_->write(valid);
+          progress.show(valid);
+        }
+      }
+      if (stop_agreed_ && !last) {
+        finish();
+        progress.say(fmt::format(
+            "stopped on request after step {}; continue with --resume-from-failure", step_));
+        return ExitCode::kStoppedOnRequest;
+      }
+    }
+    finish();
+    return ExitCode::kDone;
+  }
+
+ private:
+  [[nodiscard]] bool is_root() const { return world_.rank().value == 0; }
+
+  void say(const std::string& text) {
+    if (is_root() && options_.out != nullptr) *options_.out << text << std::endl;
+  }
+
+  void recover() {
+    recovered_ = checkpoint::recover(fs_,
+                                     options_.run_directory,
+                                     options_.resume,
+                                     options_.resume_path,
+                                     plan_.catalog,
+                                     state_.binding(),
+                                     ctx_,
+                                     world_);
+    const checkpoint::RecoveryReport& report = recovered_->report;
+    if (is_root()) {
+      write_config();
+      metrics_.emplace(options_.run_directory + "/metrics.jsonl", plan_.mesh.world);
+    }
+    if (report.fresh) {
+      say(options_.resume == checkpoint::ResumeMode::kFreshOnly
+              ? fmt::format("fresh start in {}", options_.run_directory)
+              : fmt::format("nothing to resume in {}: fresh start", options_.run_directory));
+    } else {
+      step_ = report.plan.recovery.step.value;
+      consumed_samples_ = recovered_->manifest->consumed_samples;
+      const LossReport losses = state_.account_for_losses(ctx_, world_, config_);
+      if (is_root()) metrics_->write(*recovered_, plan_.catalog, losses);
+      say(describe(*recovered_, plan_.catalog, losses));
+    }
+    if (config_.checkpoint.save_interval > 0) {
+      checkpointer_.emplace(fs_,
+                            options_.run_directory,
+                            config_.checkpoint,
+                            plan_.catalog,
+                            state_.binding(),
+                            world_.rank(),
+                            recovered_->identity,
+                            recovered_->manifest);
+    }
+  }
+
+  void write_config() {
+    const Status status = write_text_atomically(
+        fs_, options_.run_directory + "/config.yaml", config::dump_config(config_));
+    PECAN_VALIDATE(status.ok(), CheckpointError, "{}", status.message);
+  }
+
+  void inject_fault() {
+    if (config_.fault.kill_at_step > 0 && step_ + 1 == config_.fault.kill_at_step &&
+        recovered_->identity.incarnation.value == 0 &&
+        world_.rank().value == config_.fault.kill_rank) {
+      std::raise(SIGKILL);
+    }
+  }
+
+  void forward_backward() {
+    sums_.clear();
+    state_.params().zero_grads();
+    const double scale = parallel::gradient_scale(plan_.mesh, plan_.num_micro_batches);
+    const double share = scale / double(plan_.dims.tokens());
+    for (int micro = 0; micro < plan_.num_micro_batches; ++micro) {
+      const model::Batch batch = batches_.load(consumed_samples_, micro);
+      const model::BatchResult result = model_.forward_backward(ctx_, batch, scale);
+      sums_.loss() += result.loss_sum * share;
+      for (std::size_t layer = 0; layer < result.routing.size(); ++layer) {
+        sums_.aux_loss() += result.routing[layer].aux_loss * scale / double(result.routing.size());
+        sums_.z_loss() += result.routing[layer].z_loss * scale / double(result.routing.size());
+        const auto counts = model_.expert_counts(int(layer));
+        for (std::size_t e = 0; e < counts.size(); ++e)
+          sums_.slots()[layer * counts.size() + e] += double(counts[e]);
+      }
+    }
+  }
+
+  void sum_over_ranks() {
+    const parallel::ParamSet& params = state_.params();
+    const TensorView dense = params.flat_grads(params.dense_range());
+    const TensorView experts = params.flat_grads(params.expert_range());
+    if (parallel::counts_dense(plan_.mesh, world_.rank())) {
+      sums_.dense_squares() = ops::sum_of_squares(ctx_, dense);
+      sums_.non_finite() += double(ops::count_non_finite(ctx_, dense));
+    }
+    if (parallel::counts_experts(plan_.mesh, world_.rank())) {
+      sums_.expert_squares() = ops::sum_of_squares(ctx_, experts);
+      sums_.non_finite() += double(ops::count_non_finite(ctx_, experts));
+    }
+    sums_.growths() = double(model_.dispatch_growths());
+    world_.all_reduce(ctx_, view_of(sums_.all()), ReduceOp::kSum, {Purpose::kGradNorm}).wait();
+  }
+
+  /// The step's one decision round: every rank learns the same about stopping and about saves.
+  void exchange_flags() {
+    Flags flags{};
+    flags[kRunOn] = wants_to_stop() ? 0 : 1;
+    if (checkpointer_) std::ranges::copy(checkpointer_->vote(), flags.begin() + kFirstVote);
+    world_.all_reduce(ctx_, view_of(std::span(flags)), ReduceOp::kMin, {Purpose::kStepFlags})
+        .wait();
+    stop_agreed_ = flags[kRunOn] == 0;
+    if (checkpointer_) {
+      checkpoint::Vote vote;
+      std::copy_n(flags.begin() + kFirstVote, vote.size(), vote.begin());
+      checkpointer_->observe(vote);
+    }
+  }
+
+  [[nodiscard]] bool wants_to_stop() const {
+    const config::TrainingConfig& training = config_.training;
+    const bool interval = training.exit_interval > 0 && (step_ + 1) % training.exit_interval == 0;
+    const bool duration = training.exit_duration_in_mins > 0 &&
+                          ms_since(started_) > training.exit_duration_in_mins * 60'000.0;
+    return stop_requested != 0 || interval || duration;
+  }
+
+  void report_divergence() const {
+    for (const parallel::Param& param : state_const().params()) {
+      const std::int64_t bad = ops::count_non_finite(ctx_, param.grad.flat());
+      if (bad > 0) {
+        PECAN_LOG(kError,
+                  "[train] rank {}: the gradient of {} has {} non-finite values at step {}",
+                  world_.rank(),
+                  param.spec.name,
+                  bad,
+                  step_ + 1);
+        return;
+      }
+    }
+  }
+  [[nodiscard]] const parallel::ParamSet& state_const() const {
+    return const_cast<TrainState&>(state_).params();
+  }
+
+  StepRecord step() {
+    const auto start = Clock::now();
+    world_.set_step(Step{step_ + 1});
+    forward_backward();
+    parallel::exchange_gradients(ctx_, state_.params(), groups_);
+    sum_over_ranks();
+    exchange_flags();
+
+    StepRecord record;
+    record.incarnation = recovered_->identity.incarnation;
+    record.loss = sums_.loss();
+    record.aux_loss = sums_.aux_loss();
+    record.z_loss = sums_.z_loss();
+    record.grad_norm_dense = std::sqrt(sums_.dense_squares());
+    record.grad_norm_expert = std::sqrt(sums_.expert_squares());
+    record.grad_norm = std::sqrt(sums_.dense_squares() + sums_.expert_squares());
+    record.non_finite = std::int64_t(sums_.non_finite());
+    record.lr = optim::learning_rate(config_.optimizer, step_);
+    record.skipped =
+        record.non_finite > 0 || !std::isfinite(record.loss) || !std::isfinite(record.grad_norm);
+    if (record.skipped) {
+      report_divergence();
+      PECAN_VALIDATE(
+          config_.training.check_for_nan_in_loss_and_grad == config::NanPolicy::kSkip,
+          DivergenceError,
+          "step {} has loss {} and {} non-finite gradient values; training stops by "
+          "training.check_for_nan_in_loss_and_grad=stop (lower optimizer.lr, or set it to skip)",
+          step_ + 1,
+          record.loss,
+          record.non_finite);
+      PECAN_LOG(kWarn,
+                "[train] step {} is skipped: loss {}, {} non-finite gradient values",
+                step_ + 1,
+                record.loss,
+                record.non_finite);
+    }
+    const double factor = optim::clip_factor(config_.optimizer.clip_grad, record.grad_norm);
+    record.clip_norm = factor < 1 ? record.grad_norm : config_.optimizer.clip_grad;
+
+    double stall_ms = checkpointer_ ? checkpointer_->before_update() : 0;  // (A)
+    if (!record.skipped) {
+      state_.optimizer().update(ctx_, config_.optimizer, record.lr, factor);
+      std::vector<std::int64_t> slots(sums_.slots().size());
+      std::ranges::transform(
+          sums_.slots(), slots.begin(), [](double count) { return std::int64_t(count); });
+      state_.count_tokens(slots);
+    }
+    ++step_;
+    consumed_samples_ += config_.training.global_batch_size;
+    if (checkpointer_) {  // (B)
+      stall_ms +=
+          stop_agreed_ ? checkpointer_->save_now(facts()) : checkpointer_->after_update(facts());
+    }
+
+    record.step = Step{step_};
+    record.tokens = std::int64_t(config_.training.global_batch_size) * config_.training.seq_length;
+    record.consumed_samples = consumed_samples_;
+    record.step_ms = ms_since(start);
+    record.tokens_per_s = double(record.tokens) / record.step_ms * 1000;
+    record.ckpt_stall_ms = stall_ms;
+    record.plt = state_.plt(double(config_.training.train_iters) * double(record.tokens) *
+                            double(plan_.dims.topk));
+    record.load_max_over_mean = load_imbalance();
+    record.dispatch_growths = std::int64_t(sums_.growths());
+    return record;
+  }
+
+  [[nodiscard]] double load_imbalance() {
+    double worst = 0;
+    const std::size_t experts = std::size_t(plan_.dims.num_experts);
+    for (std::size_t first = 0; first < sums_.slots().size(); first += experts) {
+      const auto layer = sums_.slots().subspan(first, experts);
+      double sum = 0;
+      for (const double count : layer) sum += count;
+      if (sum > 0)
+        worst = std::max(worst, *std::ranges::max_element(layer) * double(experts) / sum);
+    }
+    return worst;
+  }
+
+  [[nodiscard]] checkpoint::StepFacts facts() const {
+    const std::size_t experts = std::size_t(plan_.dims.num_experts);
+    nlohmann::json routed = nlohmann::json::array();
+    for (std::size_t first = 0; first < state_.routed().size(); first += experts) {
+      const auto layer = state_.routed().subspan(first, experts);
+      routed.push_back(std::vector<std::int64_t>(layer.begin(), layer.end()));
+    }
+    const nlohmann::json extra{
+        {"routed", routed},
+        {"topk", plan_.dims.topk},
+        {"global_batch_size", config_.training.global_batch_size},
+        {"seq_length", config_.training.seq_length},
+        {"train_iters", config_.training.train_iters},
+        {"layout",
+         {{"tp", plan_.mesh.tp},
+          {"dp", plan_.mesh.dp},
+          {"etp", plan_.mesh.etp},
+          {"ep", plan_.mesh.ep},
+          {"edp", plan_.mesh.edp}}},
+        {"experts_per_checkpoint", config_.checkpoint.pec.experts_per_checkpoint},
+        {"selection", config_.checkpoint.pec.selection}};
+    return {Step{step_}, consumed_samples_, extra.dump()};
+  }
+
+  ValidRecord evaluate() {
+    double loss = 0;
+    for (int i = 0; i < valid_->num_batches(); ++i)
+      loss += model_.forward(ctx_, valid_->load(i)).loss_sum;
+    // Every dp rank has its own windows, and with tp = 1 each rank is its own dp position.
+    world_.all_reduce(ctx_, view_of(std::span(&loss, 1)), ReduceOp::kSum, {Purpose::kEvaluation})
+        .wait();
+    ValidRecord record;
+    record.incarnation = recovered_->identity.incarnation;
+    record.step = Step{step_};
+    record.tokens = valid_->predicted_tokens();
+    record.loss = loss / double(record.tokens);
+    record.bits_per_byte =
+        valid_->text_bytes() > 0 ? loss / (double(valid_->text_bytes()) * std::numbers::ln2) : NAN;
+    return record;
+  }
+
+  void write_saves() {
+    if (!checkpointer_) return;
+    for (const checkpoint::SaveRecord& save : checkpointer_->take_records()) {
+      metrics_->write(recovered_->identity.incarnation, save);
+    }
+  }
+
+  /// The last state is saved, and saves under way come to an end that all ranks have seen.
+  void finish() {
+    if (!checkpointer_) return;
+    const auto start = Clock::now();
+    const auto limit = std::chrono::seconds(config_.comm.timeout_s);
+    bool asked = false;
+    while (true) {
+      std::int64_t idle = checkpointer_->busy() ? 0 : 1;
+      world_
+          .all_reduce(
+              ctx_, view_of(std::span(&idle, 1)), ReduceOp::kMin, {Purpose::kCheckpointVote})
+          .wait();
+      if (idle == 1) {
+        if (asked) break;
+        asked = true;
+        if (last_saved_step() == step_) break;
+        (void)checkpointer_->save_now(facts());
+      }
+      exchange_flags();
+      if (is_root()) write_saves();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      PECAN_VALIDATE(Clock::now() - start < limit,
+                     CheckpointError,
+                     "the last save was not durable {} s after the end of training "
+                     "(comm.timeout_s); the newest "
+                     "committed checkpoint stays valid",
+                     config_.comm.timeout_s);
+    }
+    if (is_root()) write_saves();
+  }
+
+  [[nodiscard]] std::int64_t last_saved_step() const { return checkpointer_->last_started().value; }
+
+  const config::Config& config_;
+  const RunOptions& options_;
+  FileSystem& fs_;
+  comm::Group& world_;
+  Context& ctx_;
+  const TrainPlan& plan_;
+  parallel::MeshPosition position_;
+  parallel::MeshGroups groups_;
+  TrainState state_;
+  model::Transformer model_;
+  TrainBatches batches_;
+  std::optional<ValidBatches> valid_;
+  StepSums sums_;
+  Clock::time_point started_;
+  std::optional<checkpoint::Recovered> recovered_;
+  std::optional<checkpoint::Checkpointer> checkpointer_;
+  std::optional<MetricsWriter> metrics_;
+  std::int64_t step_ = 0;
+  std::int64_t consumed_samples_ = 0;
+  bool stop_agreed_ = false;
+};
+
+}  // namespace
+
+void request_stop() noexcept {
+  stop_requested = 1;
+}
+
+ExitCode run(const config::Config& config,
+             const RunOptions& options,
+             FileSystem& fs,
+             comm::Group& world) {
+  const TrainPlan plan = make_plan(config, resolve_vocab_size(config), world.size());
+  if (world.rank().value == 0 && options.out != nullptr)
+    *options.out << describe(plan) << std::flush;
+  const RankMemory& memory = plan.memory[std::size_t(world.rank().value)];
+  device::Stream stream{device::cpu()};
+  device::Arena workspace(device::cpu(), memory.workspace);
+  device::Arena arena(device::cpu(), memory.activations);
+  Context ctx{device::cpu(), stream, workspace, config.training.threads};
+  model::Activations activations = model::Activations::plan(plan.dims, plan.mesh.ep, arena);
+  Trainer trainer(config, options, fs, world, ctx, plan, activations);
+  return trainer.run();
+}
+
+}  // namespace pecan::train

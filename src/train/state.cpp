@@ -1,0 +1,269 @@
+#include <algorithm>
+#include <map>
+#include <numeric>
+#include <utility>
+
+#include <pecan/train/state.hpp>
+
+namespace pecan::train {
+namespace {
+
+using parallel::ParamSpec;
+
+constexpr const char* kUpdateCount = "update_count";
+constexpr const char* kAbsorbedWeight = "absorbed_weight";
+constexpr const char* kAbsorbedMoments = "absorbed_moments";
+constexpr const char* kNonExpert = "non_expert";
+
+std::string router_name(LayerId layer) {
+  return model::layer_name(layer) + ".mlp.gate";
+}
+
+/// Layers with experts, in order.
+std::vector<LayerId> moe_layers(const model::ModelDims& dims) {
+  std::vector<LayerId> layers;
+  for (std::size_t i = 0; i < dims.is_moe.size(); ++i) {
+    if (dims.is_moe[i]) layers.push_back(LayerId{std::int32_t(i)});
+  }
+  return layers;
+}
+
+std::vector<Rank> all_ranks(int world) {
+  std::vector<Rank> ranks;
+  for (int r = 0; r < world; ++r) ranks.push_back(Rank{r});
+  return ranks;
+}
+
+/// Storage of i64 values in memory of the trainer.
+device::ParamStorage storage_of(std::int64_t* values, std::int64_t count) {
+  return {reinterpret_cast<std::byte*>(values), DType::kI64, Shape{count}};
+}
+
+}  // namespace
+
+StateCatalog plan_catalog(const model::ModelDims& dims,
+                          const std::vector<ParamSpec>& specs,
+                          const parallel::MeshShape& mesh) {
+  StateCatalog catalog;
+  catalog.world_size = mesh.world;
+  catalog.num_moe_layers = dims.num_moe_layers();
+  catalog.num_experts = int(dims.num_experts);
+  catalog.units.push_back({kNonExpert, kNoLayer, ExpertId{-1}});
+  std::map<std::pair<LayerId, ExpertId>, UnitIndex> unit_of;
+  for (const LayerId layer : moe_layers(dims)) {
+    for (std::int32_t e = 0; e < dims.num_experts; ++e) {
+      unit_of[{layer, ExpertId{e}}] = UnitIndex{std::int32_t(catalog.units.size())};
+      catalog.units.push_back({fmt::format("layers.{}.experts.{}", layer, e), layer, ExpertId{e}});
+    }
+  }
+
+  for (const ParamSpec& spec : specs) {
+    const UnitIndex unit = spec.is_expert() ? unit_of.at({spec.layer, spec.expert}) : UnitIndex{0};
+    const auto add = [&](const char* dataset, Role role, RoleGroup group) {
+      catalog.items.push_back({.name = spec.name,
+                               .dataset = dataset,
+                               .unit = unit,
+                               .role = role,
+                               .group = group,
+                               .mutated_in = MutatedIn::kUpdate,
+                               .global_shape = spec.shape,
+                               .dtype = dims.dtype,
+                               .blocks = parallel::place(spec, int(dims.num_experts), mesh)});
+    };
+    add("weight", Role::kWeight, RoleGroup::kWeight);
+    add("exp_avg", Role::kExpAvg, RoleGroup::kMoments);
+    add("exp_avg_sq", Role::kExpAvgSq, RoleGroup::kMoments);
+  }
+
+  const auto add_counter = [&](std::string name,
+                               const char* dataset,
+                               UnitIndex unit,
+                               Role role,
+                               RoleGroup group,
+                               MutatedIn mutated_in,
+                               std::int64_t count,
+                               std::vector<Rank> holders) {
+    const Shape shape{count};
+    catalog.items.push_back({.name = std::move(name),
+                             .dataset = dataset,
+                             .unit = unit,
+                             .role = role,
+                             .group = group,
+                             .mutated_in = mutated_in,
+                             .global_shape = shape,
+                             .dtype = DType::kI64,
+                             .blocks = {{Block::whole(shape), std::move(holders)}}});
+  };
+  const std::vector<Rank> everyone = all_ranks(mesh.world);
+  add_counter(kNonExpert,
+              kUpdateCount,
+              UnitIndex{0},
+              Role::kUpdateCount,
+              RoleGroup::kMoments,
+              MutatedIn::kUpdate,
+              1,
+              everyone);
+  for (const LayerId layer : moe_layers(dims)) {
+    for (const char* table : {"routed", "lost_weight", "lost_moments", "lost_any"}) {
+      add_counter(router_name(layer),
+                  table,
+                  UnitIndex{0},
+                  Role::kCounter,
+                  RoleGroup::kJob,
+                  MutatedIn::kForward,
+                  dims.num_experts,
+                  everyone);
+    }
+    for (std::int32_t e = 0; e < dims.num_experts; ++e) {
+      const UnitIndex unit = unit_of.at({layer, ExpertId{e}});
+      const std::string name = model::expert_name(layer, ExpertId{e});
+      const std::vector<Rank> holders = parallel::expert_holders(
+          mesh, parallel::expert_position(ExpertId{e}, int(dims.num_experts), mesh));
+      add_counter(name,
+                  kUpdateCount,
+                  unit,
+                  Role::kUpdateCount,
+                  RoleGroup::kMoments,
+                  MutatedIn::kUpdate,
+                  1,
+                  holders);
+      add_counter(name,
+                  kAbsorbedWeight,
+                  unit,
+                  Role::kAbsorbed,
+                  RoleGroup::kWeight,
+                  MutatedIn::kForward,
+                  1,
+                  holders);
+      add_counter(name,
+                  kAbsorbedMoments,
+                  unit,
+                  Role::kAbsorbed,
+                  RoleGroup::kMoments,
+                  MutatedIn::kForward,
+                  1,
+                  holders);
+    }
+  }
+  catalog.validate();
+  return catalog;
+}
+
+TrainState::TrainState(device::Device device, const TrainPlan& plan, Rank rank)
+    : plan_(plan),
+      rank_(rank),
+      params_(device, plan.specs, int(plan.dims.num_experts), plan.mesh, rank, plan.dims.dtype),
+      optimizer_(device, params_),
+      binding_(std::make_unique<parallel::StorageBinding>(plan.catalog, rank)) {
+  const std::vector<LayerId> layers = moe_layers(plan.dims);
+  const std::size_t num_experts = std::size_t(plan.dims.num_experts);
+  for (auto* table : {&routed_, &lost_weight_, &lost_moments_, &lost_any_})
+    table->assign(layers.size() * num_experts, 0);
+
+  const Shape origin{0};
+  for (const parallel::Param& param : params_.params()) {
+    const Shape offset = Block::whole(param.spec.shape).offset;
+    binding_->bind(param.spec.name + "/weight", param.weight, offset);
+    binding_->bind(param.spec.name + "/exp_avg", optimizer_.exp_avg(param), offset);
+    binding_->bind(param.spec.name + "/exp_avg_sq", optimizer_.exp_avg_sq(param), offset);
+  }
+  for (optim::UnitUpdates& unit : optimizer_.units()) {
+    const std::string name =
+        unit.expert.value < 0 ? kNonExpert : model::expert_name(unit.layer, unit.expert);
+    binding_->bind(name + "/" + kUpdateCount, storage_of(&unit.count, 1), origin);
+  }
+  const int position = parallel::position_of(plan.mesh, rank).ep;
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const std::pair<const char*, std::vector<std::int64_t>*> tables[] = {
+        {"routed", &routed_},
+        {"lost_weight", &lost_weight_},
+        {"lost_moments", &lost_moments_},
+        {"lost_any", &lost_any_}};
+    for (const auto& [dataset, table] : tables) {
+      binding_->bind(router_name(layers[l]) + "/" + dataset,
+                     storage_of(table->data() + l * num_experts, std::int64_t(num_experts)),
+                     origin);
+    }
+    for (int e = 0; e < int(num_experts); ++e) {
+      if (parallel::expert_position(ExpertId{e}, int(num_experts), plan.mesh) == position) {
+        experts_.push_back({int(l), e, 0, 0});
+      }
+    }
+  }
+  for (ExpertCounters& expert : experts_) {
+    const std::string name =
+        model::expert_name(layers[std::size_t(expert.moe_layer)], ExpertId{expert.expert});
+    binding_->bind(name + "/" + kAbsorbedWeight, storage_of(&expert.absorbed_weight, 1), origin);
+    binding_->bind(name + "/" + kAbsorbedMoments, storage_of(&expert.absorbed_moments, 1), origin);
+  }
+  binding_->validate();
+}
+
+void TrainState::count_tokens(std::span<const std::int64_t> slots) {
+  PECAN_EXPECTS(slots.size() == routed_.size());
+  for (std::size_t i = 0; i < slots.size(); ++i) routed_[i] += slots[i];
+  for (ExpertCounters& expert : experts_) {
+    const std::int64_t routed =
+        slots[std::size_t(expert.moe_layer * plan_.dims.num_experts + expert.expert)];
+    expert.absorbed_weight += routed;
+    expert.absorbed_moments += routed;
+  }
+}
+
+LossReport TrainState::account_for_losses(Context& ctx,
+                                          comm::Group& world,
+                                          const config::Config& config) {
+  // Experts live on some ranks only: each one's counters travel from its first replica.
+  const std::size_t size = routed_.size();
+  std::vector<std::int64_t> absorbed(2 * size, 0);
+  if (parallel::position_of(plan_.mesh, rank_).edp == 0) {
+    for (const ExpertCounters& expert : experts_) {
+      const std::size_t at = std::size_t(expert.moe_layer * plan_.dims.num_experts + expert.expert);
+      absorbed[at] = expert.absorbed_weight;
+      absorbed[size + at] = expert.absorbed_moments;
+    }
+  }
+  world
+      .all_reduce(
+          ctx, view_of(std::span(absorbed)), comm::ReduceOp::kSum, {comm::Purpose::kRecovery})
+      .wait();
+
+  LossReport report;
+  report.lost_slots.assign(std::size_t(plan_.catalog.num_moe_layers), 0);
+  for (std::size_t i = 0; i < size; ++i) {
+    const std::int64_t lost_weight = routed_[i] - absorbed[i];
+    const std::int64_t lost_moments = routed_[i] - absorbed[size + i];
+    const std::int64_t now =
+        std::max(lost_weight - lost_weight_[i], lost_moments - lost_moments_[i]);
+    PECAN_VALIDATE(now >= 0,
+                   CorruptionError,
+                   "expert counter {} absorbed more token slots than were routed",
+                   i);
+    lost_weight_[i] = lost_weight;
+    lost_moments_[i] = lost_moments;
+    lost_any_[i] += now;
+    report.lost_slots[i / std::size_t(plan_.dims.num_experts)] += now;
+  }
+  const double slots_a_step = double(config.training.global_batch_size) *
+                              double(config.training.seq_length) * double(plan_.dims.topk);
+  const double planned = slots_a_step * double(config.training.train_iters);
+  report.plt = plt(planned);
+  if (size > 0) {
+    const double layers = double(plan_.catalog.num_moe_layers);
+    const auto total = [](const std::vector<std::int64_t>& table) {
+      return double(std::accumulate(table.begin(), table.end(), std::int64_t{0}));
+    };
+    report.plt_weights = total(lost_weight_) / (layers * planned);
+    const double so_far = total(routed_);
+    report.plt_so_far = so_far > 0 ? total(lost_any_) / so_far : 0;
+  }
+  return report;
+}
+
+double TrainState::plt(double planned_slots) const {
+  if (lost_any_.empty() || planned_slots <= 0) return 0;
+  const double lost = double(std::accumulate(lost_any_.begin(), lost_any_.end(), std::int64_t{0}));
+  return lost / (double(plan_.catalog.num_moe_layers) * planned_slots);
+}
+
+}  // namespace pecan::train
