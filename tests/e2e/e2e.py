@@ -1,0 +1,333 @@
+#!/usr/bin/python3
+"""Whole runs of the programs: layouts, resume, kills, damage and bad input. Standard library only.
+
+usage: e2e.py SUITE --bin DIR --mpiexec PATH [--seeds N]
+"""
+import argparse
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ENVIRONMENT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,vader",
+    # A killed rank ends the job at once instead of after two seconds.
+    "OMPI_MCA_odls_base_sigkill_timeout": "0", "OMP_NUM_THREADS": "1",
+}
+CONFIG = """
+model: {num_layers: 2, hidden_size: 32, num_attention_heads: 4, num_query_groups: 2, make_vocab_size_divisible_by: 64}
+moe: {num_experts: 8, moe_ffn_hidden_size: 24, moe_router_topk: 2, moe_layer_freq: 1, moe_aux_loss_coeff: 0.01,
+      dispatch_buffer_factor: 4}
+training: {seq_length: 32, micro_batch_size: 1, global_batch_size: 4, train_iters: 40, seed: 7}
+optimizer: {lr: 0.003, lr_warmup_iters: 1, weight_decay: 0.1}
+data: {data_path: DATA_train, valid_data_path: DATA_valid, tokenizer_model: DATA.tokenizer.model}
+checkpoint: {save_interval: 2, keep_latest_k: 1, fallback_copies: 1, pec: {experts_per_checkpoint: 2}}
+comm: {timeout_s: 60}
+"""
+failures = []
+
+
+def check(condition, text):
+    print(("ok    " if condition else "FAILED ") + text, flush=True)
+    if not condition:
+        failures.append(text)
+
+
+class Lab:
+    """A temporary folder with a corpus, a configuration and the programs."""
+
+    def __init__(self, arguments):
+        self.bin = pathlib.Path(arguments.bin)
+        self.mpiexec = arguments.mpiexec
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="pecan-e2e-"))
+        rng = random.Random(1)
+        words = ["".join(rng.choice("abcdefghijklmnop") for _ in range(rng.randint(2, 7))) for _ in range(150)]
+        documents = [" ".join(rng.choice(words) for _ in range(rng.randint(30, 120))) + "." for _ in range(160)]
+        (self.folder / "text.txt").write_text("\n\n".join(documents) + "\n")
+        self.run([self.bin / "pecan-data", "prepare", "--input", self.folder / "text.txt", "--document-separator",
+                  "blank-line", "--output", self.folder / "corpus", "--vocab-size", "400", "--held-out", "10"], expect=0)
+        self.config = self.folder / "config.yaml"
+        self.config.write_text(CONFIG.replace("DATA", str(self.folder / "corpus")))
+
+    def run(self, command, expect=None, timeout=120):
+        done = subprocess.run([str(c) for c in command], env={**os.environ, **ENVIRONMENT}, text=True, timeout=timeout,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if expect is not None:
+            check(done.returncode == expect, f"exit code {done.returncode} (expected {expect}): "
+                  + " ".join(pathlib.Path(str(c)).name for c in command[:8]))
+            if done.returncode != expect:
+                print(done.stdout, flush=True)
+        return done
+
+    def command(self, ranks, run_dir, *options, config=None):
+        return [self.mpiexec, "-n", str(ranks), str(self.bin / "pecan-train"), "--config", str(config or self.config),
+                "--run-dir", str(run_dir), *options]
+
+    def train(self, ranks, run_dir, *options, expect=0, config=None):
+        return self.run(self.command(ranks, run_dir, *options, config=config), expect=expect)
+
+    def layout(self, ep):
+        return ["--set", f"parallel.expert_model_parallel_size={ep}"]
+
+    def inspect(self, run_dir, *words):
+        return self.run([self.bin / "pecan-inspect", run_dir, *words])
+
+    def close(self):
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def steps(run_dir):
+    """Step records of metrics.jsonl; a line that a kill cut short is not one."""
+    records = []
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record.get("kind") == "step":
+            records.append(record)
+    return records
+
+
+def close_to(a, b, tolerance):
+    return abs(a - b) <= tolerance * abs(b)
+
+
+def layouts(lab, arguments):
+    """The same global batches on 1 rank, EP 2, EP 4 and EP 2 x EDP 2, over MPI."""
+    for dtype, tolerance in (("fp64", 1e-11), ("fp32", 1e-6)):
+        alone = None
+        for ranks, ep in ((1, 1), (2, 2), (4, 4), (4, 2)):
+            run_dir = lab.folder / f"layout-{dtype}-{ranks}-{ep}"
+            lab.train(ranks, run_dir, *lab.layout(ep), "--set", f"training.compute_dtype={dtype}",
+                      "--set", "training.train_iters=3", "--set", "checkpoint.save_interval=0")
+            records = steps(run_dir)
+            check(len(records) == 3, f"{dtype}, {ranks} ranks, EP {ep}: three steps")
+            if alone is None:
+                alone = records
+            check(close_to(records[0]["loss"], alone[0]["loss"], tolerance), f"{dtype}, {ranks} ranks, EP {ep}: loss")
+            check(close_to(records[0]["grad_norm"], alone[0]["grad_norm"], tolerance),
+                  f"{dtype}, {ranks} ranks, EP {ep}: gradient norm")
+
+
+def resume(lab, arguments):
+    """Stop on request, resume: the same numbers as a run that never stopped (everything saved)."""
+    full = ["--set", "checkpoint.pec.experts_per_checkpoint=8", "--set", "training.train_iters=20", *lab.layout(4)]
+    straight, halved = lab.folder / "straight", lab.folder / "halved"
+    lab.train(4, straight, *full)
+    lab.train(4, halved, *full, "--set", "training.exit_interval=10", expect=75)
+    resumed = lab.train(4, halved, *full, "--resume-from-failure")
+    check("resumed at step 10" in resumed.stdout, "the resumed run says from where")
+    keys = ("step", "loss", "grad_norm", "lr", "consumed_samples")
+    check([[r[k] for k in keys] for r in steps(straight)] == [[r[k] for k in keys] for r in steps(halved)],
+          "every step's loss, norm, rate and position are equal to the last bit")
+    check(lab.inspect(halved, "verify").returncode == 0, "verify finds nothing")
+    lab.train(4, halved, *full, expect=4)  # a run directory in use is refused without a resume flag
+    empty = lab.train(4, lab.folder / "never", *full, "--resume-from-failure", "--set", "training.train_iters=2")
+    check("fresh start" in empty.stdout, "nothing to resume: a fresh start is said")
+    interrupted = lab.folder / "interrupted"
+    job = subprocess.Popen(lab.command(4, interrupted, *lab.layout(4), "--set", "training.train_iters=100000"),
+                           env={**os.environ, **ENVIRONMENT}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_steps(job, interrupted, 3)
+    job.send_signal(signal.SIGUSR1)
+    check(job.wait(timeout=60) == 75, "SIGUSR1 stops all ranks together with exit code 75")
+    check(lab.inspect(interrupted, "verify").returncode == 0, "and leaves a whole checkpoint")
+
+
+def wait_for_steps(job, run_dir, count, timeout=60):
+    end = time.monotonic() + timeout
+    while job.poll() is None and time.monotonic() < end:
+        if (run_dir / "metrics.jsonl").exists() and len(steps(run_dir)) >= count:
+            return
+        time.sleep(0.01)
+
+
+def ranks_of(job):
+    """Process ids of the job's pecan-train processes."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "comm").read_text().strip() == "pecan-train":
+                parent = [l for l in (entry / "status").read_text().splitlines() if l.startswith("PPid:")]
+                if int(parent[0].split()[1]) == job.pid:
+                    found.append(int(entry.name))
+        except (OSError, IndexError):
+            continue
+    return sorted(found)
+
+
+def kill_loop(lab, arguments):
+    """SIGKILL of a random rank at a random moment, often while a checkpoint is written: the run always ends whole."""
+    for seed in range(arguments.seeds):
+        rng = random.Random(seed)
+        run_dir = lab.folder / f"kill-{seed}"
+        options = [*lab.layout(rng.choice((2, 4))), "--set", "checkpoint.save_interval=1"]
+        total = 14
+        while True:
+            resuming = (run_dir / "lock.json").exists()
+            job = subprocess.Popen(
+                lab.command(4, run_dir, *options, "--set", f"training.train_iters={total}",
+                            *(["--resume-from-failure"] if run_dir.exists() else [])),
+                env={**os.environ, **ENVIRONMENT}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            if not resuming or rng.random() < 0.3:
+                done = len(steps(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
+                wait_for_steps(job, run_dir, done + rng.randint(1, 8))
+                time.sleep(rng.random() * 0.05)
+                alive = ranks_of(job)
+                if alive:
+                    os.kill(rng.choice(alive), signal.SIGKILL)
+            try:
+                output, _ = job.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                job.kill()
+                output, _ = job.communicate()
+                check(False, f"seed {seed}: the job hangs")
+                break
+            if job.returncode == 0:
+                break
+            if job.returncode != 137:
+                check(False, f"seed {seed}: exit code {job.returncode}")
+                print(output, flush=True)
+                break
+        verify = lab.inspect(run_dir, "verify")
+        last = steps(run_dir)[-1]["step"]
+        check(verify.returncode == 0 and last == total, f"seed {seed}: step {last} of {total}, verify {verify.returncode}")
+        if verify.returncode != 0:
+            print(verify.stdout, flush=True)
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def shards(run_dir, step, kind):
+    return sorted((run_dir / "checkpoints" / f"step-{step:08d}").glob(f"rank-*.{kind}*"))
+
+
+def flip(path, position=None):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if position is None else position] ^= 0x10
+    path.write_bytes(bytes(data))
+
+
+def damage(lab, arguments):
+    """Damage of the newest checkpoint is found, named and worked round, and the branch given up is never used again."""
+    base = lab.folder / "base"
+    # Training waits for the files, so that no save is skipped on a busy machine.
+    options = [*lab.layout(4), "--set", "training.train_iters=50", "--set", "checkpoint.async_save=false"]
+    lab.train(4, base, *options, "--set", "training.exit_interval=10", expect=75)
+
+    def truncate(path):
+        os.truncate(path, path.stat().st_size // 2)
+
+    cases = (("a flipped bit in a state shard", "state.h5", flip), ("a truncated state shard", "state.h5", truncate),
+             ("a missing state shard", "state.h5", os.unlink), ("a flipped bit in an experts shard", "experts.h5", flip),
+             ("a missing experts shard", "experts.h5", os.unlink), ("a flipped bit in the manifest", None, flip))
+    for name, kind, harm in cases:
+        run_dir = lab.folder / "damaged"
+        shutil.copytree(base, run_dir)
+        victim = (run_dir / "checkpoints/step-00000010/manifest.json") if kind is None else shards(run_dir, 10, kind)[1]
+        harm(victim)
+        verify = lab.inspect(run_dir, "verify")
+        check(verify.returncode == 4 and "step-00000010" in verify.stdout, f"{name}: verify names it, exit code 4")
+        done = lab.train(4, run_dir, *options, "--resume-from-failure")
+        check("step-00000010" in done.stdout, f"{name}: the resumed run says what it found")
+        resumed = [r for r in steps(run_dir) if r["incarnation"] == 1]
+        first = resumed[0]["step"]
+        # Lost experts come from older copies; lost non-expert state takes the whole run back to an older checkpoint.
+        check(first == 11 if kind == "experts.h5" else 1 < first < 11, f"{name}: continued at step {first}")
+        check(resumed[-1]["step"] == 50, f"{name}: trained to the end")
+        after = lab.inspect(run_dir, "verify")
+        check(after.returncode == 0, f"{name}: forty steps later no damage is left in use")
+        if after.returncode != 0:
+            print(after.stdout, flush=True)
+        shutil.rmtree(run_dir)
+
+
+def bad_input(lab, arguments):
+    """Message and exit code of what users get wrong."""
+    broken = lab.folder / "broken.yaml"
+
+    def refused(name, code, fragment, *options, config=None, ranks=1, run_dir=None):
+        done = lab.train(ranks, run_dir or lab.folder / "refused", *options, expect=code, config=config)
+        check(fragment in done.stdout, f"{name}: says \"{fragment}\"")
+        if fragment not in done.stdout:
+            print(done.stdout, flush=True)
+        check(done.stdout.count(fragment) == 1 or ranks == 1, f"{name}: said once")
+
+    broken.write_text("model: {num_layers: 2\ntraining: [")
+    refused("malformed YAML", 2, "broken.yaml", config=broken)
+    refused("unknown key", 2, "num_layers", "--set", "model.num_layer=2")
+    refused("impossible layout", 2, "num_experts=8", *lab.layout(3), "--set", "training.global_batch_size=3", ranks=3)
+    refused("missing file", 2, "nowhere.yaml", config=lab.folder / "nowhere.yaml")
+    refused("a feature that is not there", 2, "tensor_model_parallel_size", "--set",
+            "parallel.tensor_model_parallel_size=2", ranks=2)
+
+    for suffix in (".bin", ".idx", ".json"):
+        shutil.copy(f"{lab.folder}/corpus_train{suffix}", f"{lab.folder}/cut{suffix}")
+    index = lab.folder / "cut.idx"
+    os.truncate(index, index.stat().st_size - 5)
+    refused("a truncated .idx", 3, "cut.idx", "--set", f"data.data_path={lab.folder}/cut")
+    refused("no corpus", 3, "absent", "--set", f"data.data_path={lab.folder}/absent")
+
+    used = lab.folder / "used"
+    lab.train(2, used, *lab.layout(2), "--set", "training.train_iters=4")
+    refused("a run directory of another model", 4, "another model", "--resume-from-failure", "--set",
+            "model.hidden_size=64", "--set", "training.train_iters=8", *lab.layout(2), ranks=2, run_dir=used)
+    refused("no write permission", 4, "/proc/pecan", run_dir=pathlib.Path("/proc/pecan"))
+
+    ruined = lab.folder / "ruined"
+    shutil.copytree(used, ruined)
+    for shard in (ruined / "checkpoints").glob("step-*/rank-*.h5"):
+        os.truncate(shard, 100)
+    refused("nothing recoverable", 4, "recover", "--resume-from-failure", "--set", "training.train_iters=8",
+            *lab.layout(2), ranks=2, run_dir=ruined)
+    check(lab.inspect(ruined, "verify").returncode == 4, "verify of a ruined run: exit code 4")
+    check(lab.inspect(lab.folder / "nothing").returncode == 4, "inspecting nothing: exit code 4")
+    check(lab.inspect(used, "gaze").returncode == 2, "an unknown view: exit code 2")
+    for view in (["summary"], ["list"], ["show", "4"], ["experts"], ["coverage"], ["verify"]):
+        text, data = lab.inspect(used, *view), lab.inspect(used, *view, "--json")
+        check(text.returncode == 0 and data.returncode == 0 and json.loads(data.stdout)["schema"] == 1,
+              f"inspect {view[0]} as text and JSON")
+    full_disk(lab)
+
+
+def full_disk(lab):
+    """A full disk never stops training; it is reported and the next save is tried."""
+    disk = lab.folder / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(disk)], stderr=subprocess.DEVNULL)
+    if mounted.returncode != 0:
+        print("skipped: a full disk (mounting a small file system needs root)")
+        return
+    try:
+        done = lab.train(2, disk / "run", *lab.layout(2), "--set", "training.train_iters=6")
+        check("space" in done.stdout.lower(), "a full disk: the failed save is reported")
+        check(steps(disk / "run")[-1]["step"] == 6, "a full disk: training went on to its end")
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    suites = {f.__name__: f for f in (layouts, resume, kill_loop, damage, bad_input)}
+    parser.add_argument("suite", choices=suites)
+    parser.add_argument("--bin", required=True)
+    parser.add_argument("--mpiexec", default="mpirun")
+    parser.add_argument("--seeds", type=int, default=5)
+    arguments = parser.parse_args()
+    lab = Lab(arguments)
+    try:
+        suites[arguments.suite](lab, arguments)
+    finally:
+        lab.close()
+    print(f"{len(failures)} failures")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
