@@ -1,10 +1,12 @@
 // pecan-train: trains a model on the processes that mpirun started.
 
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -67,9 +69,11 @@ bool writes_to_terminal() {
 }
 
 int fail(const comm::Group& world, ExitCode code, const std::string& message) {
-  // A wrong configuration is wrong on every rank: said once.
-  if (code != ExitCode::kUsage || world.rank().value == 0)
-    std::cerr << "pecan-train: " << message << std::endl;
+  // Most errors strike all ranks alike: the first one speaks and ends the job before the others
+  // would say it again.
+  constexpr std::chrono::milliseconds kLeaveToFirstRank{500};
+  if (world.rank().value != 0) std::this_thread::sleep_for(kLeaveToFirstRank);
+  std::cerr << "pecan-train: " << message << std::endl;
   return int(code);
 }
 

@@ -169,7 +169,7 @@ TEST_CASE("posix goes on after a short write and reports what stopped it", "[fil
 }
 
 TEST_CASE("posix reads and writes through signals", "[file_system]") {
-  // A pipe blocks, so that a signal interrupts; files in /proc/self/fd open it by name.
+  // Opening a pipe blocks until somebody writes, so that signals interrupt it.
   struct sigaction action {};
   action.sa_handler = [](int) {};  // without SA_RESTART
   struct sigaction former {};

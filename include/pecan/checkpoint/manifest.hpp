@@ -87,7 +87,7 @@ struct Manifest {
   std::vector<BlockEntry> blocks;  ///< written in this checkpoint
   std::string extra_json;  ///< opaque object of the trainer (layout, PEC settings, token tables),
                            ///< for the inspector
-  int first_budget = 0;    ///< experts a layer and checkpoint when the run began; orders the rotation
+  int first_budget = 0;  ///< experts a layer and checkpoint when the run began; orders the rotation
 };
 
 [[nodiscard]] std::string to_json(const RankIndex& index);
@@ -103,7 +103,8 @@ Result<Manifest> parse_manifest(const std::string& text);
                                         RoleGroup group);
 
 /// The copies that `blocks` make, ascending by (unit, group): copy_digest of each in one pass.
-[[nodiscard]] std::vector<UnitCopy> written_copies(const std::vector<BlockEntry>& blocks, Version version);
+[[nodiscard]] std::vector<UnitCopy> written_copies(const std::vector<BlockEntry>& blocks,
+                                                   Version version);
 
 /// "step-00000120".
 [[nodiscard]] std::string step_directory_name(Step step);

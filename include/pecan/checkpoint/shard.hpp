@@ -39,7 +39,9 @@ struct FileDigest {
 
 /// Creates one shard. Serial HDF5 under the process-wide lock; safe to use from the writer thread.
 /// Files: default superblock, no object times, contiguous datasets, attributes global_shape,
-/// offset, step, xxh3.
+/// offset, step, xxh3; behind them a seal over the metadata (docs/formats/checkpoint.md). Equal
+/// blocks in equal order make equal files. After a failure every call returns it and writes
+/// nothing.
 class ShardWriter {
  public:
   ShardWriter(FileSystem& fs, std::string path);
@@ -50,8 +52,8 @@ class ShardWriter {
   Status open();
   /// Writes one block; `data` holds exactly the block's bytes, block.xxh3 their checksum.
   Status write(const ShardBlock& block, std::span<const std::byte> data);
-  /// Closes the HDF5 file, computes size and XXH3 of the whole file, fsyncs it. Nothing may be
-  /// written afterwards.
+  /// Closes and seals the HDF5 file, computes size and XXH3 of the whole file, fsyncs it. Nothing
+  /// may be written afterwards.
   Result<FileDigest> finish();
 
  private:
@@ -66,6 +68,7 @@ class ShardReader {
   ~ShardReader();
   ShardReader(const ShardReader&) = delete;
   ShardReader& operator=(const ShardReader&) = delete;
+  /// kCorrupt unless every byte of metadata is as it was written; data is checked by read().
   Status open();
   /// Reads the block's bytes and compares dtype, shape, offset, step and XXH3 with `expected`;
   /// kCorrupt names what differs.
