@@ -220,14 +220,16 @@ class Trainer {
     world_.all_reduce(ctx_, view_of(sums_.all()), ReduceOp::kSum, {Purpose::kGradNorm}).wait();
   }
 
-  /// The step's one decision round: every rank learns the same about stopping and about saves.
-  void exchange_flags() {
+  enum class StopVote : std::uint8_t { kAsk, kDoNotAsk };
+
+  /// The one decision round: every rank learns the same about stopping and about saves.
+  void exchange_flags(StopVote stop_vote) {
     Flags flags{};
-    flags[kRunOn] = wants_to_stop() ? 0 : 1;
+    flags[kRunOn] = stop_vote == StopVote::kAsk && wants_to_stop() ? 0 : 1;
     if (checkpointer_) std::ranges::copy(checkpointer_->vote(), flags.begin() + kFirstVote);
     world_.all_reduce(ctx_, view_of(std::span(flags)), ReduceOp::kMin, {Purpose::kStepFlags})
         .wait();
-    stop_agreed_ = flags[kRunOn] == 0;
+    stop_agreed_ = stop_agreed_ || flags[kRunOn] == 0;
     if (checkpointer_) {
       checkpoint::Vote vote;
       std::copy_n(flags.begin() + kFirstVote, vote.size(), vote.begin());
@@ -267,7 +269,7 @@ class Trainer {
     forward_backward();
     parallel::exchange_gradients(ctx_, state_.params(), groups_);
     sum_over_ranks();
-    exchange_flags();
+    exchange_flags(StopVote::kAsk);
 
     StepRecord record;
     record.incarnation = recovered_->identity.incarnation;
@@ -313,6 +315,11 @@ class Trainer {
     if (checkpointer_) {  // (B)
       stall_ms +=
           stop_agreed_ ? checkpointer_->save_now(facts()) : checkpointer_->after_update(facts());
+      if (!config_.checkpoint.async_save && step_ % config_.checkpoint.save_interval == 0) {
+        const auto settling = Clock::now();
+        settle_saves();
+        stall_ms += ms_since(settling);
+      }
     }
 
     record.step = Step{step_};
@@ -389,33 +396,34 @@ class Trainer {
     }
   }
 
-  /// The last state is saved, and saves under way come to an end that all ranks have seen.
-  void finish() {
-    if (!checkpointer_) return;
+  /// Votes until no rank has a save under way.
+  void settle_saves() {
     const auto start = Clock::now();
     const auto limit = std::chrono::seconds(config_.comm.timeout_s);
-    bool asked = false;
     while (true) {
       std::int64_t idle = checkpointer_->busy() ? 0 : 1;
       world_
           .all_reduce(
               ctx_, view_of(std::span(&idle, 1)), ReduceOp::kMin, {Purpose::kCheckpointVote})
           .wait();
-      if (idle == 1) {
-        if (asked) break;
-        asked = true;
-        if (last_saved_step() == step_) break;
-        (void)checkpointer_->save_now(facts());
-      }
-      exchange_flags();
-      if (is_root()) write_saves();
+      if (idle == 1) return;
+      exchange_flags(StopVote::kDoNotAsk);
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
       PECAN_VALIDATE(Clock::now() - start < limit,
                      CheckpointError,
-                     "the last save was not durable {} s after the end of training "
-                     "(comm.timeout_s); the newest "
-                     "committed checkpoint stays valid",
+                     "a save was not durable after {} s (comm.timeout_s); the newest committed "
+                     "checkpoint stays valid",
                      config_.comm.timeout_s);
+    }
+  }
+
+  /// The last state is saved, and saves under way come to an end that all ranks have seen.
+  void finish() {
+    if (!checkpointer_) return;
+    settle_saves();
+    if (last_saved_step() != step_) {
+      (void)checkpointer_->save_now(facts());
+      settle_saves();
     }
     if (is_root()) write_saves();
   }

@@ -1,0 +1,260 @@
+#include <algorithm>
+#include <fstream>
+#include <map>
+#include <mutex>
+#include <numeric>
+
+#include <nlohmann/json.hpp>
+
+#include <pecan/core/hash.hpp>
+#include <pecan/core/philox.hpp>
+
+#include <pecan/data/indexed_dataset.hpp>
+
+#include <pecan/checkpoint/manifest.hpp>
+
+#include <pecan/train/run.hpp>
+#include <pecan/train/state.hpp>
+
+#include "support/catch.hpp"
+#include "support/support.hpp"
+
+using namespace pecan;
+using test::ExpectLog;
+using test::TempDir;
+
+namespace {
+
+constexpr int kWorld = 4;
+constexpr int kVocab = 50;
+
+/// A folder with a corpus of random tokens, and runs over Thread groups.
+class Lab {
+ public:
+  Lab() : fs_(make_posix_file_system()) {
+    data::IndexedDatasetWriter writer(*fs_, folder_ / "corpus", data::TokenType::kU16);
+    for (std::uint64_t document = 0; document < 40; ++document) {
+      std::vector<std::int32_t> tokens;
+      for (std::uint64_t i = 0; i < 60; ++i)
+        tokens.push_back(std::int32_t(philox_uniform(1, document, i) * kVocab));
+      writer.add_sequence(tokens);
+      writer.end_document();
+    }
+    writer.finish({.documents = 40, .tokens = 2400, .vocab_size = kVocab});
+  }
+
+  [[nodiscard]] config::Config config(const std::vector<std::string>& settings) const {
+    return config::parse_config(fmt::format(R"(
+model: {{num_layers: 2, hidden_size: 16, num_attention_heads: 2, make_vocab_size_divisible_by: 8, vocab_size: {}}}
+moe: {{num_experts: 8, moe_ffn_hidden_size: 8, moe_layer_freq: 1, moe_aux_loss_coeff: 0.01, dispatch_buffer_factor: 4}}
+training: {{seq_length: 16, micro_batch_size: 1, global_batch_size: 8, train_iters: 20}}
+optimizer: {{lr: 0.01}}
+parallel: {{expert_model_parallel_size: 2}}
+data: {{data_path: {}}}
+checkpoint: {{save_interval: 4, save_retain_interval: 4, async_save: false, pec: {{experts_per_checkpoint: 8}}}}
+)",
+                                            kVocab,
+                                            folder_ / "corpus"),
+                                settings);
+  }
+
+  ExitCode train(const std::string& name,
+                 const std::vector<std::string>& settings,
+                 checkpoint::ResumeMode mode = checkpoint::ResumeMode::kFreshOnly) {
+    const config::Config run_config = config(settings);
+    const train::RunOptions options{.run_directory = folder_ / name, .resume = mode};
+    std::vector<ExitCode> codes(kWorld);
+    comm::run_thread_group(kWorld, [&](comm::Group& world) {
+      codes[std::size_t(world.rank().value)] = train::run(run_config, options, *fs_, world);
+    });
+    CHECK(std::ranges::count(codes, codes[0]) == kWorld);
+    return codes[0];
+  }
+
+  [[nodiscard]] checkpoint::Manifest manifest(const std::string& run, std::int64_t step) {
+    const std::string base =
+        folder_ / (run + "/checkpoints/" + checkpoint::step_directory_name(Step{step}));
+    Result<std::string> text = read_text(*fs_, base + "/manifest.json");
+    REQUIRE(text.ok());
+    Result<checkpoint::Manifest> parsed = checkpoint::parse_manifest(text.value());
+    REQUIRE(parsed.ok());
+    return std::move(parsed).value();
+  }
+
+  /// Checksums of the blocks that a checkpoint wrote, by dataset path.
+  [[nodiscard]] std::map<std::string, std::uint64_t> checksums(const std::string& run,
+                                                               std::int64_t step) {
+    std::map<std::string, std::uint64_t> all;
+    for (const checkpoint::BlockEntry& entry : manifest(run, step).blocks) {
+      all[entry.block.dataset_path()] = entry.block.xxh3;
+    }
+    return all;
+  }
+
+  [[nodiscard]] std::vector<nlohmann::json> metrics(const std::string& run,
+                                                    const std::string& kind) const {
+    std::vector<nlohmann::json> records;
+    std::ifstream in(folder_ / (run + "/metrics.jsonl"));
+    for (std::string line; std::getline(in, line);) {
+      const auto record = nlohmann::json::parse(line);
+      if (record.value("kind", "") == kind) records.push_back(record);
+    }
+    return records;
+  }
+
+  [[nodiscard]] FileSystem& fs() { return *fs_; }
+  [[nodiscard]] std::string path(const std::string& name) const { return folder_ / name; }
+
+ private:
+  TempDir folder_;
+  std::unique_ptr<FileSystem> fs_;
+};
+
+}  // namespace
+
+TEST_CASE("with everything saved, train, resume and train gives the bytes of training straight on",
+          "[train]") {
+  Lab lab;
+  CHECK(lab.train("straight", {}) == ExitCode::kDone);
+  const std::vector<std::string> stop{"training.exit_interval=12"};
+  CHECK(lab.train("halved", stop) == ExitCode::kStoppedOnRequest);
+  CHECK(lab.train("halved", {}, checkpoint::ResumeMode::kFromFailure) == ExitCode::kDone);
+  const auto straight = lab.checksums("straight", 20);
+  CHECK(straight.size() > 100);
+  CHECK(lab.checksums("halved", 20) == straight);
+  CHECK(lab.checksums("halved", 12) != straight);
+}
+
+TEST_CASE(
+    "with partial checkpoints every item comes back as it was at the step that recovery names",
+    "[train]") {
+  Lab lab;
+  // The oracle saves everything at the steps where the other run saves two experts a layer.
+  const std::vector<std::string> partial{"checkpoint.pec.experts_per_checkpoint=2",
+                                         "training.exit_interval=16"};
+  CHECK(lab.train("oracle", {"training.exit_interval=16"}) == ExitCode::kStoppedOnRequest);
+  CHECK(lab.train("partial", partial) == ExitCode::kStoppedOnRequest);
+
+  std::map<std::int64_t, std::map<std::string, std::uint64_t>> truth;
+  for (const std::int64_t step : {4, 8, 12, 16}) truth[step] = lab.checksums("oracle", step);
+  const config::Config config = lab.config(partial);
+  const train::TrainPlan plan = train::make_plan(config, kVocab, kWorld);
+  std::vector<std::string> failures;
+  std::map<std::int64_t, int> units_from;
+  train::LossReport losses;
+  std::mutex mutex;
+  comm::run_thread_group(kWorld, [&](comm::Group& world) {
+    device::Stream stream{device::cpu()};
+    device::Arena workspace;
+    Context ctx{device::cpu(), stream, workspace, 1};
+    train::TrainState state(device::cpu(), plan, world.rank());
+    const checkpoint::Recovered recovered =
+        checkpoint::recover(lab.fs(),
+                            lab.path("partial"),
+                            checkpoint::ResumeMode::kFromFailure,
+                            "",
+                            plan.catalog,
+                            state.binding(),
+                            ctx,
+                            world);
+    std::map<std::pair<UnitIndex, RoleGroup>, std::int64_t> step_of;
+    for (const checkpoint::UnitRestore& restore : recovered.report.plan.restores) {
+      step_of[{restore.unit, restore.group}] = restore.version.step.value;
+    }
+    std::vector<std::string> mine;
+    for (std::size_t i = 0; i < plan.catalog.items.size(); ++i) {
+      const StateItem& item = plan.catalog.items[i];
+      for (const StateBlock& part : item.blocks) {
+        if (std::ranges::find(part.holders, world.rank()) == part.holders.end()) continue;
+        std::vector<std::byte> bytes(std::size_t(part.block.extent.num_elements()) *
+                                     size_of(item.dtype));
+        state.binding().copy_out(ItemIndex{std::int32_t(i)}, part.block, bytes);
+        const std::int64_t step = step_of.at({item.unit, item.group});
+        const auto expected = truth.at(step).find(item.path());
+        if (expected == truth.at(step).end() || expected->second != xxh3(bytes)) {
+          mine.push_back(fmt::format("{} as of step {}", item.path(), step));
+        }
+      }
+    }
+    const train::LossReport report = state.account_for_losses(ctx, world, config);
+    const std::lock_guard lock(mutex);
+    failures.insert(failures.end(), mine.begin(), mine.end());
+    if (world.rank().value == 0) {
+      losses = report;
+      for (const auto& [key, step] : step_of) {
+        if (key.first.value > 0 && key.second == RoleGroup::kWeight) ++units_from[step];
+      }
+    }
+  });
+  CHECK(failures == std::vector<std::string>{});
+  // Two layers of eight experts, two a checkpoint: full at 4, then 8, 12 and 16.
+  CHECK(units_from == std::map<std::int64_t, int>{{4, 4}, {8, 4}, {12, 4}, {16, 4}});
+
+  // Lost token slots once more, from the routing tables that the manifests of the run carry.
+  const checkpoint::Manifest head = lab.manifest("partial", 16);
+  std::vector<std::int64_t> lost(2, 0);
+  for (const checkpoint::UnitCopy& copy : head.copies) {
+    const StateUnit& unit = head.units[std::size_t(copy.unit.value)];
+    if (!unit.is_expert() || copy.group != RoleGroup::kWeight) continue;
+    const auto slots = [&](std::int64_t step) {
+      const auto extra = nlohmann::json::parse(lab.manifest("partial", step).extra_json);
+      return extra.at("routed")
+          .at(std::size_t(unit.layer.value))
+          .at(std::size_t(unit.expert.value))
+          .get<std::int64_t>();
+    };
+    lost[std::size_t(unit.layer.value)] += slots(16) - slots(copy.version.step.value);
+  }
+  CHECK(losses.lost_slots == lost);
+  CHECK(lost[0] > 0);
+  const double planned = 20.0 * 8 * 16 * 2;
+  CHECK(losses.plt == Approx(double(lost[0] + lost[1]) / (2 * planned)));
+}
+
+TEST_CASE("routed slots are absorbed or lost, over several failures", "[train]") {
+  Lab lab;
+  const std::vector<std::string> first{"checkpoint.pec.experts_per_checkpoint=2",
+                                       "training.exit_interval=8"};
+  CHECK(lab.train("run", first) == ExitCode::kStoppedOnRequest);
+  const std::vector<std::string> second{"checkpoint.pec.experts_per_checkpoint=2",
+                                        "training.exit_interval=12"};
+  CHECK(lab.train("run", second, checkpoint::ResumeMode::kFromFailure) ==
+        ExitCode::kStoppedOnRequest);
+  CHECK(lab.train("run",
+                  {"checkpoint.pec.experts_per_checkpoint=2"},
+                  checkpoint::ResumeMode::kFromFailure) == ExitCode::kDone);
+  const auto recoveries = lab.metrics("run", "recovery");
+  REQUIRE(recoveries.size() == 2);
+  CHECK(recoveries[0].at("plt").get<double>() > 0);
+  CHECK(recoveries[1].at("plt").get<double>() > recoveries[0].at("plt").get<double>());
+  double lost = 0;
+  for (const auto& recovery : recoveries) {
+    for (const auto& layer : recovery.at("lost_slots")) lost += layer.get<double>();
+  }
+  const double planned = 20.0 * 8 * 16 * 2;
+  CHECK(recoveries[1].at("plt").get<double>() == Approx(lost / (2 * planned)));
+  const auto steps = lab.metrics("run", "step");
+  CHECK(steps.back().at("step") == 20);
+  CHECK(steps.back().at("consumed_samples") == 160);
+}
+
+TEST_CASE("divergence stops the run with its exit code, or is skipped and counted", "[train]") {
+  Lab lab;
+  const ExpectLog expected;
+  const std::vector<std::string> wild{
+      "optimizer.lr=1e30", "checkpoint.save_interval=0", "training.train_iters=4"};
+  try {
+    (void)lab.train("stops", wild);
+    FAIL("a diverged run went on");
+  } catch (const Error& error) {
+    CHECK(error.exit_code() == ExitCode::kDivergence);
+    CHECK_THAT(error.what(), Catch::Contains("check_for_nan_in_loss_and_grad"));
+  }
+  std::vector<std::string> skipping = wild;
+  skipping.push_back("training.check_for_nan_in_loss_and_grad=skip");
+  CHECK(lab.train("skips", skipping) == ExitCode::kDone);
+  const auto steps = lab.metrics("skips", "step");
+  REQUIRE(steps.size() == 4);
+  CHECK(steps.back().at("skipped") == true);
+  CHECK(steps.back().at("step") == 4);
+}
