@@ -114,6 +114,34 @@ void verify_file(FileSystem& fs,
   }
 }
 
+/// The ranks' indices were merged into the manifest; a damaged one harms nothing, but says that the
+/// disk does.
+void verify_indices(FileSystem& fs,
+                    const std::string& root,
+                    const StoredCheckpoint& checkpoint,
+                    std::vector<std::string>& problems) {
+  for (int r = 0; r < checkpoint.manifest.world_size; ++r) {
+    const std::string name = fmt::format("{}/{}", checkpoint.directory, index_name(Rank{r}));
+    const Result<std::string> text = read_text(fs, root + "/" + name);
+    const Status status = text.ok() ? parse_rank_index(text.value()).status() : text.status();
+    if (!status.ok()) problems.push_back(fmt::format("checkpoints/{}: {}", name, status.message));
+  }
+}
+
+/// LATEST is a hint, and must name a checkpoint that is there.
+void verify_hint(FileSystem& fs,
+                 const std::string& root,
+                 const Stored& all,
+                 std::vector<std::string>& problems) {
+  Result<std::string> text = read_text(fs, root + "/LATEST");
+  if (!text.ok()) return;
+  std::string name = std::move(text).value();
+  while (!name.empty() && name.back() == '\n') name.pop_back();
+  if (std::ranges::find(all, name, &StoredCheckpoint::directory) == all.end()) {
+    problems.push_back(fmt::format("checkpoints/LATEST names \"{}\", which is not there", name));
+  }
+}
+
 std::vector<ExpertAge> expert_ages(const Stored& all, const StoredCheckpoint& head) {
   const auto routed_now = routed_of(head.manifest);
   std::map<UnitIndex, Version> oldest;
@@ -180,6 +208,10 @@ RunReport inspect_run(FileSystem& fs, const std::string& run_directory, Verify v
       run_directory);
 
   const auto needed = needed_files(all, report.problems);
+  if (verify == Verify::kYes) {
+    for (const StoredCheckpoint& stored : all) verify_indices(fs, root, stored, report.problems);
+    verify_hint(fs, root, all, report.problems);
+  }
   for (const StoredCheckpoint& stored : all) {
     const Manifest& manifest = stored.manifest;
     CheckpointReport checkpoint{

@@ -248,6 +248,24 @@ def damage(lab, arguments):
         shutil.rmtree(run_dir)
 
 
+def flipped_bits(lab, arguments):
+    """verify names a flipped bit wherever it is in whatever file of a run's checkpoints."""
+    run_dir = lab.folder / "flipped"
+    lab.train(4, run_dir, *lab.layout(4), "--set", "training.train_iters=8", "--set", "checkpoint.async_save=false")
+    check(lab.inspect(run_dir, "verify").returncode == 0, "an undamaged run: exit code 0")
+    rng = random.Random(3)
+    files = sorted(f for f in (run_dir / "checkpoints").rglob("*") if f.is_file())
+    for file in files:
+        position = rng.randrange(file.stat().st_size)
+        flip(file, position)
+        done = lab.inspect(run_dir, "verify")
+        name = f"{file.parent.name}/{file.name}"
+        named = file.name in done.stdout or file.parent.name in done.stdout
+        check(done.returncode == 4 and named, f"{name}, byte {position}: found and named")
+        flip(file, position)
+    check(len(files) > 20, f"{len(files)} files were tried")
+
+
 def bad_input(lab, arguments):
     """Message and exit code of what users get wrong."""
     broken = lab.folder / "broken.yaml"
@@ -314,7 +332,7 @@ def full_disk(lab):
 
 def main():
     parser = argparse.ArgumentParser()
-    suites = {f.__name__: f for f in (layouts, resume, kill_loop, damage, bad_input)}
+    suites = {f.__name__: f for f in (layouts, resume, kill_loop, damage, flipped_bits, bad_input)}
     parser.add_argument("suite", choices=suites)
     parser.add_argument("--bin", required=True)
     parser.add_argument("--mpiexec", default="mpirun")
