@@ -247,6 +247,49 @@ void read(const Place& place, std::vector<int>& value, const LayerPattern&) {
   if (value.empty()) place.fail("is an empty list", "give an entry for each layer, or one number");
 }
 
+void read(const Place& place, std::vector<WeightedDataset>& value, const Blend&) {
+  value.clear();
+  if (place.node.kind != Node::Kind::kList) {
+    const std::string& prefix = place.scalar("a path, or a list of weights and paths in turn");
+    if (!prefix.empty()) value.push_back({1, prefix});
+    return;
+  }
+  if (place.node.items.size() % 2 != 0 || place.node.items.empty()) {
+    place.fail(fmt::format("is a list of {} entries", place.node.items.size()),
+               "write weights and paths in turn, like [0.7, data/a, 0.3, data/b]");
+  }
+  for (std::size_t i = 0; i < place.node.items.size(); i += 2) {
+    WeightedDataset& dataset = value.emplace_back();
+    read(Place{place.node.items[i], place.path}, dataset.weight, above(0));
+    dataset.prefix = Place{place.node.items[i + 1], place.path}.scalar("a path");
+  }
+}
+
+void read(const Place& place, std::string& value, const Shares&) {
+  if (place.node.kind == Node::Kind::kList) {
+    place.fail("is a list", "write the shares as one text, like '99,1,0'");
+  }
+  value = place.scalar("three shares like '99,1,0'");
+  if (value.empty()) return;
+  double sum = 0;
+  int count = 0;
+  const char* at = value.data();
+  const char* const end = at + value.size();
+  for (bool more = true; more; ++count) {
+    double share = 0;
+    const auto [next, error] = std::from_chars(at, end, share);
+    if (error != std::errc{} || !std::isfinite(share) || share < 0 ||
+        (next != end && *next != ',')) {
+      place.fail("is not a list of shares", "write numbers of at least 0, like '99,1,0'");
+    }
+    sum += share;
+    more = next != end;
+    at = more ? next + 1 : next;
+  }
+  if (count > 3) place.fail("has more than three shares", "give training, evaluation and test");
+  if (!(sum > 0)) place.fail("gives nothing to anyone", "let one share be above 0");
+}
+
 /// Takes the values of one section from a map, and refuses keys that the section does not have.
 class Reader {
  public:
@@ -339,6 +382,20 @@ class Writer {
                   std::string_view) {
     out_ << YAML::Key << std::string(key) << YAML::Value << YAML::Flow << value;
   }
+  void operator()(std::string_view key,
+                  const std::vector<WeightedDataset>& value,
+                  const Blend&,
+                  std::string_view) {
+    out_ << YAML::Key << std::string(key) << YAML::Value;
+    if (value.empty()) {
+      out_ << "";
+      return;
+    }
+    out_ << YAML::Flow << YAML::BeginSeq;
+    for (const WeightedDataset& dataset : value)
+      out_ << fmt::format("{}", dataset.weight) << to_text(dataset.prefix, Free{});
+    out_ << YAML::EndSeq;
+  }
   template <typename Section>
   void section(std::string_view key, Section& value) {
     out_ << YAML::Key << std::string(key) << YAML::Value;
@@ -385,6 +442,12 @@ inline std::string allowed(const std::string&, const Choice& rule) {
 inline std::string allowed(const std::vector<std::string>&, const Choice& rule) {
   return "list of " + quoted(rule.here);
 }
+inline std::string allowed(const std::string&, const Shares&) {
+  return "numbers like `99,1,0`";
+}
+inline std::string allowed(const std::vector<WeightedDataset>&, const Blend&) {
+  return "text, or list of weights and texts";
+}
 inline std::string allowed(const std::vector<int>&, const LayerPattern&) {
   return "integer at least 1, or list of 0 and 1";
 }
@@ -414,6 +477,12 @@ class Reference {
                   const Choice& rule,
                   std::string_view meaning) {
     row(key, allowed(value, rule), "[]", meaning);
+  }
+  void operator()(std::string_view key,
+                  const std::vector<WeightedDataset>& value,
+                  const Blend& rule,
+                  std::string_view meaning) {
+    row(key, allowed(value, rule), "", meaning);
   }
   template <typename Section>
   void section(std::string_view key, Section& value) {

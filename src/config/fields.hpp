@@ -49,6 +49,10 @@ struct Named {
 };
 /// Any value of the type.
 struct Free {};
+/// One prefix, or a list of weights and prefixes in turn.
+struct Blend {};
+/// Three numbers with commas between them.
+struct Shares {};
 /// A period N, kept as {-N} until the number of layers is known, or a list of 0 and 1.
 struct LayerPattern {};
 
@@ -73,18 +77,29 @@ void visit(ModelConfig& c, Field&& field) {
         c.max_position_embeddings,
         at_least(0),
         "longest sequence that the model is made for; 0: `training.seq_length`");
-  field("normalization", c.normalization, Choice{{"RMSNorm"}, {"LayerNorm"}}, "kind of norm");
+  field("normalization",
+        c.normalization,
+        Named<Normalization>{
+            {{"RMSNorm", Normalization::kRmsNorm}, {"LayerNorm", Normalization::kLayerNorm}}},
+        "kind of norm; `LayerNorm` has a bias too");
   field("norm_epsilon", c.norm_epsilon, above(0), "added to the mean square inside the norm");
   field("position_embedding_type",
         c.position_embedding_type,
-        Choice{{"rope"}, {"learned_absolute", "yarn", "mrope", "relative", "none"}},
+        Named<PositionEmbedding>{{{"rope", PositionEmbedding::kRope},
+                                  {"learned_absolute", PositionEmbedding::kLearnedAbsolute},
+                                  {"none", PositionEmbedding::kNone}},
+                                 {"yarn", "mrope", "relative"}},
         "position embedding");
   field("rotary_base", c.rotary_base, above(0), "base of the rotary frequencies");
   field("swiglu",
         c.swiglu,
-        Only<bool>{true, "every FFN is a SwiGLU"},
-        "SwiGLU in dense and expert FFNs");
-  field("qk_layernorm", c.qk_layernorm, Free{}, "RMSNorm of each query and key head");
+        Free{},
+        "true: SwiGLU in dense and expert FFNs; false: GELU (tanh form) without a gate");
+  field("disable_bias_linear",
+        c.disable_bias_linear,
+        Free{},
+        "false: every linear layer but router and output head adds a bias");
+  field("qk_layernorm", c.qk_layernorm, Free{}, "norm of each query and key head, of the kind of `normalization`");
   field("untie_embeddings_and_output_weights",
         c.untie_embeddings_and_output_weights,
         Free{},
@@ -110,8 +125,10 @@ void visit(MoeConfig& c, Field&& field) {
   field("moe_router_topk", c.moe_router_topk, at_least(1), "experts that each token is sent to");
   field("moe_router_score_function",
         c.moe_router_score_function,
-        Choice{{"softmax"}, {"sigmoid", "sqrtsoftplus"}},
-        "logits to scores");
+        Named<ScoreFunction>{
+            {{"softmax", ScoreFunction::kSoftmax}, {"sigmoid", ScoreFunction::kSigmoid}},
+            {"sqrtsoftplus"}},
+        "logits to scores; `sigmoid`: the chosen scores are divided by their sum");
   field("moe_router_pre_softmax",
         c.moe_router_pre_softmax,
         Free{},
@@ -120,6 +137,42 @@ void visit(MoeConfig& c, Field&& field) {
         c.moe_router_topk_scaling_factor,
         above(0),
         "factor of the chosen experts' weights");
+  field("moe_router_num_groups",
+        c.moe_router_num_groups,
+        at_least(0),
+        "groups of consecutive experts; a token chooses inside its best groups; 0: no groups");
+  field("moe_router_group_topk",
+        c.moe_router_group_topk,
+        at_least(0),
+        "groups that a token may use, by the sum of their best `moe_router_topk` / "
+        "`moe_router_group_topk` scores");
+  field("moe_router_enable_expert_bias",
+        c.moe_router_enable_expert_bias,
+        Free{},
+        "balancing without a loss: a bias, added to the score for the choice alone, follows the "
+        "load; needs `sigmoid`");
+  field("moe_router_bias_update_rate",
+        c.moe_router_bias_update_rate,
+        above(0),
+        "what a step adds to the bias of an expert below the mean load, and takes from one above");
+  field("moe_router_force_load_balancing",
+        c.moe_router_force_load_balancing,
+        Free{},
+        "for benchmarks: tokens take the experts in turn, whatever their scores");
+  field("moe_expert_capacity_factor",
+        c.moe_expert_capacity_factor,
+        at_least(0),
+        "an expert takes at most this multiple of an even share of a rank's micro-batch, the rest "
+        "is dropped; 0: nothing is dropped");
+  field("moe_token_drop_policy",
+        c.moe_token_drop_policy,
+        Named<TokenDropPolicy>{
+            {{"probs", TokenDropPolicy::kProbs}, {"position", TokenDropPolicy::kPosition}}},
+        "which tokens an expert over its capacity keeps: the most probable or the earliest");
+  field("moe_pad_expert_input_to_capacity",
+        c.moe_pad_expert_input_to_capacity,
+        Only<bool>{false, "experts take the rows that they get"},
+        "padding of each expert's input to its capacity");
   field("moe_router_load_balancing_type",
         c.moe_router_load_balancing_type,
         Choice{{"aux_loss", "none"}, {"seq_aux_loss", "global_aux_loss", "sinkhorn"}},
@@ -193,13 +246,14 @@ template <typename Field>
 void visit(TrainingConfig& c, Field&& field) {
   field("bf16",
         c.bf16,
-        Only<bool>{false, "training computes in fp32"},
-        "bfloat16 weights and activations");
+        Free{},
+        "bfloat16 weights and activations, with fp32 master weights, gradients, norms, router and "
+        "softmax");
   field("compute_dtype",
         c.compute_dtype,
         Named<ComputeDType>{{{"fp32", ComputeDType::kF32}, {"fp64", ComputeDType::kF64}},
                             {"bf16", "fp16", "fp8"}},
-        "type of weights and activations; fp64 is for tests");
+        "type of weights and activations where `bf16` is false; fp64 is for tests");
   field("seed",
         c.seed,
         from_to(0, std::numeric_limits<std::uint32_t>::max()),
@@ -241,9 +295,11 @@ void visit(OptimizerConfig& c, Field&& field) {
   field("min_lr", c.min_lr, at_least(0), "learning rate at the end of the decay");
   field("lr_decay_style",
         c.lr_decay_style,
-        Named<LrDecayStyle>{
-            {{"constant", LrDecayStyle::kConstant}, {"cosine", LrDecayStyle::kCosine}},
-            {"linear", "inverse-square-root", "WSD"}},
+        Named<LrDecayStyle>{{{"constant", LrDecayStyle::kConstant},
+                             {"linear", LrDecayStyle::kLinear},
+                             {"cosine", LrDecayStyle::kCosine},
+                             {"inverse-square-root", LrDecayStyle::kInverseSquareRoot},
+                             {"WSD", LrDecayStyle::kWsd}}},
         "schedule after the warm-up");
   field("lr_warmup_iters", c.lr_warmup_iters, at_least(0), "steps of linear warm-up");
   field(
@@ -252,6 +308,17 @@ void visit(OptimizerConfig& c, Field&& field) {
         c.lr_decay_iters,
         at_least(0),
         "step at which `min_lr` is reached; 0: `training.train_iters`");
+  field("lr_wsd_decay_style",
+        c.lr_wsd_decay_style,
+        Named<WsdDecayStyle>{{{"exponential", WsdDecayStyle::kExponential},
+                              {"linear", WsdDecayStyle::kLinear},
+                              {"cosine", WsdDecayStyle::kCosine},
+                              {"minus_sqrt", WsdDecayStyle::kMinusSqrt}}},
+        "shape of the decay at the end of a `WSD` schedule");
+  field("lr_wsd_decay_iters",
+        c.lr_wsd_decay_iters,
+        at_least(0),
+        "steps of that decay, which ends at `lr_decay_iters`; `WSD` needs it");
   field("weight_decay",
         c.weight_decay,
         at_least(0),
@@ -272,11 +339,31 @@ template <typename Field>
 void visit(DataConfig& c, Field&& field) {
   field("data_path",
         c.data_path,
+        Blend{},
+        "training set: path of its .bin and .idx without extension; or a blend, weights and paths "
+        "in turn");
+  field("split",
+        c.split,
+        Shares{},
+        "shares of `data_path` for training, evaluation and test, like `99,1,0`; empty: all of it "
+        "is for training");
+  field("valid_data_path",
+        c.valid_data_path,
         Free{},
-        "training set: path of its .bin and .idx without extension");
-  field(
-      "valid_data_path", c.valid_data_path, Free{}, "held-out set, likewise; empty: no evaluation");
+        "held-out set of its own; empty: the second share of `split`, or no evaluation");
   field("tokenizer_model", c.tokenizer_model, Free{}, "SentencePiece model file");
+  field("reset_attention_mask",
+        c.reset_attention_mask,
+        Free{},
+        "attention does not cross the end of a document");
+  field("reset_position_ids",
+        c.reset_position_ids,
+        Free{},
+        "positions count from the start of each document");
+  field("eod_mask_loss",
+        c.eod_mask_loss,
+        Free{},
+        "no loss where the input is the end of a document, as what follows is unrelated");
 }
 
 template <typename Field>

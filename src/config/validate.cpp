@@ -76,7 +76,7 @@ void check_model(const Config& config) {
                  model.num_attention_heads,
                  divisors(model.num_attention_heads));
   PECAN_VALIDATE(
-      model.kv_channels % 2 == 0,
+      model.kv_channels % 2 == 0 || model.position_embedding_type != PositionEmbedding::kRope,
       ConfigError,
       "model.kv_channels={} is odd, but rotary embedding turns pairs of channels; use {}",
       model.kv_channels,
@@ -88,6 +88,55 @@ void check_model(const Config& config) {
                  model.max_position_embeddings,
                  config.training.seq_length,
                  config.training.seq_length);
+}
+
+void check_groups(const MoeConfig& moe) {
+  const int groups = moe.moe_router_num_groups;
+  const int chosen = moe.moe_router_group_topk;
+  if (groups == 0) {
+    PECAN_VALIDATE(chosen == 0,
+                   ConfigError,
+                   "moe.moe_router_group_topk={} but moe.moe_router_num_groups=0: there are no "
+                   "groups to choose; set moe_router_num_groups, or leave moe_router_group_topk out",
+                   chosen);
+    return;
+  }
+  PECAN_VALIDATE(moe.num_experts % groups == 0,
+                 ConfigError,
+                 "moe.moe_router_num_groups={} does not divide moe.num_experts={} (groups are "
+                 "equal); use {}",
+                 groups,
+                 moe.num_experts,
+                 divisors(moe.num_experts));
+  PECAN_VALIDATE(chosen >= 1 && chosen <= groups,
+                 ConfigError,
+                 "moe.moe_router_group_topk={} is not one of the {} groups "
+                 "(moe.moe_router_num_groups); use 1 to {}",
+                 chosen,
+                 groups,
+                 groups);
+  PECAN_VALIDATE(moe.moe_router_topk <= chosen * (moe.num_experts / groups),
+                 ConfigError,
+                 "moe.moe_router_topk={} is more than the {} experts of moe.moe_router_group_topk={} "
+                 "groups; choose more groups or fewer experts",
+                 moe.moe_router_topk,
+                 chosen * (moe.num_experts / groups),
+                 chosen);
+  PECAN_VALIDATE(moe.moe_router_topk % chosen == 0,
+                 ConfigError,
+                 "moe.moe_router_topk={} is not divisible by moe.moe_router_group_topk={} (a group "
+                 "is judged by its best topk / group_topk scores); use {}",
+                 moe.moe_router_topk,
+                 chosen,
+                 multiples_near(moe.moe_router_topk, chosen));
+}
+
+void check_capacity(const MoeConfig& moe) {
+  PECAN_VALIDATE(moe.moe_expert_capacity_factor > 0 ||
+                     moe.moe_token_drop_policy == TokenDropPolicy::kProbs,
+                 ConfigError,
+                 "moe.moe_token_drop_policy=position has no effect without "
+                 "moe.moe_expert_capacity_factor; set the factor, or leave the policy out");
 }
 
 void check_moe(const Config& config) {
@@ -123,6 +172,19 @@ void check_moe(const Config& config) {
                  config.checkpoint.pec.experts_per_checkpoint,
                  moe.num_experts,
                  moe.num_experts);
+  PECAN_VALIDATE(
+      moe.moe_router_score_function == ScoreFunction::kSoftmax || !moe.moe_router_pre_softmax,
+      ConfigError,
+      "moe.moe_router_pre_softmax=true has no meaning with moe.moe_router_score_function=sigmoid "
+      "(the chosen scores are divided by their sum); leave it out, or use softmax");
+  PECAN_VALIDATE(!moe.moe_router_enable_expert_bias ||
+                     moe.moe_router_score_function == ScoreFunction::kSigmoid,
+                 ConfigError,
+                 "moe.moe_router_enable_expert_bias=true needs "
+                 "moe.moe_router_score_function=sigmoid (a bias of fixed steps suits scores between "
+                 "0 and 1); use sigmoid, or balance with moe.moe_aux_loss_coeff");
+  check_groups(moe);
+  check_capacity(moe);
   PECAN_VALIDATE(moe.moe_router_load_balancing_type != "none" || moe.moe_aux_loss_coeff == 0,
                  ConfigError,
                  "moe.moe_aux_loss_coeff={} has no effect with "
@@ -141,6 +203,9 @@ void check_training(const Config& config) {
                  training.global_batch_size,
                  training.micro_batch_size,
                  multiples_near(training.global_batch_size, training.micro_batch_size));
+  PECAN_VALIDATE(!training.bf16 || training.compute_dtype == ComputeDType::kF32,
+                 ConfigError,
+                 "training.bf16=true contradicts training.compute_dtype=fp64; keep one of them");
   const OptimizerConfig& optimizer = config.optimizer;
   PECAN_VALIDATE(optimizer.min_lr <= optimizer.lr,
                  ConfigError,
@@ -165,6 +230,43 @@ void check_training(const Config& config) {
                  optimizer.lr_warmup_iters,
                  optimizer.lr_decay_iters,
                  optimizer.lr_decay_iters - 1);
+  const bool wsd = optimizer.lr_decay_style == LrDecayStyle::kWsd;
+  PECAN_VALIDATE(wsd == (optimizer.lr_wsd_decay_iters > 0),
+                 ConfigError,
+                 "optimizer.lr_wsd_decay_iters={} {}",
+                 optimizer.lr_wsd_decay_iters,
+                 wsd ? "leaves out how long the decay of lr_decay_style=WSD lasts; set it to the "
+                       "number of its steps"
+                     : "has no effect without optimizer.lr_decay_style=WSD; leave it out");
+  PECAN_VALIDATE(
+      !wsd || optimizer.lr_warmup_iters + optimizer.lr_wsd_decay_iters <= optimizer.lr_decay_iters,
+      ConfigError,
+      "optimizer.lr_wsd_decay_iters={} and lr_warmup_iters={} do not fit into the {} steps of the "
+      "schedule (optimizer.lr_decay_iters); use at most {} for the decay",
+      optimizer.lr_wsd_decay_iters,
+      optimizer.lr_warmup_iters,
+      optimizer.lr_decay_iters,
+      optimizer.lr_decay_iters - optimizer.lr_warmup_iters);
+}
+
+void check_data(const Config& config) {
+  const DataConfig& data = config.data;
+  PECAN_VALIDATE(data.split.empty() || data.valid_data_path.empty(),
+                 ConfigError,
+                 "data.split={} and data.valid_data_path={} both name the held-out text; keep one",
+                 data.split,
+                 data.valid_data_path);
+  PECAN_VALIDATE(
+      !data.reset_position_ids ||
+          config.model.position_embedding_type != PositionEmbedding::kNone,
+      ConfigError,
+      "data.reset_position_ids=true has no effect with model.position_embedding_type=none; leave it "
+      "out, or choose rope or learned_absolute");
+  const bool documents = data.reset_attention_mask || data.reset_position_ids || data.eod_mask_loss;
+  PECAN_VALIDATE(!documents || !data.tokenizer_model.empty(),
+                 ConfigError,
+                 "data.reset_attention_mask, reset_position_ids and eod_mask_loss need to know the "
+                 "end-of-document token; set data.tokenizer_model");
 }
 
 }  // namespace
@@ -206,6 +308,7 @@ void resolve(Config& config) {
   check_model(config);
   check_moe(config);
   check_training(config);
+  check_data(config);
 }
 
 }  // namespace detail

@@ -14,6 +14,8 @@ class Checks {
   explicit Checks(std::string_view op) : op_(op) {}
   /// f32 or f64.
   void floating(std::string_view name, DType dtype) const;
+  /// f32, f64 or bf16: what activations and weights may be stored in.
+  void storable(std::string_view name, DType dtype) const;
   void is(std::string_view name, const ConstTensorView& x, DType dtype, const Shape& shape) const;
   void num_dims(std::string_view name, const Shape& shape, int dims) const;
   void is_true(bool condition, std::string_view what) const;

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #include <pecan/ops/types.hpp>
 
@@ -16,6 +18,20 @@ void with_float_type(DType dtype, Body&& body) {
     body(double{});
   } else {
     body(float{});
+  }
+}
+
+/// The type in which a T is computed with: f32 for bf16, else T itself.
+template <typename T>
+using MathOf = std::conditional_t<std::is_same_v<T, BFloat16>, float, T>;
+
+/// Calls body(T{}) for T = float, double or BFloat16, whichever `dtype` (checked before) is.
+template <typename Body>
+void with_storage_type(DType dtype, Body&& body) {
+  if (dtype == DType::kBF16) {
+    body(BFloat16{});
+  } else {
+    with_float_type(dtype, std::forward<Body>(body));
   }
 }
 

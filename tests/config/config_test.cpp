@@ -101,7 +101,7 @@ TEST_CASE("files are merged left to right and settings come last", "[config]") {
   CHECK(config.checkpoint.pec.experts_per_checkpoint == 2);
   CHECK(config.checkpoint.save_interval == 9);
   CHECK(config.checkpoint.pec.always_saved == std::vector<std::string>{"weight"});
-  CHECK(config.data.data_path == "a=b");
+  CHECK(config.data.data_path == std::vector<WeightedDataset>{{1, "a=b"}});
 }
 
 TEST_CASE("a wrong value names the file and line that it came from, also after merging",
@@ -128,6 +128,12 @@ TEST_CASE("dump_config prints every key and reads back as the same configuration
       "training: {compute_dtype: fp64, device: cpu, exit_duration_in_mins: 0.1}\nlogging: {level: "
       "error}",
       "checkpoint: {save_interval: 3, pec: {always_saved: [moments]}, async_save: false}",
+      "data: {data_path: [0.1, 'a ${PECAN_TEST_ODD}', 3e-7, b], split: '99.5,.5'}",
+      "model: {normalization: LayerNorm, position_embedding_type: none, swiglu: false}\nmoe: "
+      "{num_experts: 8, moe_router_score_function: sigmoid, moe_router_num_groups: 4, "
+      "moe_router_group_topk: 2, moe_expert_capacity_factor: 1.25, moe_token_drop_policy: "
+      "position}\ntraining: {bf16: true}\noptimizer: {lr_decay_style: WSD, lr_wsd_decay_style: "
+      "minus_sqrt, lr_wsd_decay_iters: 10}",
   };
   for (const std::string& yaml : cases) {
     const Config config = parse_config(yaml);
@@ -137,7 +143,7 @@ TEST_CASE("dump_config prints every key and reads back as the same configuration
     CHECK(dump_config(parse_config(dump)) == dump);
   }
   const Config odd = parse_config(cases[2]);
-  CHECK(odd.data.data_path == std::getenv("PECAN_TEST_ODD"));
+  CHECK(odd.data.data_path[0].prefix == std::getenv("PECAN_TEST_ODD"));
   CHECK(odd.data.valid_data_path == "null");
 
   // Every key of the reference, which lists all, stands in the dump.
@@ -151,7 +157,7 @@ TEST_CASE("dump_config prints every key and reads back as the same configuration
     CHECK(dump.find(" " + key + ":") != std::string::npos);
     ++num_keys;
   }
-  CHECK(num_keys == 78);
+  CHECK(num_keys == 93);
 }
 
 TEST_CASE("docs/configuration.md holds the reference of every key", "[config]") {
@@ -189,7 +195,18 @@ TEST_CASE("unusable configurations are refused with a message that helps", "[con
       {"model: {qk_layernorm: yes}",
        "model.qk_layernorm=yes is not a truth value; write true or false"},
       {"optimizer: {lr: fast}", "optimizer.lr=fast is not a number; write it like 0.01"},
-      {"data: {data_path: [a, b]}", "data.data_path is a list; give a text"},
+      {"data: {data_path: [a, b]}", "data.data_path=a is not a number"},
+      {"data: {data_path: [1, a, 2]}",
+       "data.data_path is a list of 3 entries; write weights and paths in turn"},
+      {"data: {data_path: []}", "data.data_path is a list of 0 entries"},
+      {"data: {data_path: [0, a]}", "data.data_path=0 is out of range; use a number above 0"},
+      {"data: {data_path: [1, [a]]}", "data.data_path is a list; give a path"},
+      {"data: {split: [99, 1]}", "data.split is a list; write the shares as one text"},
+      {"data: {split: '99;1'}", "data.split=99;1 is not a list of shares"},
+      {"data: {split: '99,'}", "data.split=99, is not a list of shares"},
+      {"data: {split: '99,-1'}", "data.split=99,-1 is not a list of shares"},
+      {"data: {split: '1,1,1,1'}", "data.split=1,1,1,1 has more than three shares"},
+      {"data: {split: '0,0'}", "data.split=0,0 gives nothing to anyone"},
       {"model: 3", "model=3 is not a section"},
       {"checkpoint: {pec: {always_saved: weight}}", "is not a list; write it like [weight]"},
       // Out of range.
@@ -221,30 +238,23 @@ TEST_CASE("unusable configurations are refused with a message that helps", "[con
       {"parallel: {sequence_parallel: true}",
        "is not supported in this version (it belongs to tensor parallelism); use false"},
       {"parallel: {use_distributed_optimizer: true}", "is not supported in this version"},
-      {"training: {bf16: true}",
-       "training.bf16=true is not supported in this version (training computes in fp32); use "
-       "false"},
       {"training: {compute_dtype: bf16}", "is not supported in this version; use fp32 or fp64"},
       {"training: {device: cuda}",
        "training.device=cuda is not supported in this version; use auto or cpu"},
       {"training: {device: tpu}", "training.device=tpu is not a known value; use auto or cpu"},
-      {"model: {normalization: LayerNorm}",
-       "model.normalization=LayerNorm is not supported in this version; use RMSNorm"},
       {"model: {normalization: rmsnorm}",
-       "model.normalization=rmsnorm is not a known value; use RMSNorm"},
-      {"model: {position_embedding_type: learned_absolute}",
-       "is not supported in this version; use rope"},
-      {"model: {swiglu: false}",
-       "is not supported in this version (every FFN is a SwiGLU); use true"},
-      {"moe: {moe_router_score_function: sigmoid}",
-       "is not supported in this version; use softmax"},
+       "model.normalization=rmsnorm is not a known value; use RMSNorm or LayerNorm"},
+      {"model: {position_embedding_type: yarn}",
+       "is not supported in this version; use rope, learned_absolute or none"},
+      {"moe: {moe_router_score_function: sqrtsoftplus}",
+       "is not supported in this version; use softmax or sigmoid"},
+      {"moe: {moe_pad_expert_input_to_capacity: true}",
+       "is not supported in this version (experts take the rows that they get); use false"},
       {"moe: {moe_router_load_balancing_type: sinkhorn}",
        "is not supported in this version; use aux_loss or none"},
       {"moe: {moe_token_dispatcher_type: flex}", "is not supported in this version; use alltoall"},
       {"moe: {moe_router_dtype: fp64}", "is not supported in this version; use fp32"},
-      {"optimizer: {lr_decay_style: WSD}",
-       "is not supported in this version; use constant or cosine"},
-      {"optimizer: {lr_decay_style: cosin}", "is not a known value; use constant or cosine"},
+      {"optimizer: {lr_decay_style: cosin}", "use constant, linear, cosine, inverse-square-root or WSD"},
       {"checkpoint: {pec: {selection: random}}",
        "is not supported in this version; use sequential"},
       {"checkpoint: {pec: {always_saved: [master]}}",
@@ -288,6 +298,35 @@ TEST_CASE("unusable configurations are refused with a message that helps", "[con
       {"optimizer: {lr_warmup_iters: 100}",
        "optimizer.lr_warmup_iters=100 leaves no step for the decay, which ends at step 100 "
        "(optimizer.lr_decay_iters); use at most 99"},
+      {"training: {bf16: true, compute_dtype: fp64}", "contradicts training.compute_dtype=fp64"},
+      {"moe: {num_experts: 4, moe_router_enable_expert_bias: true}",
+       "needs moe.moe_router_score_function=sigmoid"},
+      {"moe: {num_experts: 4, moe_router_score_function: sigmoid, moe_router_pre_softmax: true}",
+       "has no meaning with moe.moe_router_score_function=sigmoid"},
+      {"moe: {num_experts: 8, moe_router_num_groups: 3, moe_router_group_topk: 1}",
+       "moe.moe_router_num_groups=3 does not divide moe.num_experts=8 (groups are equal); use 1, 2, "
+       "4 or 8"},
+      {"moe: {num_experts: 8, moe_router_num_groups: 4, moe_router_group_topk: 5}",
+       "moe.moe_router_group_topk=5 is not one of the 4 groups"},
+      {"moe: {num_experts: 8, moe_router_num_groups: 4}", "moe.moe_router_group_topk=0"},
+      {"moe: {num_experts: 8, moe_router_group_topk: 2}", "but moe.moe_router_num_groups=0"},
+      {"moe: {num_experts: 8, moe_router_topk: 4, moe_router_num_groups: 4, moe_router_group_topk: "
+       "1}",
+       "moe.moe_router_topk=4 is more than the 2 experts of moe.moe_router_group_topk=1 groups"},
+      {"moe: {num_experts: 8, moe_router_topk: 3, moe_router_num_groups: 4, moe_router_group_topk: "
+       "2}",
+       "moe.moe_router_topk=3 is not divisible by moe.moe_router_group_topk=2"},
+      {"moe: {num_experts: 8, moe_token_drop_policy: position}",
+       "has no effect without moe.moe_expert_capacity_factor"},
+      {"optimizer: {lr_decay_style: WSD}", "leaves out how long the decay"},
+      {"optimizer: {lr_wsd_decay_iters: 5}", "has no effect without optimizer.lr_decay_style=WSD"},
+      {"optimizer: {lr_decay_style: WSD, lr_warmup_iters: 60, lr_wsd_decay_iters: 50}",
+       "do not fit into the 100 steps of the schedule (optimizer.lr_decay_iters); use at most 40"},
+      {"data: {split: '9,1', valid_data_path: x}", "both name the held-out text"},
+      {"data: {reset_position_ids: true, tokenizer_model: t}\nmodel: {position_embedding_type: "
+       "none}",
+       "has no effect with model.position_embedding_type=none"},
+      {"data: {eod_mask_loss: true}", "set data.tokenizer_model"},
   };
   for (const Case& c : cases) {
     INFO(c.yaml);

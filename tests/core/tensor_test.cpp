@@ -1,3 +1,5 @@
+#include <bit>
+#include <cmath>
 #include <vector>
 
 #include <pecan/core/tensor.hpp>
@@ -16,6 +18,27 @@ TEST_CASE("dtype names round-trip and sizes are those of the C++ types", "[core]
   CHECK(size_of(DType::kBF16) == 2);
   CHECK(size_of(DType::kI64) == 8);
   CHECK_THROWS_AS(dtype_from_name("f16"), CorruptionError);
+}
+
+TEST_CASE("bf16 rounds to the nearest of its values, ties to even", "[core]") {
+  // Every finite value is its own rounding, and between neighbours the nearer one wins.
+  for (std::uint32_t bits = 0; bits < 0x7F7FU; ++bits) {
+    BFloat16 low, high;
+    low.bits = std::uint16_t(bits);
+    high.bits = std::uint16_t(bits + 1);
+    const double below(low), above(high), middle = (below + above) / 2;
+    REQUIRE(above > below);
+    REQUIRE(BFloat16(float(low)) == low);
+    REQUIRE(BFloat16(std::nextafter(float(middle), 0.0F)) == low);
+    REQUIRE(BFloat16(std::nextafter(float(middle), INFINITY)) == high);
+    REQUIRE(BFloat16(float(middle)) == (bits % 2 == 0 ? low : high));
+    REQUIRE(BFloat16(-float(middle)).bits == (BFloat16(float(middle)).bits | 0x8000U));
+  }
+  CHECK(float(BFloat16(INFINITY)) == INFINITY);
+  CHECK(float(BFloat16(3.4e38F)) == INFINITY);
+  CHECK(std::isnan(float(BFloat16(NAN))));
+  CHECK(std::isnan(float(BFloat16(std::bit_cast<float>(0x7F800001U)))));
+  CHECK(float(BFloat16(1.0F)) == 1.0F);
 }
 
 TEST_CASE("a shape counts its elements and refuses what cannot be counted", "[core]") {

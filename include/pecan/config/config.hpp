@@ -15,7 +15,12 @@ namespace pecan::config {
 enum class ComputeDType : std::uint8_t { kF32, kF64 /*for tests*/ };
 enum class DeviceChoice : std::uint8_t { kAuto, kCpu, kCuda };
 enum class NanPolicy : std::uint8_t { kStop, kSkip };
-enum class LrDecayStyle : std::uint8_t { kConstant, kCosine };
+enum class LrDecayStyle : std::uint8_t { kConstant, kLinear, kCosine, kInverseSquareRoot, kWsd };
+enum class WsdDecayStyle : std::uint8_t { kExponential, kLinear, kCosine, kMinusSqrt };
+enum class Normalization : std::uint8_t { kRmsNorm, kLayerNorm };
+enum class PositionEmbedding : std::uint8_t { kRope, kLearnedAbsolute, kNone };
+enum class ScoreFunction : std::uint8_t { kSoftmax, kSigmoid };
+enum class TokenDropPolicy : std::uint8_t { kProbs, kPosition };
 
 struct ModelConfig {
   int num_layers = 2;
@@ -25,11 +30,12 @@ struct ModelConfig {
   int num_query_groups = 4;         ///< KV heads; default num_attention_heads
   int kv_channels = 32;             ///< head dim; default hidden_size / num_attention_heads
   int max_position_embeddings = 0;  ///< default seq_length
-  std::string normalization = "RMSNorm";
+  Normalization normalization = Normalization::kRmsNorm;
   double norm_epsilon = 1e-5;
-  std::string position_embedding_type = "rope";
+  PositionEmbedding position_embedding_type = PositionEmbedding::kRope;
   double rotary_base = 10000;
-  bool swiglu = true;
+  bool swiglu = true;               ///< false: GELU without a gate
+  bool disable_bias_linear = true;  ///< false: every linear layer but router and head has a bias
   bool qk_layernorm = false;
   bool untie_embeddings_and_output_weights = false;
   int make_vocab_size_divisible_by = 128;
@@ -42,9 +48,17 @@ struct MoeConfig {
   int num_experts = 0;          ///< 0: a dense model
   int moe_ffn_hidden_size = 0;  ///< default ffn_hidden_size
   int moe_router_topk = 2;
-  std::string moe_router_score_function = "softmax";
+  ScoreFunction moe_router_score_function = ScoreFunction::kSoftmax;
   bool moe_router_pre_softmax = false;  ///< true: softmax over all experts, then top-k
   double moe_router_topk_scaling_factor = 1.0;
+  int moe_router_num_groups = 0;   ///< 0: experts are not grouped
+  int moe_router_group_topk = 0;   ///< groups that a token may choose experts from
+  bool moe_router_enable_expert_bias = false;
+  double moe_router_bias_update_rate = 1e-3;
+  bool moe_router_force_load_balancing = false;  ///< for benchmarks: experts in turn, not by score
+  double moe_expert_capacity_factor = 0;         ///< 0: no token is dropped
+  TokenDropPolicy moe_token_drop_policy = TokenDropPolicy::kProbs;
+  bool moe_pad_expert_input_to_capacity = false;
   std::string moe_router_load_balancing_type = "aux_loss";  ///< aux_loss | none
   double moe_aux_loss_coeff = 0.0;
   double moe_z_loss_coeff = 0.0;
@@ -91,6 +105,8 @@ struct OptimizerConfig {
   std::int64_t lr_warmup_iters = 0;
   double lr_warmup_init = 0;
   std::int64_t lr_decay_iters = 0;  ///< default train_iters
+  WsdDecayStyle lr_wsd_decay_style = WsdDecayStyle::kExponential;
+  std::int64_t lr_wsd_decay_iters = 0;  ///< steps of the decay that ends at lr_decay_iters
   double weight_decay = 0.01;
   double adam_beta1 = 0.9;
   double adam_beta2 = 0.999;
@@ -99,10 +115,21 @@ struct OptimizerConfig {
   bool operator==(const OptimizerConfig&) const = default;
 };
 
+/// One dataset of a blend.
+struct WeightedDataset {
+  double weight = 1;   ///< relative to the others'
+  std::string prefix;  ///< of its .bin and .idx
+  bool operator==(const WeightedDataset&) const = default;
+};
+
 struct DataConfig {
-  std::string data_path;        ///< prefix of the training set's .bin and .idx
-  std::string valid_data_path;  ///< prefix of the held-out set; empty: no evaluation
+  std::vector<WeightedDataset> data_path;  ///< YAML: one prefix, or a list weight, prefix, ...
+  std::string split;                       ///< "99,1,0": shares of data_path; empty: all is for training
+  std::string valid_data_path;  ///< prefix of the held-out set; empty: that of split, or no evaluation
   std::string tokenizer_model;  ///< SentencePiece model file
+  bool reset_attention_mask = false;  ///< attention stays inside a document
+  bool reset_position_ids = false;    ///< positions count from the start of a document
+  bool eod_mask_loss = false;         ///< the token after an end of document is not learned
   bool operator==(const DataConfig&) const = default;
 };
 

@@ -2,6 +2,7 @@
 /// Element types, shapes, rectangular blocks and non-owning views of row-major tensors.
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -22,6 +23,32 @@ enum class DType : std::uint8_t {  // on-disk: never renumber
   kU8 = 5,
 };
 
+/// A bfloat16 in memory: the upper half of an f32. Arithmetic is done in f32.
+struct BFloat16 {
+  std::uint16_t bits = 0;
+  BFloat16() = default;
+  /// Rounds to nearest, ties to even; a NaN stays one.
+  explicit BFloat16(float value) {
+    const auto wide = std::bit_cast<std::uint32_t>(value);
+    const std::uint32_t rounded = wide + 0x7FFFU + ((wide >> 16U) & 1U);
+    const std::uint32_t kept =
+        (wide & 0x7FFFFFFFU) > 0x7F800000U ? (wide | 0x00400000U) : rounded;
+    bits = static_cast<std::uint16_t>(kept >> 16U);
+  }
+  explicit BFloat16(double value) : BFloat16(static_cast<float>(value)) {}
+  explicit operator float() const {
+    return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16U);
+  }
+  explicit operator double() const { return static_cast<double>(static_cast<float>(*this)); }
+  bool operator==(const BFloat16&) const = default;
+};
+
+/// What arithmetic on `dtype` is done in, and its master weights are kept in: f32 for bf16, else
+/// itself.
+[[nodiscard]] constexpr DType master_of(DType dtype) {
+  return dtype == DType::kBF16 ? DType::kF32 : dtype;
+}
+
 /// Bytes of one element.
 [[nodiscard]] std::size_t size_of(DType dtype);
 /// "f32", "f64", "bf16", "i64", "i32" or "u8".
@@ -38,6 +65,8 @@ template <>
 inline constexpr DType kDTypeOf<float> = DType::kF32;
 template <>
 inline constexpr DType kDTypeOf<double> = DType::kF64;
+template <>
+inline constexpr DType kDTypeOf<BFloat16> = DType::kBF16;
 template <>
 inline constexpr DType kDTypeOf<std::int64_t> = DType::kI64;
 template <>

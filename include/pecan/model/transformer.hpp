@@ -39,6 +39,9 @@ struct Batch {
   ConstTensorView tokens_T;
   ConstTensorView labels_T;
   ConstTensorView mask_T;
+  ConstTensorView positions_T = {};       ///< i32, position of each token; empty: t mod S
+  ConstTensorView document_start_T = {};  ///< i32, first position in its sequence that each token
+                                          ///< attends to; empty: 0
 };
 
 /// What a micro-batch gave.
