@@ -27,18 +27,18 @@ AttentionActivations AttentionActivations::plan(const ModelDims& dims, device::A
   const auto allocate = [&](const Shape& shape) { return arena.allocate(dims.dtype, shape); };
   AttentionActivations kept;
   kept.normed_TH = allocate({tokens, dims.hidden});
-  kept.rstd_T = allocate({tokens});
+  kept.rstd_T = arena.allocate(dims.master_dtype(), {tokens});
   kept.q_TND = allocate({tokens, dims.heads, dims.head_dim});
   kept.k_TGD = allocate({tokens, dims.kv_groups, dims.head_dim});
   kept.v_TGD = allocate({tokens, dims.kv_groups, dims.head_dim});
   if (dims.qk_norm) {
     kept.raw_q_TND = allocate({tokens, dims.heads, dims.head_dim});
     kept.raw_k_TGD = allocate({tokens, dims.kv_groups, dims.head_dim});
-    kept.q_rstd = allocate({tokens * dims.heads});
-    kept.k_rstd = allocate({tokens * dims.kv_groups});
+    kept.q_rstd = arena.allocate(dims.master_dtype(), {tokens * dims.heads});
+    kept.k_rstd = arena.allocate(dims.master_dtype(), {tokens * dims.kv_groups});
   }
   kept.out_TND = allocate({tokens, dims.heads, dims.head_dim});
-  kept.lse_BNS = allocate({dims.micro_batch, dims.heads, dims.sequence});
+  kept.lse_BNS = arena.allocate(dims.master_dtype(), {dims.micro_batch, dims.heads, dims.sequence});
   return kept;
 }
 

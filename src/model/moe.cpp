@@ -58,17 +58,17 @@ FfnActivations FfnActivations::plan(const ModelDims& dims,
   const std::int64_t tokens = dims.tokens();
   FfnActivations kept;
   kept.normed_TH = arena.allocate(dims.dtype, {tokens, dims.hidden});
-  kept.rstd_T = arena.allocate(dims.dtype, {tokens});
+  kept.rstd_T = arena.allocate(dims.master_dtype(), {tokens});
   if (!dims.is_moe[std::size_t(layer.value)]) {
     kept.dense = MlpActivations::plan(dims.dtype, tokens, dims.ffn, arena);
     return kept;
   }
   if (dims.shared_ffn > 0)
     kept.dense = MlpActivations::plan(dims.dtype, tokens, dims.shared_ffn, arena);
-  kept.logits_TE = arena.allocate(dims.dtype, {tokens, dims.num_experts});
-  kept.probs_TE = arena.allocate(dims.dtype, {tokens, dims.num_experts});
+  kept.logits_TE = arena.allocate(dims.master_dtype(), {tokens, dims.num_experts});
+  kept.probs_TE = arena.allocate(dims.master_dtype(), {tokens, dims.num_experts});
   kept.ids_TK = arena.allocate(DType::kI32, {tokens, dims.topk});
-  kept.weights_TK = arena.allocate(dims.dtype, {tokens, dims.topk});
+  kept.weights_TK = arena.allocate(dims.master_dtype(), {tokens, dims.topk});
   kept.counts_E = arena.allocate(DType::kI64, {dims.num_experts});
   kept.order_P = arena.allocate(DType::kI32, {tokens * dims.topk});
   kept.positions_TK = arena.allocate(DType::kI32, {tokens, dims.topk});
@@ -82,8 +82,10 @@ FfnScratch FfnScratch::plan(const ModelDims& dims, int ep_size, device::Arena& a
   FfnScratch scratch;
   scratch.d_normed_TH = arena.allocate(dims.dtype, {tokens, dims.hidden});
   if (dims.num_moe_layers() > 0) {
-    scratch.d_logits_TE = arena.allocate(dims.dtype, {tokens, dims.num_experts});
-    scratch.d_weights_TK = arena.allocate(dims.dtype, {tokens, dims.topk});
+    scratch.d_logits_TE = arena.allocate(dims.master_dtype(), {tokens, dims.num_experts});
+    scratch.d_weights_TK = arena.allocate(dims.master_dtype(), {tokens, dims.topk});
+    if (dims.dtype != dims.master_dtype())
+      scratch.router_TH = arena.allocate(dims.master_dtype(), {tokens, dims.hidden});
     scratch.sent_PH = arena.allocate(dims.dtype, {tokens * dims.topk, dims.hidden});
     scratch.dispatch = Growable<DispatchScratch>(dims, planned_dispatch_rows(dims, ep_size), arena);
   }
@@ -166,6 +168,14 @@ void MoeLayer::dispatch(Context& ctx, FfnActivations& kept, FfnScratch& scratch)
                        Purpose::kDispatch);
 }
 
+ConstTensorView MoeLayer::router_input(Context& ctx,
+                                       const FfnActivations& kept,
+                                       const FfnScratch& scratch) const {
+  if (dims_.dtype == dims_.master_dtype()) return kept.normed_TH;
+  ops::cast(ctx, kept.normed_TH, scratch.router_TH);
+  return scratch.router_TH;
+}
+
 RoutingReport MoeLayer::forward(Context& ctx,
                                 ConstTensorView x_TH,
                                 FfnActivations& kept,
@@ -173,7 +183,7 @@ RoutingReport MoeLayer::forward(Context& ctx,
                                 TensorView y_TH) {
   ops::rms_norm_forward(
       ctx, x_TH, norm_->weight.row_major(), dims_.norm_epsilon, kept.normed_TH, kept.rstd_T);
-  ops::matmul_forward(ctx, kept.normed_TH, router_->weight, kept.logits_TE);
+  ops::matmul_forward(ctx, router_input(ctx, kept, scratch), router_->weight, kept.logits_TE);
   ops::router_forward(
       ctx, router_options(dims_), kept.logits_TE, kept.ids_TK, kept.weights_TK, kept.probs_TE);
   const ops::RouterLosses losses =
@@ -244,9 +254,16 @@ void MoeLayer::backward(Context& ctx,
                        dims_.aux_loss_coeff * loss_scale,
                        dims_.z_loss_coeff * loss_scale,
                        scratch.d_logits_TE);
-  ops::matmul_backward_weight(ctx, scratch.d_logits_TE, kept.normed_TH, router_->grad);
-  ops::matmul_backward_input(
-      ctx, scratch.d_logits_TE, router_->weight, scratch.d_normed_TH, Accumulate::kAdd);
+  ops::matmul_backward_weight(
+      ctx, scratch.d_logits_TE, router_input(ctx, kept, scratch), router_->grad);
+  if (dims_.dtype == dims_.master_dtype()) {
+    ops::matmul_backward_input(
+        ctx, scratch.d_logits_TE, router_->weight, scratch.d_normed_TH, Accumulate::kAdd);
+  } else {
+    ops::matmul_backward_input(
+        ctx, scratch.d_logits_TE, router_->weight, scratch.router_TH, Accumulate::kOverwrite);
+    ops::axpy(ctx, 1, scratch.router_TH, scratch.d_normed_TH);
+  }
   if (shared_) {
     shared_->backward(ctx,
                       d_TH,

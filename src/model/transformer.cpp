@@ -18,7 +18,7 @@ Activations Activations::plan(const ModelDims& dims, int ep_size, device::Arena&
   const std::int64_t tokens = dims.tokens();
   const auto allocate = [&](const Shape& shape) { return arena.allocate(dims.dtype, shape); };
   Activations memory;
-  memory.rope_table_SD = allocate({dims.sequence, dims.head_dim});
+  memory.rope_table_SD = arena.allocate(dims.master_dtype(), {dims.sequence, dims.head_dim});
   for (std::int64_t i = 0; i < 2 * dims.num_layers + 1; ++i)
     memory.stream_TH.push_back(allocate({tokens, dims.hidden}));
   for (std::int32_t i = 0; i < dims.num_layers; ++i) {
@@ -26,7 +26,7 @@ Activations Activations::plan(const ModelDims& dims, int ep_size, device::Arena&
     memory.ffn.push_back(FfnActivations::plan(dims, LayerId{i}, ep_size, arena));
   }
   memory.normed_TH = allocate({tokens, dims.hidden});
-  memory.rstd_T = allocate({tokens});
+  memory.rstd_T = arena.allocate(dims.master_dtype(), {tokens});
   memory.logits_TV = allocate({tokens, dims.padded_vocab});
   memory.loss_T = arena.allocate(DType::kF64, {tokens});
   memory.d_stream_TH = allocate({tokens, dims.hidden});
@@ -46,6 +46,7 @@ MemoryPlan plan_memory(const ModelDims& dims, int ep_size, int threads) {
   ops::plan_attention(ctx,
                       {dims.micro_batch, dims.sequence, dims.heads, dims.kv_groups, dims.head_dim},
                       dims.dtype);
+  ops::plan_matmul(ctx, dims.dtype);
   return {activations.high_water(), workspace.high_water()};
 }
 

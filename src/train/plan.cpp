@@ -54,9 +54,8 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
   for (int r = 0; r < world_size; ++r) {
     const std::size_t elements = parallel::ParamSet::plan_elements(
         plan.specs, int(plan.dims.num_experts), plan.mesh, Rank{r}, plan.dims.dtype);
-    const std::size_t bytes = elements * size_of(plan.dims.dtype);
-    plan.memory.push_back({bytes,
-                           bytes,
+    plan.memory.push_back({elements * size_of(plan.dims.dtype),
+                           elements * size_of(master_of(plan.dims.dtype)),
                            optim::AdamW::plan_bytes(elements, plan.dims.dtype),
                            memory.activation_bytes,
                            memory.workspace_bytes});

@@ -155,6 +155,7 @@ class Trainer {
     } else {
       step_ = report.plan.recovery.step.value;
       consumed_samples_ = recovered_->manifest->consumed_samples;
+      model::derive_weights(ctx_, state_.params());
       const LossReport losses = state_.account_for_losses(ctx_, world_, config_);
       if (is_root()) metrics_->write(*recovered_, plan_.catalog, losses);
       say(describe(*recovered_, plan_.catalog, losses));

@@ -11,9 +11,23 @@ namespace {
 using parallel::ParamSpec;
 
 constexpr const char* kUpdateCount = "update_count";
-constexpr const char* kAbsorbedWeight = "absorbed_weight";
 constexpr const char* kAbsorbedMoments = "absorbed_moments";
 constexpr const char* kNonExpert = "non_expert";
+
+/// The role that holds a parameter itself: where forward computes in bf16, weights are rounded from
+/// the master and stand in no checkpoint.
+struct ParameterRole {
+  const char* dataset;
+  const char* absorbed;  ///< counter of the token slots that it holds
+  Role role;
+  RoleGroup group;
+};
+ParameterRole parameter_role(DType dtype) {
+  if (dtype == master_of(dtype)) {
+    return {"weight", "absorbed_weight", Role::kWeight, RoleGroup::kWeight};
+  }
+  return {"master", "absorbed_master", Role::kMaster, RoleGroup::kMaster};
+}
 
 std::string router_name(LayerId layer) {
   return model::layer_name(layer) + ".mlp.gate";
@@ -57,6 +71,7 @@ StateCatalog plan_catalog(const model::ModelDims& dims,
     }
   }
 
+  const ParameterRole parameter = parameter_role(dims.dtype);
   for (const ParamSpec& spec : specs) {
     const UnitIndex unit = spec.is_expert() ? unit_of.at({spec.layer, spec.expert}) : UnitIndex{0};
     const auto add = [&](const char* dataset, Role role, RoleGroup group) {
@@ -67,10 +82,10 @@ StateCatalog plan_catalog(const model::ModelDims& dims,
                                .group = group,
                                .mutated_in = MutatedIn::kUpdate,
                                .global_shape = spec.shape,
-                               .dtype = dims.dtype,
+                               .dtype = master_of(dims.dtype),
                                .blocks = parallel::place(spec, int(dims.num_experts), mesh)});
     };
-    add("weight", Role::kWeight, RoleGroup::kWeight);
+    add(parameter.dataset, parameter.role, parameter.group);
     add("exp_avg", Role::kExpAvg, RoleGroup::kMoments);
     add("exp_avg_sq", Role::kExpAvgSq, RoleGroup::kMoments);
   }
@@ -128,10 +143,10 @@ StateCatalog plan_catalog(const model::ModelDims& dims,
                   1,
                   holders);
       add_counter(name,
-                  kAbsorbedWeight,
+                  parameter.absorbed,
                   unit,
                   Role::kAbsorbed,
-                  RoleGroup::kWeight,
+                  parameter.group,
                   MutatedIn::kForward,
                   1,
                   holders);
@@ -160,10 +175,11 @@ TrainState::TrainState(device::Device device, const TrainPlan& plan, Rank rank)
   for (auto* table : {&routed_, &lost_weight_, &lost_moments_, &lost_any_})
     table->assign(layers.size() * num_experts, 0);
 
+  const ParameterRole parameter = parameter_role(plan.dims.dtype);
   const Shape origin{0};
   for (const parallel::Param& param : params_.params()) {
     const Shape offset = Block::whole(param.spec.shape).offset;
-    binding_->bind(param.spec.name + "/weight", param.weight, offset);
+    binding_->bind(param.spec.name + "/" + parameter.dataset, param.master, offset);
     binding_->bind(param.spec.name + "/exp_avg", optimizer_.exp_avg(param), offset);
     binding_->bind(param.spec.name + "/exp_avg_sq", optimizer_.exp_avg_sq(param), offset);
   }
@@ -193,7 +209,7 @@ TrainState::TrainState(device::Device device, const TrainPlan& plan, Rank rank)
   for (ExpertCounters& expert : experts_) {
     const std::string name =
         model::expert_name(layers[std::size_t(expert.moe_layer)], ExpertId{expert.expert});
-    binding_->bind(name + "/" + kAbsorbedWeight, storage_of(&expert.absorbed_weight, 1), origin);
+    binding_->bind(name + "/" + parameter.absorbed, storage_of(&expert.absorbed_weight, 1), origin);
     binding_->bind(name + "/" + kAbsorbedMoments, storage_of(&expert.absorbed_moments, 1), origin);
   }
   binding_->validate();

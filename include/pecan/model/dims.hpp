@@ -41,6 +41,8 @@ struct ModelDims {
   bool qk_norm = false;
   bool tied_embeddings = true;
   std::vector<bool> is_moe;  ///< by layer
+  /// Of masters, norms, router, softmax and statistics: f32 where dtype is bf16.
+  [[nodiscard]] DType master_dtype() const { return master_of(dtype); }
   [[nodiscard]] std::int64_t tokens() const { return micro_batch * sequence; }
   [[nodiscard]] int num_moe_layers() const;
 };
@@ -49,9 +51,11 @@ struct ModelDims {
 [[nodiscard]] ModelDims plan_dims(const config::Config& config, std::int64_t vocab_size);
 /// Every parameter in a fixed order, experts by (layer, expert). Pure.
 [[nodiscard]] std::vector<parallel::ParamSpec> plan_parameters(const ModelDims& dims);
-/// Draws every weight that this rank holds by (seed, name, element): every layout starts from the
-/// same model.
+/// Draws every master that this rank holds by (seed, name, element): every layout starts from the
+/// same model. Derives the weights.
 void initialise(Context& ctx, parallel::ParamSet& params, std::uint64_t seed);
+/// Rounds the weights from their masters, where the two differ: after the masters were restored.
+void derive_weights(Context& ctx, parallel::ParamSet& params);
 
 /// Names of parameters: Hugging Face's Qwen3-MoE (docs/formats/checkpoint.md).
 [[nodiscard]] std::string layer_name(LayerId layer);

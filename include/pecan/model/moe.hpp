@@ -75,6 +75,7 @@ struct FfnActivations {
 };
 struct FfnScratch {
   TensorView d_normed_TH, d_logits_TE, d_weights_TK, sent_PH;
+  TensorView router_TH;  ///< bf16 only: the router's input, and its gradient, in the master type
   Growable<DispatchScratch> dispatch;
   [[nodiscard]] static FfnScratch plan(const ModelDims& dims, int ep_size, device::Arena& arena);
 };
@@ -128,6 +129,10 @@ class MoeLayer {
 
  private:
   void dispatch(Context& ctx, FfnActivations& kept, FfnScratch& scratch);
+  /// The normed tokens in the master type, which the router computes in.
+  [[nodiscard]] ConstTensorView router_input(Context& ctx,
+                                             const FfnActivations& kept,
+                                             const FfnScratch& scratch) const;
 
   const ModelDims& dims_;
   LayerId layer_;
