@@ -194,6 +194,16 @@ void PeerGroup::validate_member(Rank member, std::string_view name) const {
                  size() - 1);
 }
 
+std::size_t plan_all_reduce_scratch(std::int64_t num_elements, DType dtype, int group_size) {
+  PECAN_EXPECTS(num_elements >= 0 && group_size >= 1);
+  if (group_size == 1) return 0;
+  const std::size_t whole = std::size_t(num_elements) * size_of(dtype);
+  const std::int64_t share = (num_elements + group_size - 1) / group_size;
+  const std::size_t own =
+      whole < kSmallAllReduceBytes ? whole : std::size_t(share) * size_of(dtype);
+  return scratch_size(own * std::size_t(group_size - 1));
+}
+
 Pending PeerGroup::all_reduce(Context& ctx, TensorView inout, ReduceOp op, Tag tag) {
   constexpr std::string_view kName = "all_reduce";
   validate_view(ctx, inout, kName);

@@ -51,6 +51,9 @@ class PeerGroup final : public Group {
   [[nodiscard]] Traffic traffic(Purpose purpose) const override {
     return peers_.traffic[std::size_t(purpose)];
   }
+  [[nodiscard]] std::size_t scratch_bytes() const override {
+    return peers_.family->scratch_bytes();
+  }
 
  private:
   explicit PeerGroup(Peers peers) : peers_(std::move(peers)) {}

@@ -27,11 +27,17 @@ bool Family::progress() {
   return moved;
 }
 
+std::size_t scratch_size(std::size_t num_bytes) {
+  return std::bit_ceil(std::max<std::size_t>(num_bytes, 4096));
+}
+
 device::Buffer Family::take_scratch(std::size_t num_bytes) {
-  // Powers of two: few sizes, so that what one collective gave back fits the next.
-  const std::size_t wanted = std::bit_ceil(std::max<std::size_t>(num_bytes, 4096));
+  const std::size_t wanted = scratch_size(num_bytes);
   const auto found = std::ranges::find(scratch_, wanted, &device::Buffer::size);
-  if (found == scratch_.end()) return {device::cpu(), wanted};
+  if (found == scratch_.end()) {
+    scratch_bytes_ += wanted;
+    return {device::cpu(), wanted};
+  }
   device::Buffer buffer = std::move(*found);
   scratch_.erase(found);
   return buffer;

@@ -38,6 +38,7 @@ class Family {
   /// At least `num_bytes` of memory, used before where possible.
   [[nodiscard]] device::Buffer take_scratch(std::size_t num_bytes);
   void return_scratch(device::Buffer buffer) { scratch_.push_back(std::move(buffer)); }
+  [[nodiscard]] std::size_t scratch_bytes() const { return scratch_bytes_; }
 
   const std::shared_ptr<AbortFlag> abort_flag;  ///< shared with whom it ends: see AbortFlag
   const GroupOptions options;
@@ -46,7 +47,12 @@ class Family {
  private:
   std::vector<PeerOperation*> unfinished_;
   std::vector<device::Buffer> scratch_;
+  std::size_t scratch_bytes_ = 0;
 };
+
+/// Bytes that a request for scratch memory really takes: powers of two are few sizes, so that what
+/// one collective gave back fits the next.
+[[nodiscard]] std::size_t scratch_size(std::size_t num_bytes);
 
 /// What an operation needs of its group.
 struct Peers {

@@ -71,15 +71,16 @@ ParamSet::ParamSet(device::Device device,
   }
 }
 
-std::size_t ParamSet::plan_elements(const std::vector<ParamSpec>& specs,
-                                    int num_experts,
-                                    const MeshShape& mesh,
-                                    Rank rank,
-                                    DType dtype) {
-  std::size_t used = 0;
+ElementCounts ParamSet::plan_elements(const std::vector<ParamSpec>& specs,
+                                      int num_experts,
+                                      const MeshShape& mesh,
+                                      Rank rank,
+                                      DType dtype) {
+  ElementCounts used;
   for (const ParamSpec& spec : specs) {
     if (holds(spec, num_experts, mesh, rank))
-      used += aligned_elements(spec.padded_shape().num_elements(), dtype);
+      (spec.is_expert() ? used.expert : used.dense) +=
+          aligned_elements(spec.padded_shape().num_elements(), dtype);
   }
   return used;
 }

@@ -2,7 +2,11 @@
 
 #include <nlohmann/json.hpp>
 
+#include <pecan/comm/group.hpp>
+
 #include <pecan/optim/adamw.hpp>
+
+#include <pecan/checkpoint/plan.hpp>
 
 #include <pecan/train/plan.hpp>
 #include <pecan/train/state.hpp>
@@ -23,18 +27,24 @@ ParameterCounts count_parameters(const model::ModelDims& dims,
   return counts;
 }
 
-/// Bytes of all expert units, and of everything else, in a checkpoint.
-std::pair<std::int64_t, std::int64_t> state_bytes(const StateCatalog& catalog) {
-  std::int64_t expert = 0, rest = 0;
+/// Bytes of the rotating groups of all expert units, and of everything else, in a checkpoint.
+std::pair<std::int64_t, std::int64_t> state_bytes(const StateCatalog& catalog,
+                                                  const std::vector<RoleGroup>& always_saved) {
+  std::int64_t rotating = 0, rest = 0;
   for (const StateItem& item : catalog.items) {
-    (catalog.units[std::size_t(item.unit.value)].is_expert() ? expert : rest) +=
-        std::int64_t(item.num_bytes());
+    const bool always = !catalog.units[std::size_t(item.unit.value)].is_expert() ||
+                        std::ranges::count(always_saved, item.group) > 0;
+    (always ? rest : rotating) += std::int64_t(item.num_bytes());
   }
-  return {expert, rest};
+  return {rotating, rest};
 }
 
-double gigabytes(std::size_t bytes) {
-  return double(bytes) / 1e9;
+/// "46,702,792,704".
+template <typename Int>
+std::string grouped(Int value) {
+  std::string digits = fmt::format("{}", value);
+  for (std::size_t at = digits.size(); at > 3;) digits.insert(at -= 3, 1, ',');
+  return digits;
 }
 
 }  // namespace
@@ -57,19 +67,25 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
   const model::MemoryPlan memory =
       model::plan_memory(plan.dims, plan.mesh.ep, config.training.threads);
   for (int r = 0; r < world_size; ++r) {
-    const std::size_t elements = parallel::ParamSet::plan_elements(
+    const parallel::ElementCounts elements = parallel::ParamSet::plan_elements(
         plan.specs, int(plan.dims.num_experts), plan.mesh, Rank{r}, plan.dims.dtype);
-    plan.memory.push_back({elements * size_of(plan.dims.dtype),
-                           elements * size_of(master_of(plan.dims.dtype)),
-                           optim::AdamW::plan_bytes(elements, plan.dims.dtype),
-                           memory.activation_bytes,
-                           memory.workspace_bytes});
+    const DType master = plan.dims.master_dtype();
+    plan.memory.push_back(
+        {.weights = elements.total() * size_of(plan.dims.dtype),
+         .gradients = elements.total() * size_of(master),
+         .optimizer = optim::AdamW::plan_bytes(elements.total(), plan.dims.dtype),
+         .activations = memory.activation_bytes,
+         .workspace = memory.workspace_bytes,
+         .communication =
+             comm::plan_all_reduce_scratch(std::int64_t(elements.dense), master, plan.mesh.dp) +
+             comm::plan_all_reduce_scratch(std::int64_t(elements.expert), master, plan.mesh.edp)});
   }
-  const auto [expert, rest] = state_bytes(plan.catalog);
-  plan.full_checkpoint_bytes = expert + rest;
+  const auto [rotating, rest] =
+      state_bytes(plan.catalog, checkpoint::always_saved_groups(always_saved));
+  plan.full_checkpoint_bytes = rotating + rest;
   const std::int64_t experts = std::max<std::int64_t>(1, plan.dims.num_experts);
   plan.partial_checkpoint_bytes =
-      rest + expert / experts * config.checkpoint.pec.experts_per_checkpoint;
+      rest + rotating / experts * config.checkpoint.pec.experts_per_checkpoint;
   return plan;
 }
 
@@ -77,16 +93,18 @@ std::string describe(const TrainPlan& plan) {
   const auto largest = std::ranges::max_element(plan.memory, {}, &RankMemory::total);
   const double expert_share = double(plan.parameters.expert) / double(plan.parameters.total);
   return fmt::format(
-      "model       {:.2f} M parameters ({:.1f} % in experts), {:.2f} M active a token\n"
+      "parameters  {} total, {} active a token\n"
+      "            {} in experts ({:.2f} %), {} in the rest\n"
       "layout      {} ranks: dp {}, ep {}, edp {}, tp {}, etp {}; {} micro-batches a step and "
       "rank\n"
-      "memory      {:.3f} GB a rank at most: weights {:.3f}, gradients {:.3f}, optimizer {:.3f}, "
-      "activations {:.3f}, "
-      "workspace {:.3f}\n"
-      "checkpoint  {:.3f} GB full, {:.3f} GB partial ({:.1f} %)\n",
-      double(plan.parameters.total) / 1e6,
+      "memory      {} bytes a rank at most: weights {}, gradients {}, optimizer {},\n"
+      "            activations {}, workspace {}, communication {}\n"
+      "checkpoint  {} bytes full, {} partial ({:.1f} %)\n",
+      grouped(plan.parameters.total),
+      grouped(plan.parameters.active),
+      grouped(plan.parameters.expert),
       100 * expert_share,
-      double(plan.parameters.active) / 1e6,
+      grouped(plan.parameters.non_expert),
       plan.mesh.world,
       plan.mesh.dp,
       plan.mesh.ep,
@@ -94,14 +112,15 @@ std::string describe(const TrainPlan& plan) {
       plan.mesh.tp,
       plan.mesh.etp,
       plan.num_micro_batches,
-      gigabytes(largest->total()),
-      gigabytes(largest->weights),
-      gigabytes(largest->gradients),
-      gigabytes(largest->optimizer),
-      gigabytes(largest->activations),
-      gigabytes(largest->workspace),
-      double(plan.full_checkpoint_bytes) / 1e9,
-      double(plan.partial_checkpoint_bytes) / 1e9,
+      grouped(largest->total()),
+      grouped(largest->weights),
+      grouped(largest->gradients),
+      grouped(largest->optimizer),
+      grouped(largest->activations),
+      grouped(largest->workspace),
+      grouped(largest->communication),
+      grouped(plan.full_checkpoint_bytes),
+      grouped(plan.partial_checkpoint_bytes),
       100 * double(plan.partial_checkpoint_bytes) / double(plan.full_checkpoint_bytes));
 }
 
@@ -113,6 +132,7 @@ std::string to_json(const TrainPlan& plan) {
                      {"optimizer", memory.optimizer},
                      {"activations", memory.activations},
                      {"workspace", memory.workspace},
+                     {"communication", memory.communication},
                      {"total", memory.total()}});
   }
   const nlohmann::ordered_json json{

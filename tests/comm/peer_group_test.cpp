@@ -1,6 +1,8 @@
 #include "comm/peer_group.hpp"
 
+#include <algorithm>
 #include <cstdint>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -68,6 +70,29 @@ TEST_CASE("bf16 is moved as it is", "[comm]") {
   const TensorView output{reinterpret_cast<std::byte*>(to.data()), DType::kBF16, {2}};
   group->all_to_all_v(ctx, input, two, output, two, kTag).wait();
   CHECK(to == from);
+}
+
+TEST_CASE("an all_reduce takes the scratch memory that the plan says", "[comm]") {
+  for (const int size : {1, 2, 3, 4}) {
+    for (const std::int64_t count : {1, 500, 1024, 4099, 100'003}) {
+      CAPTURE(size, count);
+      std::mutex mutex;
+      std::size_t most = 0;
+      run_thread_group(size, [&](Group& group) {
+        device::Stream stream{device::cpu()};
+        device::Arena workspace;
+        Context ctx{device::cpu(), stream, workspace};
+        std::vector<float> values(std::size_t(count), 1.0F);
+        for (int repeat = 0; repeat < 2; ++repeat) {
+          group.all_reduce(ctx, view_of(std::span(values)), ReduceOp::kSum, {Purpose::kTest})
+              .wait();
+        }
+        const std::lock_guard lock(mutex);
+        most = std::max(most, group.scratch_bytes());
+      });
+      CHECK(most == plan_all_reduce_scratch(count, DType::kF32, size));
+    }
+  }
 }
 
 TEST_CASE("scratch memory is used again", "[comm]") {

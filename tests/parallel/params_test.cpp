@@ -38,7 +38,7 @@ TEST_CASE("each rank holds all dense parameters and its contiguous share of the 
     CHECK(params.params()[3].spec.name == "expert" + std::to_string(first + 1));
     CHECK_THROWS_AS(params.at("expert" + std::to_string(first == 0 ? 2 : 0)), InternalError);
     CHECK(params.num_elements() ==
-          ParamSet::plan_elements(specs(), 4, kMesh, Rank{r}, DType::kF32));
+          ParamSet::plan_elements(specs(), 4, kMesh, Rank{r}, DType::kF32).total());
     for (const Param& param : params.params()) {
       CHECK(reinterpret_cast<std::uintptr_t>(param.weight.memory()) % device::kBufferAlignment ==
             0);

@@ -46,6 +46,32 @@ TEST_CASE("counts and bytes of a plan are those of the formulas", "[train]") {
   CHECK(json.at("rank_bytes").size() == 4);
 }
 
+TEST_CASE("bf16 halves the weights, keeps masters, and saves what always_saved asks for",
+          "[train]") {
+  config::Config config = small_config();
+  const train::TrainPlan wide = train::make_plan(config, 50, 4);
+  config.training.bf16 = true;
+  const train::TrainPlan plan = train::make_plan(config, 50, 4);
+  // Padding to whole cache lines apart.
+  CHECK(double(plan.memory[0].weights) == Approx(double(wide.memory[0].weights) / 2).epsilon(0.1));
+  CHECK(plan.memory[0].gradients == 2 * plan.memory[0].weights);
+  CHECK(plan.memory[0].optimizer == 6 * plan.memory[0].weights);
+  CHECK(plan.memory[0].activations < wide.memory[0].activations);
+  CHECK(plan.full_checkpoint_bytes == wide.full_checkpoint_bytes);
+  CHECK(plan.partial_checkpoint_bytes == wide.partial_checkpoint_bytes);
+
+  config.checkpoint.pec.always_saved = {"weight"};
+  const train::TrainPlan weights = train::make_plan(config, 50, 4);
+  // 2 bytes of every expert's parameters and a counter of each expert.
+  CHECK(weights.partial_checkpoint_bytes ==
+        plan.partial_checkpoint_bytes + 2 * plan.parameters.expert + 8 * 4);
+  config.checkpoint.pec.always_saved = {"master"};
+  const train::TrainPlan masters = train::make_plan(config, 50, 4);
+  CHECK(masters.full_checkpoint_bytes == plan.full_checkpoint_bytes);
+  CHECK(masters.partial_checkpoint_bytes ==
+        plan.partial_checkpoint_bytes + 3 * (4 * 3 * 16 * 8 + 8));
+}
+
 TEST_CASE("a world that does not fit is refused", "[train]") {
   CHECK_THROWS_AS(train::make_plan(small_config(), 50, 3), ConfigError);
 }

@@ -136,7 +136,15 @@ class Group {
   /// Named in time-out errors of this group and its relatives; set once a step.
   virtual void set_step(Step step) = 0;
   [[nodiscard]] virtual Traffic traffic(Purpose purpose) const = 0;
+  /// Scratch memory that this rank's groups of one family have taken and keep for reuse.
+  [[nodiscard]] virtual std::size_t scratch_bytes() const = 0;
 };
+
+/// Bytes of scratch memory that one all_reduce takes on the member of a group of `group_size` that
+/// takes most: the others' pieces of its own share. Pure.
+[[nodiscard]] std::size_t plan_all_reduce_scratch(std::int64_t num_elements,
+                                                  DType dtype,
+                                                  int group_size);
 
 struct GroupOptions {
   std::chrono::milliseconds timeout{600'000};  ///< of one wait(); 0 waits for ever

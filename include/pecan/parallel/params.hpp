@@ -64,6 +64,13 @@ struct FlatRange {
   std::size_t count = 0;
 };
 
+/// Elements of flat buffers, padding included.
+struct ElementCounts {
+  std::size_t dense = 0;
+  std::size_t expert = 0;
+  [[nodiscard]] std::size_t total() const { return dense + expert; }
+};
+
 /// This rank's parameters and gradients in flat buffers, dense ones first, each parameter 64-byte
 /// aligned. With bf16 a third buffer of the same order holds the weights rounded from the master.
 class ParamSet {
@@ -91,12 +98,12 @@ class ParamSet {
   /// moment) laid out like the masters.
   [[nodiscard]] device::ParamStorage storage_in(const device::Buffer& flat,
                                                 const Param& param) const;
-  /// Elements that the flat buffers of `specs` on `rank` take, padding included. Pure.
-  [[nodiscard]] static std::size_t plan_elements(const std::vector<ParamSpec>& specs,
-                                                 int num_experts,
-                                                 const MeshShape& mesh,
-                                                 Rank rank,
-                                                 DType dtype);
+  /// What the flat buffers of `specs` on `rank` take. Pure.
+  [[nodiscard]] static ElementCounts plan_elements(const std::vector<ParamSpec>& specs,
+                                                   int num_experts,
+                                                   const MeshShape& mesh,
+                                                   Rank rank,
+                                                   DType dtype);
 
  private:
   DType dtype_;

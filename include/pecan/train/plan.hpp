@@ -30,8 +30,10 @@ struct RankMemory {
   std::size_t optimizer = 0;
   std::size_t activations = 0;
   std::size_t workspace = 0;
+  std::size_t communication = 0;  ///< scratch of the gradients' all-reduces; what dispatch sends
+                                  ///< and receives is among the activations
   [[nodiscard]] std::size_t total() const {
-    return weights + gradients + optimizer + activations + workspace;
+    return weights + gradients + optimizer + activations + workspace + communication;
   }
 };
 
