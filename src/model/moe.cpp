@@ -18,9 +18,9 @@ using comm::Purpose;
 using ops::Accumulate;
 
 ops::RouterOptions router_options(const ModelDims& dims) {
-  return {dims.router_pre_softmax ? ops::RouterOrder::kSoftmaxThenTopk
-                                  : ops::RouterOrder::kTopkThenSoftmax,
-          dims.router_scaling};
+  return {.scores = dims.router_pre_softmax ? ops::RouterScores::kSoftmaxThenTopk
+                                            : ops::RouterScores::kTopkThenSoftmax,
+          .scaling_factor = dims.router_scaling};
 }
 
 std::string norm_name(LayerId layer) {
@@ -175,9 +175,9 @@ RoutingReport MoeLayer::forward(Context& ctx,
       ctx, x_TH, norm_->weight.row_major(), dims_.norm_epsilon, kept.normed_TH, kept.rstd_T);
   ops::matmul_forward(ctx, kept.normed_TH, router_->weight, kept.logits_TE);
   ops::router_forward(
-      ctx, router_options(dims_), kept.logits_TE, kept.ids_TK, kept.weights_TK, kept.probs_TE);
-  const ops::RouterLosses losses =
-      ops::router_losses(ctx, kept.logits_TE, kept.probs_TE, kept.ids_TK, kept.counts_E);
+      ctx, router_options(dims_), kept.logits_TE, {}, kept.ids_TK, kept.weights_TK, kept.probs_TE);
+  const ops::RouterLosses losses = ops::router_losses(
+      ctx, router_options(dims_), kept.logits_TE, kept.probs_TE, kept.ids_TK, kept.counts_E);
   ops::permute_plan(ctx, kept.ids_TK, kept.counts_E, kept.order_P, kept.positions_TK);
   ops::permute_forward(ctx, kept.normed_TH, kept.order_P, scratch.sent_PH);
   dispatch(ctx, kept, scratch);

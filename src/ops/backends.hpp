@@ -128,10 +128,12 @@ void rope_backward(Context& ctx, ConstTensorView table_SD, TensorView dx_TND);
 void router_forward(Context& ctx,
                     const RouterOptions& options,
                     ConstTensorView logits_TE,
+                    ConstTensorView bias_E,
                     TensorView topk_ids_TK,
                     TensorView weights_TK,
                     TensorView probs_TE);
 [[nodiscard]] RouterLosses router_losses(Context& ctx,
+                                         const RouterOptions& options,
                                          ConstTensorView logits_TE,
                                          ConstTensorView probs_TE,
                                          ConstTensorView topk_ids_TK,
