@@ -94,10 +94,10 @@ void AttentionLayer::forward(Context& ctx,
                           kept.k_TGD,
                           kept.k_rstd);
   }
-  ops::rope_forward(ctx, table_SD, kept.q_TND);
-  ops::rope_forward(ctx, table_SD, kept.k_TGD);
+  ops::rope_forward(ctx, table_SD, {}, kept.q_TND);
+  ops::rope_forward(ctx, table_SD, {}, kept.k_TGD);
   ops::attention_forward(
-      ctx, shape_of(dims_), kept.q_TND, kept.k_TGD, kept.v_TGD, kept.out_TND, kept.lse_BNS);
+      ctx, shape_of(dims_), {}, kept.q_TND, kept.k_TGD, kept.v_TGD, kept.out_TND, kept.lse_BNS);
   ops::matmul_forward(ctx, merged(kept.out_TND), o_->weight, y_TH);
   ops::add(ctx, x_TH, y_TH, y_TH);
 }
@@ -113,6 +113,7 @@ void AttentionLayer::backward(Context& ctx,
       ctx, d_TH, o_->weight, merged(scratch.d_out_TND), Accumulate::kOverwrite);
   ops::attention_backward(ctx,
                           shape_of(dims_),
+                          {},
                           scratch.d_out_TND,
                           kept.q_TND,
                           kept.k_TGD,
@@ -122,8 +123,8 @@ void AttentionLayer::backward(Context& ctx,
                           scratch.d_q_TND,
                           scratch.d_k_TGD,
                           scratch.d_v_TGD);
-  ops::rope_backward(ctx, table_SD, scratch.d_q_TND);
-  ops::rope_backward(ctx, table_SD, scratch.d_k_TGD);
+  ops::rope_backward(ctx, table_SD, {}, scratch.d_q_TND);
+  ops::rope_backward(ctx, table_SD, {}, scratch.d_k_TGD);
   if (dims_.qk_norm) {
     ops::rms_norm_backward(ctx,
                            scratch.d_q_TND,

@@ -29,12 +29,24 @@ void check_tensors(const Checks& check,
   check_extents(check, shape);
   const std::int64_t tokens = shape.batch * shape.sequence;
   const DType dtype = q_TND.dtype;
-  check.floating("q", dtype);
+  check.storable("q", dtype);
   check.is("q", q_TND, dtype, {tokens, shape.heads, shape.head_dim});
   check.is("k", k_TGD, dtype, {tokens, shape.kv_groups, shape.head_dim});
   check.is("v", v_TGD, dtype, {tokens, shape.kv_groups, shape.head_dim});
   check.is("out", out_TND, dtype, q_TND.shape);
-  check.is("lse", lse_BNS, dtype, {shape.batch, shape.heads, shape.sequence});
+  check.is("lse", lse_BNS, master_of(dtype), {shape.batch, shape.heads, shape.sequence});
+}
+
+void check_documents(const Checks& check,
+                     const AttentionShape& shape,
+                     const ConstTensorView& document_start_T) {
+  if (document_start_T.data == nullptr) return;
+  check.is("document_start", document_start_T, DType::kI32, {shape.batch * shape.sequence});
+  const auto starts = document_start_T.as<std::int32_t>();
+  for (std::size_t t = 0; t < starts.size(); ++t) {
+    check.is_true(starts[t] >= 0 && starts[t] <= std::int64_t(t) % shape.sequence,
+                  "a document starts after the token that belongs to it");
+  }
 }
 
 }  // namespace
@@ -42,13 +54,16 @@ void check_tensors(const Checks& check,
 void plan_attention(Context& ctx, const AttentionShape& shape, DType dtype) {
   const Checks check("plan_attention");
   check_extents(check, shape);
-  check.floating("q", dtype);
-  const device::ArenaScope scope(ctx.workspace);
-  static_cast<void>(detail::allocate_backward_tiles(ctx, dtype));
+  check.storable("q", dtype);
+  for (const auto& allocate : {detail::allocate_forward_tiles, detail::allocate_backward_tiles}) {
+    const device::ArenaScope scope(ctx.workspace);
+    static_cast<void>(allocate(ctx, shape, dtype));
+  }
 }
 
 void attention_forward(Context& ctx,
                        const AttentionShape& shape,
+                       ConstTensorView document_start_T,
                        ConstTensorView q_TND,
                        ConstTensorView k_TGD,
                        ConstTensorView v_TGD,
@@ -56,6 +71,7 @@ void attention_forward(Context& ctx,
                        TensorView lse_BNS) {
   const Checks check("attention_forward");
   check_tensors(check, shape, q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
+  check_documents(check, shape, document_start_T);
   check.disjoint("lse", lse_BNS, "out", out_TND);
   for (const auto& [name, input] : {std::pair{"q", q_TND}, {"k", k_TGD}, {"v", v_TGD}}) {
     check.disjoint("out", out_TND, name, input);
@@ -63,7 +79,8 @@ void attention_forward(Context& ctx,
   }
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
-      return cpu::attention_forward(ctx, shape, q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
+      return cpu::attention_forward(
+          ctx, shape, document_start_T, q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
     case DeviceKind::kCuda:
       break;
   }
@@ -72,6 +89,7 @@ void attention_forward(Context& ctx,
 
 void attention_backward(Context& ctx,
                         const AttentionShape& shape,
+                        ConstTensorView document_start_T,
                         ConstTensorView dout_TND,
                         ConstTensorView q_TND,
                         ConstTensorView k_TGD,
@@ -83,6 +101,7 @@ void attention_backward(Context& ctx,
                         TensorView dv_TGD) {
   const Checks check("attention_backward");
   check_tensors(check, shape, q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
+  check_documents(check, shape, document_start_T);
   check.is("dout", dout_TND, q_TND.dtype, q_TND.shape);
   check.is("dq", dq_TND, q_TND.dtype, q_TND.shape);
   check.is("dk", dk_TGD, q_TND.dtype, k_TGD.shape);
@@ -102,8 +121,18 @@ void attention_backward(Context& ctx,
   }
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
-      return cpu::attention_backward(
-          ctx, shape, dout_TND, q_TND, k_TGD, v_TGD, out_TND, lse_BNS, dq_TND, dk_TGD, dv_TGD);
+      return cpu::attention_backward(ctx,
+                                     shape,
+                                     document_start_T,
+                                     dout_TND,
+                                     q_TND,
+                                     k_TGD,
+                                     v_TGD,
+                                     out_TND,
+                                     lse_BNS,
+                                     dq_TND,
+                                     dk_TGD,
+                                     dv_TGD);
     case DeviceKind::kCuda:
       break;
   }

@@ -16,6 +16,7 @@ void adamw_update(Context& ctx,
                   TensorView v);
 void attention_forward(Context& ctx,
                        const AttentionShape& shape,
+                       ConstTensorView document_start_T,
                        ConstTensorView q_TND,
                        ConstTensorView k_TGD,
                        ConstTensorView v_TGD,
@@ -23,6 +24,7 @@ void attention_forward(Context& ctx,
                        TensorView lse_BNS);
 void attention_backward(Context& ctx,
                         const AttentionShape& shape,
+                        ConstTensorView document_start_T,
                         ConstTensorView dout_TND,
                         ConstTensorView q_TND,
                         ConstTensorView k_TGD,
@@ -123,8 +125,14 @@ void rms_norm_backward(Context& ctx,
                        Accumulate accumulate,
                        TensorView dw_H);
 void rope_table(Context& ctx, double rotary_base, TensorView table_SD);
-void rope_forward(Context& ctx, ConstTensorView table_SD, TensorView x_TND);
-void rope_backward(Context& ctx, ConstTensorView table_SD, TensorView dx_TND);
+void rope_forward(Context& ctx,
+                  ConstTensorView table_SD,
+                  ConstTensorView positions_T,
+                  TensorView x_TND);
+void rope_backward(Context& ctx,
+                   ConstTensorView table_SD,
+                   ConstTensorView positions_T,
+                   TensorView dx_TND);
 void router_forward(Context& ctx,
                     const RouterOptions& options,
                     ConstTensorView logits_TE,

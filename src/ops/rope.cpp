@@ -11,16 +11,28 @@ namespace {
 
 void check_rotation(const Checks& check,
                     const ConstTensorView& table_SD,
+                    const ConstTensorView& positions_T,
                     const ConstTensorView& x_TND) {
   check.floating("the table", table_SD.dtype);
   check.num_dims("the table", table_SD.shape, 2);
   check.num_dims("the heads", x_TND.shape, 3);
   const Shape& shape = x_TND.shape;
-  check.is("the heads", x_TND, table_SD.dtype, {shape[0], shape[1], table_SD.shape[1]});
+  check.storable("the heads", x_TND.dtype);
+  check.is("the heads", x_TND, x_TND.dtype, {shape[0], shape[1], table_SD.shape[1]});
+  check.is("the table", table_SD, master_of(x_TND.dtype), table_SD.shape);
   check.is_true(shape[2] % 2 == 0, "the head dim is odd; halves are turned against each other");
-  check.is_true(shape[0] == 0 || (table_SD.shape[0] > 0 && shape[0] % table_SD.shape[0] == 0),
-                "tokens are not a whole number of sequences of the table's length; pass "
-                "table.rows(0, length)");
+  if (positions_T.data == nullptr) {
+    check.is_true(shape[0] == 0 || (table_SD.shape[0] > 0 && shape[0] % table_SD.shape[0] == 0),
+                  "tokens are not a whole number of sequences of the table's length; pass "
+                  "table.rows(0, length)");
+  } else {
+    check.is("positions", positions_T, DType::kI32, {shape[0]});
+    for (const std::int32_t position : positions_T.as<std::int32_t>()) {
+      check.is_true(position >= 0 && position < table_SD.shape[0],
+                    "a position lies outside of the table");
+    }
+    check.disjoint("the heads", x_TND, "positions", positions_T);
+  }
   check.disjoint("the heads", x_TND, "the table", table_SD);
 }
 
@@ -42,24 +54,30 @@ void rope_table(Context& ctx, double rotary_base, TensorView table_SD) {
   check.refuse(ctx.device);
 }
 
-void rope_forward(Context& ctx, ConstTensorView table_SD, TensorView x_TND) {
+void rope_forward(Context& ctx,
+                  ConstTensorView table_SD,
+                  ConstTensorView positions_T,
+                  TensorView x_TND) {
   const Checks check("rope_forward");
-  check_rotation(check, table_SD, x_TND);
+  check_rotation(check, table_SD, positions_T, x_TND);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
-      return cpu::rope_forward(ctx, table_SD, x_TND);
+      return cpu::rope_forward(ctx, table_SD, positions_T, x_TND);
     case DeviceKind::kCuda:
       break;
   }
   check.refuse(ctx.device);
 }
 
-void rope_backward(Context& ctx, ConstTensorView table_SD, TensorView dx_TND) {
+void rope_backward(Context& ctx,
+                   ConstTensorView table_SD,
+                   ConstTensorView positions_T,
+                   TensorView dx_TND) {
   const Checks check("rope_backward");
-  check_rotation(check, table_SD, dx_TND);
+  check_rotation(check, table_SD, positions_T, dx_TND);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
-      return cpu::rope_backward(ctx, table_SD, dx_TND);
+      return cpu::rope_backward(ctx, table_SD, positions_T, dx_TND);
     case DeviceKind::kCuda:
       break;
   }

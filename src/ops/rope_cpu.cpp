@@ -8,28 +8,36 @@ namespace {
 
 enum class Turn : std::uint8_t { kForward, kBack };
 
-void rotate(Context& ctx, const ConstTensorView& table_SD, const TensorView& x_TND, Turn turn) {
-  with_float_type(x_TND.dtype, [&]<typename T>(T) {
+void rotate(Context& ctx,
+            const ConstTensorView& table_SD,
+            const ConstTensorView& positions_T,
+            const TensorView& x_TND,
+            Turn turn) {
+  with_storage_type(x_TND.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
     const std::int64_t sequence = table_SD.shape[0];
     const std::int64_t heads = x_TND.shape[1];
     const std::int64_t dim = x_TND.shape[2];
     const std::int64_t half = dim / 2;
-    const T* table = table_SD.as<T>().data();
+    const M* table = table_SD.as<M>().data();
+    const std::int32_t* positions =
+        positions_T.data == nullptr ? nullptr : positions_T.as<std::int32_t>().data();
     T* x = x_TND.as<T>().data();
-    const T sign = turn == Turn::kForward ? T(1) : T(-1);
+    const M sign = turn == Turn::kForward ? M(1) : M(-1);
     parallel_for(ctx, x_TND.shape[0], x_TND.num_elements(), [&](std::int64_t t) {
-      const T* cosines = table + (t % sequence) * dim;
-      const T* sines = cosines + half;
+      const std::int64_t position = positions == nullptr ? t % sequence : positions[t];
+      const M* cosines = table + position * dim;
+      const M* sines = cosines + half;
       for (std::int64_t n = 0; n < heads; ++n) {
         T* first = x + (t * heads + n) * dim;
         T* second = first + half;
 #pragma omp simd
         for (std::int64_t i = 0; i < half; ++i) {
-          const T a = first[i];
-          const T b = second[i];
-          const T sine = sign * sines[i];
-          first[i] = a * cosines[i] - b * sine;
-          second[i] = b * cosines[i] + a * sine;
+          const M a = M(first[i]);
+          const M b = M(second[i]);
+          const M sine = sign * sines[i];
+          first[i] = T(a * cosines[i] - b * sine);
+          second[i] = T(b * cosines[i] + a * sine);
         }
       }
     });
@@ -52,12 +60,18 @@ void rope_table(Context& /*ctx*/, double rotary_base, TensorView table_SD) {
   });
 }
 
-void rope_forward(Context& ctx, ConstTensorView table_SD, TensorView x_TND) {
-  rotate(ctx, table_SD, x_TND, Turn::kForward);
+void rope_forward(Context& ctx,
+                  ConstTensorView table_SD,
+                  ConstTensorView positions_T,
+                  TensorView x_TND) {
+  rotate(ctx, table_SD, positions_T, x_TND, Turn::kForward);
 }
 
-void rope_backward(Context& ctx, ConstTensorView table_SD, TensorView dx_TND) {
-  rotate(ctx, table_SD, dx_TND, Turn::kBack);
+void rope_backward(Context& ctx,
+                   ConstTensorView table_SD,
+                   ConstTensorView positions_T,
+                   TensorView dx_TND) {
+  rotate(ctx, table_SD, positions_T, dx_TND, Turn::kBack);
 }
 
 }  // namespace pecan::ops::cpu

@@ -56,6 +56,9 @@ class Guarded {
         case DType::kF64:
           view().as<double>()[i] = values[i];
           break;
+        case DType::kBF16:
+          view().as<BFloat16>()[i] = BFloat16(values[i]);
+          break;
         case DType::kI32:
           view().as<std::int32_t>()[i] = std::int32_t(values[i]);
           break;
@@ -82,6 +85,9 @@ class Guarded {
           break;
         case DType::kF64:
           values[i] = view().as<double>()[i];
+          break;
+        case DType::kBF16:
+          values[i] = double(view().as<BFloat16>()[i]);
           break;
         case DType::kI32:
           values[i] = double(view().as<std::int32_t>()[i]);
@@ -133,6 +139,20 @@ inline void for_each_kind(const std::function<void(DType, int)>& body) {
       body(dtype, threads);
     }
   }
+}
+
+/// The same for operators that also take bf16.
+inline void for_each_storage_kind(const std::function<void(DType, int)>& body) {
+  for_each_kind(body);
+  for (const int threads : {1, 2}) {
+    INFO("dtype bf16, threads " << threads);
+    body(DType::kBF16, threads);
+  }
+}
+
+/// The values that a tensor of `dtype` holds of these.
+inline Values stored(DType dtype, const Values& values) {
+  return Guarded(dtype, {std::int64_t(values.size())}, values).values();
 }
 
 inline void check_close(const Values& observed, const Values& reference, Tolerance limit) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 namespace pecan::reference {
@@ -69,14 +70,17 @@ inline Attention attention(Index batch,
                            Index dim,
                            const Values& q,
                            const Values& k,
-                           const Values& v) {
+                           const Values& v,
+                           const Values& document_start = {}) {
   Attention result{Values(q.size()), Values(batch * heads * sequence)};
   for (Index b = 0; b < batch; ++b) {
     for (Index n = 0; n < heads; ++n) {
       const Index g = n / (heads / groups);
       for (Index i = 0; i < sequence; ++i) {
-        Values scores(i + 1);
-        for (Index j = 0; j <= i; ++j) {
+        const Index start = document_start.empty() ? 0 : Index(document_start[b * sequence + i]);
+        Values scores(i + 1, -std::numeric_limits<double>::infinity());
+        for (Index j = start; j <= i; ++j) {
+          scores[j] = 0;
           for (Index d = 0; d < dim; ++d) {
             scores[j] += q[((b * sequence + i) * heads + n) * dim + d] *
                          k[((b * sequence + j) * groups + g) * dim + d];
@@ -90,7 +94,7 @@ inline Attention attention(Index batch,
                 p[j] * v[((b * sequence + j) * groups + g) * dim + d];
           }
         }
-        result.lse[(b * heads + n) * sequence + i] = scores[0] - std::log(p[0]);
+        result.lse[(b * heads + n) * sequence + i] = scores[i] - std::log(p[i]);
       }
     }
   }

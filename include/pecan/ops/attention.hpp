@@ -19,23 +19,29 @@ struct AttentionShape {
 void plan_attention(Context& ctx, const AttentionShape& shape, DType dtype);
 
 /// Computes out_TND = softmax(q k^T / sqrt(D), causal) v and saves lse_BNS, the logarithm of each
-/// row's sum of exponentials. q_TND, k_TGD, v_TGD. Scratch: one tile a thread, from ctx.workspace.
+/// row's sum of exponentials. q_TND, k_TGD, v_TGD in f32, f64 or bf16; scores, softmax and lse in
+/// their master type. document_start_T (i32): the first position of its sequence that a token
+/// attends to; `{}`: 0 for all. Scratch: tiles of each thread, from ctx.workspace. ShapeError where
+/// extents disagree or a document starts after its token.
 /// Source: Dao et al., "FlashAttention-2" (arXiv 2307.08691), algorithm 1.
-/// Differs from the paper: tiles above the diagonal are skipped.
+/// Differs from the paper: tiles in which no key is visible are skipped.
 void attention_forward(Context& ctx,
                        const AttentionShape& shape,
+                       ConstTensorView document_start_T,
                        ConstTensorView q_TND,
                        ConstTensorView k_TGD,
                        ConstTensorView v_TGD,
                        TensorView out_TND,
                        TensorView lse_BNS);
 
-/// Computes dq_TND, dk_TGD and dv_TGD (overwritten) from dout and what forward read and wrote.
-/// Scratch: two tiles a thread, from ctx.workspace.
+/// Computes dq_TND, dk_TGD and dv_TGD (overwritten) from dout and what forward read and wrote;
+/// bf16 gradients are summed in f32 and rounded once. Scratch: tiles of each thread, and for bf16
+/// a group's keys and values with their gradients, from ctx.workspace.
 /// Source: FlashAttention-2, algorithm 2. Differs from the paper: a head's tiles are done in order,
 /// so that sums are exact repeats.
 void attention_backward(Context& ctx,
                         const AttentionShape& shape,
+                        ConstTensorView document_start_T,
                         ConstTensorView dout_TND,
                         ConstTensorView q_TND,
                         ConstTensorView k_TGD,

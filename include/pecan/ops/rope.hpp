@@ -11,11 +11,19 @@ namespace pecan::ops {
 /// in the Hugging Face models.
 void rope_table(Context& ctx, double rotary_base, TensorView table_SD);
 
-/// Rotates x_TND in place; token t has position t mod S, so that sequences stand one after the
-/// other. T a multiple of S. For sequences shorter than the table pass table.rows(0, S).
-void rope_forward(Context& ctx, ConstTensorView table_SD, TensorView x_TND);
+/// Rotates x_TND (f32, f64 or bf16; the table in its master type) in place. Token t has position
+/// positions_T[t] (i32, inside the table) or, with `{}`, t mod S, so that sequences stand one after
+/// the other; T is then a multiple of S, and for sequences shorter than the table pass
+/// table.rows(0, S).
+void rope_forward(Context& ctx,
+                  ConstTensorView table_SD,
+                  ConstTensorView positions_T,
+                  TensorView x_TND);
 
 /// Rotates the gradient back, in place: the inverse of rope_forward.
-void rope_backward(Context& ctx, ConstTensorView table_SD, TensorView dx_TND);
+void rope_backward(Context& ctx,
+                   ConstTensorView table_SD,
+                   ConstTensorView positions_T,
+                   TensorView dx_TND);
 
 }  // namespace pecan::ops
