@@ -3,6 +3,7 @@
 
 #include <pecan/ops/adamw.hpp>
 #include <pecan/ops/attention.hpp>
+#include <pecan/ops/capacity.hpp>
 #include <pecan/ops/router.hpp>
 #include <pecan/ops/types.hpp>
 
@@ -34,6 +35,13 @@ void attention_backward(Context& ctx,
                         TensorView dq_TND,
                         TensorView dk_TGD,
                         TensorView dv_TGD);
+[[nodiscard]] std::int64_t drop_over_capacity(Context& ctx,
+                                              DropPolicy policy,
+                                              std::int64_t capacity,
+                                              ConstTensorView topk_ids_TK,
+                                              ConstTensorView weights_TK,
+                                              TensorView counts_E,
+                                              TensorView kept_ids_TK);
 void cross_entropy_forward(Context& ctx,
                            ConstTensorView logits_TV,
                            std::int64_t vocab_size,
