@@ -12,13 +12,12 @@ void Checks::floating(std::string_view name, DType dtype) const {
 }
 
 void Checks::storable(std::string_view name, DType dtype) const {
-  PECAN_VALIDATE(
-      dtype == DType::kF32 || dtype == DType::kF64 || dtype == DType::kBF16,
-      ShapeError,
-      "{}: {} is {}; it must be f32, f64 or bf16",
-      op_,
-      name,
-      name_of(dtype));
+  PECAN_VALIDATE(dtype == DType::kF32 || dtype == DType::kF64 || dtype == DType::kBF16,
+                 ShapeError,
+                 "{}: {} is {}; it must be f32, f64 or bf16",
+                 op_,
+                 name,
+                 name_of(dtype));
 }
 
 void Checks::is(std::string_view name,

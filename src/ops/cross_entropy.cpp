@@ -11,6 +11,7 @@ namespace {
 
 [[nodiscard]] bool is_masked(const ConstTensorView& mask_T, std::int64_t t) {
   if (mask_T.data == nullptr) return false;
+  if (mask_T.dtype == DType::kBF16) return float(mask_T.as<BFloat16>()[std::size_t(t)]) == 0;
   if (mask_T.dtype == DType::kF64) return mask_T.as<double>()[std::size_t(t)] == 0;
   return mask_T.as<float>()[std::size_t(t)] == 0;
 }
@@ -21,7 +22,7 @@ void check_loss(const Checks& check,
                 const ConstTensorView& labels_T,
                 const ConstTensorView& mask_T,
                 const TensorView& loss_T) {
-  check.floating("logits", logits_TV.dtype);
+  check.storable("logits", logits_TV.dtype);
   check.num_dims("logits", logits_TV.shape, 2);
   const std::int64_t tokens = logits_TV.shape[0];
   check.is_true(vocab_size >= 1 && vocab_size <= logits_TV.shape[1],

@@ -10,7 +10,6 @@ using device::DeviceKind;
 
 void fill(Context& ctx, double value, TensorView y) {
   const Checks check("fill");
-  check.is_true(y.dtype != DType::kBF16, "y is bf16, which has no conversion here");
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       return cpu::fill(ctx, value, y);
@@ -35,8 +34,8 @@ void copy(Context& ctx, ConstTensorView x, TensorView y) {
 
 void cast(Context& ctx, ConstTensorView x, TensorView y) {
   const Checks check("cast");
-  check.floating("x", x.dtype);
-  check.floating("y", y.dtype);
+  check.storable("x", x.dtype);
+  check.storable("y", y.dtype);
   check.is("y", y, y.dtype, x.shape);
   if (x.dtype == y.dtype) {
     check.same_or_disjoint("y", y, "x", x);
@@ -54,7 +53,7 @@ void cast(Context& ctx, ConstTensorView x, TensorView y) {
 
 void add(Context& ctx, ConstTensorView a, ConstTensorView b, TensorView y) {
   const Checks check("add");
-  check.floating("a", a.dtype);
+  check.storable("a", a.dtype);
   check.is("b", b, a.dtype, a.shape);
   check.is("y", y, a.dtype, a.shape);
   check.same_or_disjoint("y", y, "a", a);
@@ -70,9 +69,15 @@ void add(Context& ctx, ConstTensorView a, ConstTensorView b, TensorView y) {
 
 void axpy(Context& ctx, double alpha, ConstTensorView x, TensorView y) {
   const Checks check("axpy");
-  check.floating("x", x.dtype);
-  check.is("y", y, x.dtype, x.shape);
-  check.same_or_disjoint("y", y, "x", x);
+  check.storable("y", y.dtype);
+  check.is("y", y, y.dtype, x.shape);
+  check.is_true(x.dtype == y.dtype || x.dtype == master_of(y.dtype),
+                "x has neither y's type nor the master type of it");
+  if (x.dtype == y.dtype) {
+    check.same_or_disjoint("y", y, "x", x);
+  } else {
+    check.disjoint("y", y, "x", x);
+  }
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       return cpu::axpy(ctx, alpha, x, y);
@@ -84,7 +89,7 @@ void axpy(Context& ctx, double alpha, ConstTensorView x, TensorView y) {
 
 void scale(Context& ctx, double alpha, TensorView y) {
   const Checks check("scale");
-  check.floating("y", y.dtype);
+  check.storable("y", y.dtype);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       return cpu::scale(ctx, alpha, y);

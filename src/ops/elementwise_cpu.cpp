@@ -21,7 +21,7 @@ void cast_as(Context& ctx, const ConstTensorView& x, const TensorView& y) {
   To* to = y.as<To>().data();
   parallel_ranges(ctx, y.num_elements(), [&](std::int64_t begin, std::int64_t end) {
 #pragma omp simd
-    for (std::int64_t i = begin; i < end; ++i) to[i] = To(from[i]);
+    for (std::int64_t i = begin; i < end; ++i) to[i] = To(MathOf<From>(from[i]));
   });
 }
 
@@ -40,7 +40,7 @@ void fill(Context& ctx, double value, TensorView y) {
     case DType::kU8:
       return fill_as<std::uint8_t>(ctx, value, y);
     case DType::kBF16:
-      break;
+      return fill_as<BFloat16>(ctx, value, y);
   }
 }
 
@@ -53,39 +53,50 @@ void copy(Context& ctx, ConstTensorView x, TensorView y) {
 
 void cast(Context& ctx, ConstTensorView x, TensorView y) {
   if (x.dtype == y.dtype) return copy(ctx, x, y);
-  if (x.dtype == DType::kF32) return cast_as<float, double>(ctx, x, y);
-  cast_as<double, float>(ctx, x, y);
+  with_storage_type(x.dtype, [&]<typename From>(From) {
+    with_storage_type(y.dtype, [&]<typename To>(To) { cast_as<From, To>(ctx, x, y); });
+  });
 }
 
 void add(Context& ctx, ConstTensorView a, ConstTensorView b, TensorView y) {
-  with_float_type(y.dtype, [&]<typename T>(T) {
+  with_storage_type(y.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
     const T* left = a.as<T>().data();
     const T* right = b.as<T>().data();
     T* sum = y.as<T>().data();
     parallel_ranges(ctx, y.num_elements(), [&](std::int64_t begin, std::int64_t end) {
 #pragma omp simd
-      for (std::int64_t i = begin; i < end; ++i) sum[i] = left[i] + right[i];
+      for (std::int64_t i = begin; i < end; ++i) sum[i] = T(M(left[i]) + M(right[i]));
     });
   });
 }
 
 void axpy(Context& ctx, double alpha, ConstTensorView x, TensorView y) {
-  with_float_type(y.dtype, [&]<typename T>(T) {
-    const T* from = x.as<T>().data();
-    T* to = y.as<T>().data();
-    parallel_ranges(ctx, y.num_elements(), [&](std::int64_t begin, std::int64_t end) {
+  with_storage_type(y.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
+    const auto add_from = [&]<typename From>(From) {
+      const From* from = x.as<From>().data();
+      T* to = y.as<T>().data();
+      parallel_ranges(ctx, y.num_elements(), [&](std::int64_t begin, std::int64_t end) {
 #pragma omp simd
-      for (std::int64_t i = begin; i < end; ++i) to[i] += T(alpha) * from[i];
-    });
+        for (std::int64_t i = begin; i < end; ++i) to[i] = T(M(to[i]) + M(alpha) * M(from[i]));
+      });
+    };
+    if (x.dtype == y.dtype) {
+      add_from(T{});
+    } else {
+      add_from(M{});
+    }
   });
 }
 
 void scale(Context& ctx, double alpha, TensorView y) {
-  with_float_type(y.dtype, [&]<typename T>(T) {
+  with_storage_type(y.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
     T* data = y.as<T>().data();
     parallel_ranges(ctx, y.num_elements(), [&](std::int64_t begin, std::int64_t end) {
 #pragma omp simd
-      for (std::int64_t i = begin; i < end; ++i) data[i] *= T(alpha);
+      for (std::int64_t i = begin; i < end; ++i) data[i] = T(M(data[i]) * M(alpha));
     });
   });
 }

@@ -13,12 +13,14 @@ namespace {
 void check_lookup(const Checks& check,
                   const ConstTensorView& tokens_T,
                   const ParamStorage& w_VH,
+                  DType table_type,
                   const ConstTensorView& y_TH) {
-  check.floating("the table", w_VH.dtype());
+  check.storable("the rows", y_TH.dtype);
+  check.is_true(w_VH.dtype() == table_type, "the table has another type than the rows ask for");
   check.num_dims("the table", w_VH.shape(), 2);
   check.num_dims("tokens", tokens_T.shape, 1);
   check.is("tokens", tokens_T, DType::kI32, tokens_T.shape);
-  check.is("the rows", y_TH, w_VH.dtype(), {tokens_T.shape[0], w_VH.shape()[1]});
+  check.is("the rows", y_TH, y_TH.dtype, {tokens_T.shape[0], w_VH.shape()[1]});
   for (const std::int32_t token : tokens_T.as<std::int32_t>()) {
     PECAN_VALIDATE(token >= 0 && token < w_VH.shape()[0],
                    ShapeError,
@@ -36,7 +38,7 @@ void embedding_forward(Context& ctx,
                        const ParamStorage& w_VH,
                        TensorView y_TH) {
   const Checks check("embedding_forward");
-  check_lookup(check, tokens_T, w_VH, y_TH);
+  check_lookup(check, tokens_T, w_VH, y_TH.dtype, y_TH);
   check.disjoint("y", y_TH, "w", bytes_of(w_VH));
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
@@ -52,7 +54,7 @@ void embedding_backward(Context& ctx,
                         ConstTensorView tokens_T,
                         const ParamStorage& dw_VH) {
   const Checks check("embedding_backward");
-  check_lookup(check, tokens_T, dw_VH, dy_TH);
+  check_lookup(check, tokens_T, dw_VH, master_of(dy_TH.dtype), dy_TH);
   check.disjoint("dw", bytes_of(dw_VH), "dy", dy_TH);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:

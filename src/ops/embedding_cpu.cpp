@@ -29,7 +29,7 @@ void embedding_forward(Context& ctx,
                        ConstTensorView tokens_T,
                        const ParamStorage& w_VH,
                        TensorView y_TH) {
-  with_float_type(w_VH.dtype(), [&]<typename T>(T) {
+  with_storage_type(w_VH.dtype(), [&]<typename T>(T) {
     const std::int64_t width = w_VH.shape()[1];
     const std::int32_t* tokens = tokens_T.as<std::int32_t>().data();
     T* y = y_TH.as<T>().data();
@@ -48,7 +48,8 @@ void embedding_backward(Context& ctx,
                         ConstTensorView dy_TH,
                         ConstTensorView tokens_T,
                         const ParamStorage& dw_VH) {
-  with_float_type(dw_VH.dtype(), [&]<typename T>(T) {
+  with_storage_type(dy_TH.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
     const std::int64_t width = dw_VH.shape()[1];
     const std::int64_t num_tokens = tokens_T.num_elements();
     const std::int32_t* tokens = tokens_T.as<std::int32_t>().data();
@@ -59,12 +60,12 @@ void embedding_backward(Context& ctx,
       const std::int64_t begin = std::min(width, part * strip);
       const std::int64_t end = std::min(width, begin + strip);
       for (std::int64_t t = 0; t < num_tokens; ++t) {
-        const Row<T> row = row_of<T>(dw_VH, tokens[t]);
+        const Row<M> row = row_of<M>(dw_VH, tokens[t]);
         if (row.stride == 1) {
-          for (std::int64_t h = begin; h < end; ++h) row.first[h] += dy[t * width + h];
+          for (std::int64_t h = begin; h < end; ++h) row.first[h] += M(dy[t * width + h]);
         } else {
           for (std::int64_t h = begin; h < end; ++h) {
-            row.first[h * row.stride] += dy[t * width + h];
+            row.first[h * row.stride] += M(dy[t * width + h]);
           }
         }
       }

@@ -2,6 +2,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/gemm.hpp"
 
 namespace pecan::ops {
 
@@ -10,24 +11,33 @@ using detail::Checks;
 using device::DeviceKind;
 namespace {
 
-/// The input [T, I] and output [T, O] of a product with a weight [O, I].
+/// The input [T, I] and output [T, O] of a product with a weight [O, I], all of one type but a
+/// weight's gradient, which has the master type.
 void check_product(const Checks& check,
                    const ConstTensorView& x_TI,
                    const ParamStorage& w_OI,
+                   DType weight_type,
                    const ConstTensorView& y_TO) {
-  check.floating("the weight", w_OI.dtype());
+  check.storable("the input side", x_TI.dtype);
+  check.is_true(w_OI.dtype() == weight_type, "the weight has another type than the tensors");
   check.num_dims("the weight", w_OI.shape(), 2);
   check.num_dims("the input side", x_TI.shape, 2);
   const std::int64_t tokens = x_TI.shape[0];
-  check.is("the input side", x_TI, w_OI.dtype(), {tokens, w_OI.shape()[1]});
-  check.is("the output side", y_TO, w_OI.dtype(), {tokens, w_OI.shape()[0]});
+  check.is("the input side", x_TI, x_TI.dtype, {tokens, w_OI.shape()[1]});
+  check.is("the output side", y_TO, x_TI.dtype, {tokens, w_OI.shape()[0]});
 }
 
 }  // namespace
 
+void plan_matmul(Context& ctx, DType dtype) {
+  Checks("plan_matmul").storable("the input side", dtype);
+  const device::ArenaScope scope(ctx.workspace);
+  static_cast<void>(detail::allocate_converted(ctx, dtype));
+}
+
 void matmul_forward(Context& ctx, ConstTensorView x_TI, const ParamStorage& w_OI, TensorView y_TO) {
   const Checks check("matmul_forward");
-  check_product(check, x_TI, w_OI, y_TO);
+  check_product(check, x_TI, w_OI, x_TI.dtype, y_TO);
   check.disjoint("y", y_TO, "x", x_TI);
   check.disjoint("y", y_TO, "w", bytes_of(w_OI));
   switch (ctx.device.kind) {
@@ -45,7 +55,7 @@ void matmul_backward_input(Context& ctx,
                            TensorView dx_TI,
                            Accumulate accumulate) {
   const Checks check("matmul_backward_input");
-  check_product(check, dx_TI, w_OI, dy_TO);
+  check_product(check, dx_TI, w_OI, dx_TI.dtype, dy_TO);
   check.disjoint("dx", dx_TI, "dy", dy_TO);
   check.disjoint("dx", dx_TI, "w", bytes_of(w_OI));
   switch (ctx.device.kind) {
@@ -62,7 +72,7 @@ void matmul_backward_weight(Context& ctx,
                             ConstTensorView x_TI,
                             const ParamStorage& dw_OI) {
   const Checks check("matmul_backward_weight");
-  check_product(check, x_TI, dw_OI, dy_TO);
+  check_product(check, x_TI, dw_OI, master_of(x_TI.dtype), dy_TO);
   check.disjoint("dw", bytes_of(dw_OI), "dy", dy_TO);
   check.disjoint("dw", bytes_of(dw_OI), "x", x_TI);
   switch (ctx.device.kind) {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <type_traits>
 
 #include "ops/backends.hpp"
 #include "ops/cpu.hpp"
@@ -46,23 +47,54 @@ Matrix<T> matrix_of(const View& x) {
   return {reinterpret_cast<T*>(x.data), std::max<std::int64_t>(x.shape[1], 1)};
 }
 
+/// gemm for any storage type; bf16 products convert through memory of the workspace.
+template <typename T>
+class Gemm {
+ public:
+  explicit Gemm(Context& ctx) : threads_(ctx.threads), scope_(ctx.workspace) {
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      PECAN_EXPECTS(!ctx.workspace.measuring());
+      converted_ = detail::allocate_converted(ctx, DType::kBF16).template as<float>().data();
+    }
+  }
+  template <typename C>
+  void operator()(std::int64_t m,
+                  std::int64_t n,
+                  std::int64_t k,
+                  Matrix<const T> a,
+                  Matrix<const T> b,
+                  Accumulate accumulate,
+                  Matrix<C> c) const {
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      gemm(detail::best_bf16_path(), threads_, m, n, k, a, b, accumulate, c, converted_);
+    } else {
+      gemm(threads_, m, n, k, a, b, accumulate, c);
+    }
+  }
+
+ private:
+  int threads_;
+  device::ArenaScope scope_;
+  float* converted_ = nullptr;
+};
+
 }  // namespace
 
 void matmul_forward(Context& ctx, ConstTensorView x_TI, const ParamStorage& w_OI, TensorView y_TO) {
-  with_float_type(w_OI.dtype(), [&]<typename T>(T) {
+  with_storage_type(w_OI.dtype(), [&]<typename T>(T) {
+    const Gemm<T> multiply(ctx);
     for_each_panel<const T>(w_OI, [&](const Panel<const T>& panel) {
       Matrix<T> y = matrix_of<T>(y_TO);
       y.data += panel.first;
       Matrix<const T> w = panel.matrix;
       w.transpose = flip(w.transpose);
-      gemm(ctx.threads,
-           x_TI.shape[0],
-           panel.count,
-           x_TI.shape[1],
-           matrix_of<const T>(x_TI),
-           w,
-           Accumulate::kOverwrite,
-           y);
+      multiply(x_TI.shape[0],
+               panel.count,
+               x_TI.shape[1],
+               matrix_of<const T>(x_TI),
+               w,
+               Accumulate::kOverwrite,
+               y);
     });
   });
 }
@@ -72,21 +104,21 @@ void matmul_backward_input(Context& ctx,
                            const ParamStorage& w_OI,
                            TensorView dx_TI,
                            Accumulate accumulate) {
-  with_float_type(w_OI.dtype(), [&]<typename T>(T) {
+  with_storage_type(w_OI.dtype(), [&]<typename T>(T) {
+    const Gemm<T> multiply(ctx);
     if (w_OI.shape()[0] == 0 && accumulate == Accumulate::kOverwrite) {
-      std::ranges::fill(dx_TI.as<T>(), T(0));
+      std::ranges::fill(dx_TI.as<T>(), T(MathOf<T>(0)));
     }
     for_each_panel<const T>(w_OI, [&](const Panel<const T>& panel) {
       Matrix<const T> dy = matrix_of<const T>(dy_TO);
       dy.data += panel.first;
-      gemm(ctx.threads,
-           dy_TO.shape[0],
-           dx_TI.shape[1],
-           panel.count,
-           dy,
-           panel.matrix,
-           panel.first == 0 ? accumulate : Accumulate::kAdd,
-           matrix_of<T>(dx_TI));
+      multiply(dy_TO.shape[0],
+               dx_TI.shape[1],
+               panel.count,
+               dy,
+               panel.matrix,
+               panel.first == 0 ? accumulate : Accumulate::kAdd,
+               matrix_of<T>(dx_TI));
     });
   });
 }
@@ -95,8 +127,9 @@ void matmul_backward_weight(Context& ctx,
                             ConstTensorView dy_TO,
                             ConstTensorView x_TI,
                             const ParamStorage& dw_OI) {
-  with_float_type(dw_OI.dtype(), [&]<typename T>(T) {
-    for_each_panel<T>(dw_OI, [&](Panel<T> panel) {
+  with_storage_type(x_TI.dtype, [&]<typename T>(T) {
+    const Gemm<T> multiply(ctx);
+    for_each_panel<MathOf<T>>(dw_OI, [&](Panel<MathOf<T>> panel) {
       Matrix<const T> dy = matrix_of<const T>(dy_TO);
       dy.data += panel.first;
       Matrix<const T> x = matrix_of<const T>(x_TI);
@@ -104,10 +137,12 @@ void matmul_backward_weight(Context& ctx,
       const std::int64_t inputs = x_TI.shape[1];
       if (panel.matrix.transpose == Transpose::kNo) {
         dy.transpose = Transpose::kYes;
-        gemm(ctx.threads, panel.count, inputs, tokens, dy, x, Accumulate::kAdd, panel.matrix);
+        multiply(panel.count, inputs, tokens, dy, x, Accumulate::kAdd, panel.matrix);
       } else {
+        // Memory holds the transpose of the product, so its transpose is computed.
         x.transpose = Transpose::kYes;
-        gemm(ctx.threads, inputs, panel.count, tokens, x, dy, Accumulate::kAdd, panel.matrix);
+        panel.matrix.transpose = Transpose::kNo;
+        multiply(inputs, panel.count, tokens, x, dy, Accumulate::kAdd, panel.matrix);
       }
     });
   });

@@ -28,7 +28,7 @@ void check_slots(const Checks& check,
                  const ConstTensorView& rows_PH,
                  const ConstTensorView& positions_TK,
                  const ConstTensorView& tokens_TH) {
-  check.floating("the rows", rows_PH.dtype);
+  check.storable("the rows", rows_PH.dtype);
   check.num_dims("the rows", rows_PH.shape, 2);
   check.num_dims("positions", positions_TK.shape, 2);
   check.is("positions", positions_TK, DType::kI32, positions_TK.shape);
@@ -80,7 +80,7 @@ void permute_forward(Context& ctx,
                      ConstTensorView order_P,
                      TensorView rows_PH) {
   const Checks check("permute_forward");
-  check.floating("x", x_TH.dtype);
+  check.storable("x", x_TH.dtype);
   check.num_dims("x", x_TH.shape, 2);
   check.num_dims("order", order_P.shape, 1);
   const std::int64_t slots = order_P.shape[0];
@@ -128,7 +128,7 @@ void unpermute_forward(Context& ctx,
                        Accumulate accumulate) {
   const Checks check("unpermute_forward");
   check_slots(check, rows_PH, positions_TK, y_TH);
-  check.is("weights", weights_TK, rows_PH.dtype, positions_TK.shape);
+  check.is("weights", weights_TK, master_of(rows_PH.dtype), positions_TK.shape);
   check.disjoint("y", y_TH, "rows", rows_PH);
   check.disjoint("y", y_TH, "positions", positions_TK);
   check.disjoint("y", y_TH, "weights", weights_TK);
@@ -150,9 +150,9 @@ void unpermute_backward(Context& ctx,
                         TensorView dweights_TK) {
   const Checks check("unpermute_backward");
   check_slots(check, rows_PH, positions_TK, dy_TH);
-  check.is("weights", weights_TK, rows_PH.dtype, positions_TK.shape);
+  check.is("weights", weights_TK, master_of(rows_PH.dtype), positions_TK.shape);
   check.is("drows", drows_PH, rows_PH.dtype, rows_PH.shape);
-  check.is("dweights", dweights_TK, rows_PH.dtype, positions_TK.shape);
+  check.is("dweights", dweights_TK, master_of(rows_PH.dtype), positions_TK.shape);
   check.same_or_disjoint("drows", drows_PH, "rows", rows_PH);
   for (const auto& [name, input] :
        {std::pair{"dy", dy_TH}, {"positions", positions_TK}, {"weights", weights_TK}}) {

@@ -5,6 +5,25 @@
 #include "ops/cpu.hpp"
 
 namespace pecan::ops::cpu {
+namespace {
+
+/// Columns that are summed together: a token's sum of several rows is rounded once.
+constexpr std::int64_t kStrip = 128;
+
+template <typename Body>
+void for_each_strip(std::int64_t width, Body&& body) {
+  for (std::int64_t begin = 0; begin < width; begin += kStrip)
+    body(begin, std::min(kStrip, width - begin));
+}
+
+/// sums += weight * row.
+template <typename T, typename M>
+void add_row(M weight, const T* row, std::int64_t count, M* sums) {
+#pragma omp simd
+  for (std::int64_t h = 0; h < count; ++h) sums[h] += weight * M(row[h]);
+}
+
+}  // namespace
 
 void permute_plan(Context& /*ctx*/,
                   ConstTensorView topk_ids_TK,
@@ -61,20 +80,23 @@ void permute_backward(Context& ctx,
                       ConstTensorView positions_TK,
                       TensorView dx_TH,
                       Accumulate accumulate) {
-  with_float_type(dx_TH.dtype, [&]<typename T>(T) {
+  with_storage_type(dx_TH.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
     const std::int64_t width = dx_TH.shape[1];
     const std::int64_t k = positions_TK.shape[1];
     const std::int32_t* positions = positions_TK.as<std::int32_t>().data();
     const T* drows = drows_PH.as<T>().data();
     parallel_for(ctx, dx_TH.shape[0], drows_PH.num_elements(), [&](std::int64_t t) {
       T* dx = dx_TH.as<T>().data() + t * width;
-      if (accumulate == Accumulate::kOverwrite) std::fill_n(dx, width, T(0));
-      for (std::int64_t i = 0; i < k; ++i) {
-        if (positions[t * k + i] < 0) continue;
-        const T* row = drows + positions[t * k + i] * width;
-#pragma omp simd
-        for (std::int64_t h = 0; h < width; ++h) dx[h] += row[h];
-      }
+      for_each_strip(width, [&](std::int64_t begin, std::int64_t count) {
+        M sums[kStrip] = {};
+        if (accumulate == Accumulate::kAdd) add_row(M(1), dx + begin, count, sums);
+        for (std::int64_t i = 0; i < k; ++i) {
+          if (positions[t * k + i] < 0) continue;
+          add_row(M(1), drows + positions[t * k + i] * width + begin, count, sums);
+        }
+        for (std::int64_t h = 0; h < count; ++h) dx[begin + h] = T(sums[h]);
+      });
     });
   });
 }
@@ -85,22 +107,24 @@ void unpermute_forward(Context& ctx,
                        ConstTensorView weights_TK,
                        TensorView y_TH,
                        Accumulate accumulate) {
-  with_float_type(y_TH.dtype, [&]<typename T>(T) {
+  with_storage_type(y_TH.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
     const std::int64_t width = y_TH.shape[1];
     const std::int64_t k = positions_TK.shape[1];
     const std::int32_t* positions = positions_TK.as<std::int32_t>().data();
-    const T* weights = weights_TK.as<T>().data();
+    const M* weights = weights_TK.as<M>().data();
     const T* rows = rows_PH.as<T>().data();
     parallel_for(ctx, y_TH.shape[0], rows_PH.num_elements(), [&](std::int64_t t) {
       T* y = y_TH.as<T>().data() + t * width;
-      if (accumulate == Accumulate::kOverwrite) std::fill_n(y, width, T(0));
-      for (std::int64_t i = 0; i < k; ++i) {
-        if (positions[t * k + i] < 0) continue;
-        const T* row = rows + positions[t * k + i] * width;
-        const T weight = weights[t * k + i];
-#pragma omp simd
-        for (std::int64_t h = 0; h < width; ++h) y[h] += weight * row[h];
-      }
+      for_each_strip(width, [&](std::int64_t begin, std::int64_t count) {
+        M sums[kStrip] = {};
+        if (accumulate == Accumulate::kAdd) add_row(M(1), y + begin, count, sums);
+        for (std::int64_t i = 0; i < k; ++i) {
+          if (positions[t * k + i] < 0) continue;
+          add_row(weights[t * k + i], rows + positions[t * k + i] * width + begin, count, sums);
+        }
+        for (std::int64_t h = 0; h < count; ++h) y[begin + h] = T(sums[h]);
+      });
     });
   });
 }
@@ -112,12 +136,13 @@ void unpermute_backward(Context& ctx,
                         ConstTensorView weights_TK,
                         TensorView drows_PH,
                         TensorView dweights_TK) {
-  with_float_type(dy_TH.dtype, [&]<typename T>(T) {
+  with_storage_type(dy_TH.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
     const std::int64_t width = dy_TH.shape[1];
     const std::int64_t k = positions_TK.shape[1];
     const std::int32_t* positions = positions_TK.as<std::int32_t>().data();
-    const T* weights = weights_TK.as<T>().data();
-    T* dweights = dweights_TK.as<T>().data();
+    const M* weights = weights_TK.as<M>().data();
+    M* dweights = dweights_TK.as<M>().data();
     parallel_for(ctx, dy_TH.shape[0], 2 * rows_PH.num_elements(), [&](std::int64_t t) {
       const T* dy = dy_TH.as<T>().data() + t * width;
       for (std::int64_t i = 0; i < k; ++i) {
@@ -131,10 +156,10 @@ void unpermute_backward(Context& ctx,
         double dot = 0;
 #pragma omp simd reduction(+ : dot)
         for (std::int64_t h = 0; h < width; ++h) dot += double(dy[h]) * double(row[h]);
-        dweights[t * k + i] = T(dot);
-        const T weight = weights[t * k + i];
+        dweights[t * k + i] = M(dot);
+        const M weight = weights[t * k + i];
 #pragma omp simd
-        for (std::int64_t h = 0; h < width; ++h) drow[h] = weight * dy[h];
+        for (std::int64_t h = 0; h < width; ++h) drow[h] = T(weight * M(dy[h]));
       }
     });
   });

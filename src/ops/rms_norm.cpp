@@ -13,14 +13,14 @@ void check_rows(const Checks& check,
                 const ConstTensorView& x_TH,
                 const ConstTensorView& w_H,
                 const ConstTensorView& rstd_T) {
-  check.floating("x", x_TH.dtype);
+  check.storable("x", x_TH.dtype);
   check.num_dims("w", w_H.shape, 1);
-  check.is("w", w_H, x_TH.dtype, w_H.shape);
+  check.is("w", w_H, master_of(x_TH.dtype), w_H.shape);
   const std::int64_t width = w_H.shape[0];
   check.is_true(width > 0 && x_TH.num_elements() % width == 0,
                 "x does not divide into rows of w's size");
-  check.is_true(rstd_T.dtype == x_TH.dtype && rstd_T.num_elements() == x_TH.num_elements() / width,
-                "rstd must have x's dtype and one element a row");
+  check.is_true(rstd_T.dtype == w_H.dtype && rstd_T.num_elements() == x_TH.num_elements() / width,
+                "rstd must have w's dtype and one element a row");
 }
 
 }  // namespace

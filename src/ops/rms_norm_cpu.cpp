@@ -12,20 +12,21 @@ void rms_norm_forward(Context& ctx,
                       double eps,
                       TensorView y_TH,
                       TensorView rstd_T) {
-  with_float_type(x_TH.dtype, [&]<typename T>(T) {
+  with_storage_type(x_TH.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
     const std::int64_t width = w_H.num_elements();
-    const T* w = w_H.as<T>().data();
-    T* rstd = rstd_T.as<T>().data();
+    const M* w = w_H.as<M>().data();
+    M* rstd = rstd_T.as<M>().data();
     parallel_for(ctx, rstd_T.num_elements(), x_TH.num_elements(), [&](std::int64_t t) {
       const T* x = x_TH.as<T>().data() + t * width;
       T* y = y_TH.as<T>().data() + t * width;
       double squares = 0;
 #pragma omp simd reduction(+ : squares)
       for (std::int64_t h = 0; h < width; ++h) squares += double(x[h]) * double(x[h]);
-      const T r = T(1 / std::sqrt(squares / double(width) + eps));
+      const M r = M(1 / std::sqrt(squares / double(width) + eps));
       rstd[t] = r;
 #pragma omp simd
-      for (std::int64_t h = 0; h < width; ++h) y[h] = x[h] * r * w[h];
+      for (std::int64_t h = 0; h < width; ++h) y[h] = T(M(x[h]) * r * w[h]);
     });
   });
 }
@@ -38,16 +39,17 @@ void rms_norm_backward(Context& ctx,
                        TensorView dx_TH,
                        Accumulate accumulate,
                        TensorView dw_H) {
-  with_float_type(x_TH.dtype, [&]<typename T>(T) {
+  with_storage_type(x_TH.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
     constexpr std::int64_t kStrip = 64;
     const std::int64_t width = w_H.num_elements();
     const std::int64_t rows = rstd_T.num_elements();
     const T* dy = dy_TH.as<T>().data();
     const T* x = x_TH.as<T>().data();
-    const T* w = w_H.as<T>().data();
-    const T* rstd = rstd_T.as<T>().data();
+    const M* w = w_H.as<M>().data();
+    const M* rstd = rstd_T.as<M>().data();
     T* dx = dx_TH.as<T>().data();
-    T* dw = dw_H.as<T>().data();
+    M* dw = dw_H.as<M>().data();
     // dw comes first, as dx may take dy's place.
     parallel_for(ctx, (width + kStrip - 1) / kStrip, rows * width, [&](std::int64_t strip) {
       const std::int64_t begin = strip * kStrip;
@@ -56,30 +58,34 @@ void rms_norm_backward(Context& ctx,
       for (std::int64_t t = 0; t < rows; ++t) {
         const T* dy_row = dy + t * width + begin;
         const T* x_row = x + t * width + begin;
-        const T r = rstd[t];
+        const M r = rstd[t];
 #pragma omp simd
-        for (std::int64_t h = 0; h < count; ++h) sums[h] += double(dy_row[h] * (x_row[h] * r));
+        for (std::int64_t h = 0; h < count; ++h) {
+          sums[h] += double(M(dy_row[h]) * (M(x_row[h]) * r));
+        }
       }
-      for (std::int64_t h = 0; h < count; ++h) dw[begin + h] += T(sums[h]);
+      for (std::int64_t h = 0; h < count; ++h) dw[begin + h] += M(sums[h]);
     });
     parallel_for(ctx, rows, rows * width, [&](std::int64_t t) {
       const T* dy_row = dy + t * width;
       const T* x_row = x + t * width;
       T* dx_row = dx + t * width;
-      const T r = rstd[t];
+      const M r = rstd[t];
       double dot = 0;
 #pragma omp simd reduction(+ : dot)
-      for (std::int64_t h = 0; h < width; ++h) dot += double(dy_row[h] * w[h]) * double(x_row[h]);
-      const T along = T(dot / double(width) * double(r) * double(r));
+      for (std::int64_t h = 0; h < width; ++h) {
+        dot += double(M(dy_row[h]) * w[h]) * double(x_row[h]);
+      }
+      const M along = M(dot / double(width) * double(r) * double(r));
       if (accumulate == Accumulate::kAdd) {
 #pragma omp simd
         for (std::int64_t h = 0; h < width; ++h) {
-          dx_row[h] += r * (dy_row[h] * w[h] - x_row[h] * along);
+          dx_row[h] = T(M(dx_row[h]) + r * (M(dy_row[h]) * w[h] - M(x_row[h]) * along));
         }
       } else {
 #pragma omp simd
         for (std::int64_t h = 0; h < width; ++h) {
-          dx_row[h] = r * (dy_row[h] * w[h] - x_row[h] * along);
+          dx_row[h] = T(r * (M(dy_row[h]) * w[h] - M(x_row[h]) * along));
         }
       }
     });

@@ -10,7 +10,7 @@ using device::DeviceKind;
 
 void swiglu_forward(Context& ctx, ConstTensorView gate_TF, ConstTensorView up_TF, TensorView h_TF) {
   const Checks check("swiglu_forward");
-  check.floating("gate", gate_TF.dtype);
+  check.storable("gate", gate_TF.dtype);
   check.is("up", up_TF, gate_TF.dtype, gate_TF.shape);
   check.is("h", h_TF, gate_TF.dtype, gate_TF.shape);
   check.same_or_disjoint("h", h_TF, "gate", gate_TF);
@@ -31,7 +31,7 @@ void swiglu_backward(Context& ctx,
                      TensorView dgate_TF,
                      TensorView dup_TF) {
   const Checks check("swiglu_backward");
-  check.floating("gate", gate_TF.dtype);
+  check.storable("gate", gate_TF.dtype);
   check.is("up", up_TF, gate_TF.dtype, gate_TF.shape);
   check.is("dh", dh_TF, gate_TF.dtype, gate_TF.shape);
   check.disjoint("dgate", dgate_TF, "dup", dup_TF);

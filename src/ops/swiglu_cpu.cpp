@@ -1,16 +1,50 @@
+#include <algorithm>
+#include <type_traits>
+
 #include "ops/backends.hpp"
 #include "ops/cpu.hpp"
 #include "ops/vector_kernels.hpp"
 
 namespace pecan::ops::cpu {
 
+namespace {
+
+/// Elements that are converted from and to bf16 at once.
+constexpr std::int64_t kPiece = 512;
+
+/// Calls body(begin, count) for pieces of [begin, end).
+template <typename Body>
+void for_each_piece(std::int64_t begin, std::int64_t end, Body&& body) {
+  for (std::int64_t at = begin; at < end; at += kPiece) body(at, std::min(kPiece, end - at));
+}
+
+template <typename To, typename From>
+void convert(const From* from, std::int64_t count, To* to) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < count; ++i) to[i] = To(from[i]);
+}
+
+}  // namespace
+
 void swiglu_forward(Context& ctx, ConstTensorView gate_TF, ConstTensorView up_TF, TensorView h_TF) {
-  with_float_type(gate_TF.dtype, [&]<typename T>(T) {
+  with_storage_type(gate_TF.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
+    const auto& kernels = detail::vector_kernels<M>();
     const T* gate = gate_TF.as<T>().data();
     const T* up = up_TF.as<T>().data();
     T* h = h_TF.as<T>().data();
     parallel_ranges(ctx, gate_TF.num_elements(), [&](std::int64_t begin, std::int64_t end) {
-      detail::vector_kernels<T>().swiglu(gate + begin, up + begin, h + begin, end - begin);
+      if constexpr (std::is_same_v<T, M>) {
+        kernels.swiglu(gate + begin, up + begin, h + begin, end - begin);
+      } else {
+        for_each_piece(begin, end, [&](std::int64_t at, std::int64_t count) {
+          M wide_gate[kPiece] = {}, wide_up[kPiece] = {};
+          convert(gate + at, count, wide_gate);
+          convert(up + at, count, wide_up);
+          kernels.swiglu(wide_gate, wide_up, wide_gate, count);
+          convert(wide_gate, count, h + at);
+        });
+      }
     });
   });
 }
@@ -21,15 +55,29 @@ void swiglu_backward(Context& ctx,
                      ConstTensorView up_TF,
                      TensorView dgate_TF,
                      TensorView dup_TF) {
-  with_float_type(gate_TF.dtype, [&]<typename T>(T) {
+  with_storage_type(gate_TF.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
+    const auto& kernels = detail::vector_kernels<M>();
     const T* dh = dh_TF.as<T>().data();
     const T* gate = gate_TF.as<T>().data();
     const T* up = up_TF.as<T>().data();
     T* dgate = dgate_TF.as<T>().data();
     T* dup = dup_TF.as<T>().data();
     parallel_ranges(ctx, gate_TF.num_elements(), [&](std::int64_t begin, std::int64_t end) {
-      detail::vector_kernels<T>().swiglu_backward(
-          dh + begin, gate + begin, up + begin, dgate + begin, dup + begin, end - begin);
+      if constexpr (std::is_same_v<T, M>) {
+        kernels.swiglu_backward(
+            dh + begin, gate + begin, up + begin, dgate + begin, dup + begin, end - begin);
+      } else {
+        for_each_piece(begin, end, [&](std::int64_t at, std::int64_t count) {
+          M wide_dh[kPiece] = {}, wide_gate[kPiece] = {}, wide_up[kPiece] = {};
+          convert(dh + at, count, wide_dh);
+          convert(gate + at, count, wide_gate);
+          convert(up + at, count, wide_up);
+          kernels.swiglu_backward(wide_dh, wide_gate, wide_up, wide_gate, wide_up, count);
+          convert(wide_gate, count, dgate + at);
+          convert(wide_up, count, dup + at);
+        });
+      }
     });
   });
 }

@@ -5,15 +5,13 @@
 namespace pecan::test {
 
 TEST_CASE("elementwise: every operation rounds once, in place or not") {
-  for_each_kind([&](DType dtype, int threads) {
+  for_each_storage_kind([&](DType dtype, int threads) {
     CpuContext ctx(threads);
-    const auto rounded = [&](double value) {
-      return dtype == DType::kF32 ? double(float(value)) : value;
-    };
+    const auto rounded = [&](double value) { return stored(dtype, {value})[0]; };
     for (const std::int64_t count : {0, 1, 7, 63, 129, 40000}) {
       INFO("elements " << count);
-      const Values a = random_values(count, 1);
-      const Values b = random_values(count, 2);
+      const Values a = stored(dtype, random_values(count, 1));
+      const Values b = stored(dtype, random_values(count, 2));
       Values sum(a.size()), scaled(a.size()), combined(a.size());
       for (std::size_t i = 0; i < a.size(); ++i) {
         sum[i] = rounded(a[i] + b[i]);
@@ -33,6 +31,10 @@ TEST_CASE("elementwise: every operation rounds once, in place or not") {
       ops::copy(ctx, b_tensor, y);
       ops::axpy(ctx, 0.75, a_tensor, y);
       check_close(y.values(), combined, tolerance(dtype));
+      Guarded master(master_of(dtype), {count}, a);
+      ops::copy(ctx, b_tensor, y);
+      ops::axpy(ctx, 0.75, master, y);
+      check_close(y.values(), combined, tolerance(dtype));
       ops::fill(ctx, -2.5, y);
       CHECK(y.values() == Values(a.size(), -2.5));
       Guarded wide(DType::kF64, {count}), narrow(DType::kF32, {count});
@@ -40,6 +42,11 @@ TEST_CASE("elementwise: every operation rounds once, in place or not") {
       ops::cast(ctx, wide, narrow);
       CHECK(wide.values() == a);
       CHECK(narrow.values() == a);
+      Guarded halved(DType::kBF16, {count});
+      ops::cast(ctx, narrow, halved);
+      CHECK(halved.values() == stored(DType::kBF16, a));
+      ops::cast(ctx, wide, halved);
+      CHECK(halved.values() == stored(DType::kBF16, a));
     }
   });
 }

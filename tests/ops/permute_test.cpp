@@ -78,7 +78,7 @@ TEST_CASE("permute_plan: slots stand by expert, then by slot") {
 }
 
 TEST_CASE("permute: gathers, weighted sums and their gradients agree with the formulas") {
-  for_each_kind([&](DType dtype, int threads) {
+  for_each_storage_kind([&](DType dtype, int threads) {
     CpuContext ctx(threads);
     for (const auto& [tokens, k, num_experts, width] : kShapes) {
       for (const std::size_t drop_every : kDrops) {
@@ -92,10 +92,10 @@ TEST_CASE("permute: gathers, weighted sums and their gradients agree with the fo
         const auto row_of = [&](std::size_t t, std::size_t i) {
           return std::size_t(positions[t * K + i]) * H;
         };
-        const Values x = random_values(tokens * width, 1);
-        const Values rows = random_values(num_rows * width, 2);
+        const Values x = stored(dtype, random_values(tokens * width, 1));
+        const Values rows = stored(dtype, random_values(num_rows * width, 2));
         const Values weights = random_values(tokens * k, 3);
-        const Values dy = random_values(tokens * width, 4);
+        const Values dy = stored(dtype, random_values(tokens * width, 4));
         Values gathered(rows.size()), sums(x.size()), combined(x.size()), drows(rows.size()),
             dweights(weights.size());
         for (std::size_t t = 0; t < T; ++t) {
@@ -112,7 +112,7 @@ TEST_CASE("permute: gathers, weighted sums and their gradients agree with the fo
         }
         const Shape token_shape{tokens, width}, row_shape{num_rows, width};
         Guarded x_tensor(dtype, token_shape, x), rows_tensor(dtype, row_shape, rows),
-            weights_tensor(dtype, {tokens, k}, weights);
+            weights_tensor(master_of(dtype), {tokens, k}, weights);
         Guarded dy_tensor(dtype, token_shape, dy);
 
         Guarded gathered_tensor(dtype, row_shape);
@@ -136,9 +136,12 @@ TEST_CASE("permute: gathers, weighted sums and their gradients agree with the fo
         ops::unpermute_forward(
             ctx, rows_tensor, plan.positions, weights_tensor, added, Accumulate::kAdd);
         for (std::size_t i = 0; i < x.size(); ++i) sums[i] += x[i] + combined[i];
-        check_close(added.values(), sums, tolerance(dtype, 2 * k + 1));
+        Tolerance twice = tolerance(dtype, 2 * k + 1);
+        // bf16 rounds after each of the two, and what they leave may be smaller than what they add.
+        if (dtype == DType::kBF16) twice = {8 * twice.nmse, 2 * twice.max_error};
+        check_close(added.values(), sums, twice);
 
-        Guarded drows_tensor(dtype, row_shape), dweights_tensor(dtype, {tokens, k});
+        Guarded drows_tensor(dtype, row_shape), dweights_tensor(master_of(dtype), {tokens, k});
         ops::unpermute_backward(ctx,
                                 dy_tensor,
                                 rows_tensor,
@@ -147,7 +150,7 @@ TEST_CASE("permute: gathers, weighted sums and their gradients agree with the fo
                                 drows_tensor,
                                 dweights_tensor);
         check_close(drows_tensor.values(), drows, tolerance(dtype));
-        check_close(dweights_tensor.values(), dweights, tolerance(dtype, width));
+        check_close(dweights_tensor.values(), dweights, tolerance(master_of(dtype), width));
         ops::unpermute_backward(ctx,
                                 dy_tensor,
                                 rows_tensor,
@@ -156,7 +159,7 @@ TEST_CASE("permute: gathers, weighted sums and their gradients agree with the fo
                                 rows_tensor,
                                 dweights_tensor);
         CHECK(rows_tensor.values() == drows_tensor.values());
-        check_close(dweights_tensor.values(), dweights, tolerance(dtype, width));
+        check_close(dweights_tensor.values(), dweights, tolerance(master_of(dtype), width));
       }
     }
   });

@@ -23,12 +23,12 @@ Gradients backward(Context& ctx,
                    Accumulate accumulate) {
   const std::int64_t rows = shape.num_elements() / std::int64_t(w.size());
   Guarded x_tensor(dtype, shape, x);
-  Guarded w_tensor(dtype, {std::int64_t(w.size())}, w);
+  Guarded w_tensor(master_of(dtype), {std::int64_t(w.size())}, w);
   Guarded y(dtype, shape);
-  Guarded rstd(dtype, {rows});
+  Guarded rstd(master_of(dtype), {rows});
   ops::rms_norm_forward(ctx, x_tensor, w_tensor, kEps, y, rstd);
   Guarded dx(dtype, shape, Values(x.size(), 1.0));
-  Guarded dw(dtype, {std::int64_t(w.size())}, Values(w.size(), 1.0));
+  Guarded dw(master_of(dtype), {std::int64_t(w.size())}, Values(w.size(), 1.0));
   ops::rms_norm_backward(
       ctx, Guarded(dtype, shape, dy), x_tensor, w_tensor, rstd, dx, accumulate, dw);
   return {dx.values(), dw.values()};
@@ -38,17 +38,17 @@ Gradients backward(Context& ctx,
 
 TEST_CASE("rms_norm: forward agrees with the reference, also of heads") {
   const Shape shapes[] = {{0, 4}, {1, 1}, {3, 7}, {65, 63}, {9, 129}, {128, 256}, {5, 3, 32}};
-  for_each_kind([&](DType dtype, int threads) {
+  for_each_storage_kind([&](DType dtype, int threads) {
     CpuContext ctx(threads);
     for (const Shape& shape : shapes) {
       INFO(shape.to_string());
       const std::int64_t width = shape[shape.num_dims() - 1];
-      const Values x = random_values(shape.num_elements(), 1);
+      const Values x = stored(dtype, random_values(shape.num_elements(), 1));
       const Values w = random_values(width, 2);
       Guarded y(dtype, shape);
-      Guarded rstd(dtype, {shape.num_elements() / width});
+      Guarded rstd(master_of(dtype), {shape.num_elements() / width});
       ops::rms_norm_forward(
-          ctx, Guarded(dtype, shape, x), Guarded(dtype, {width}, w), kEps, y, rstd);
+          ctx, Guarded(dtype, shape, x), Guarded(master_of(dtype), {width}, w), kEps, y, rstd);
       check_close(y.values(), reference::rms_norm(x, w, kEps), tolerance(dtype));
     }
   });
@@ -70,19 +70,21 @@ TEST_CASE("rms_norm: gradients agree with central differences") {
 TEST_CASE("rms_norm: f32 and threaded gradients agree with f64, and add where asked") {
   CpuContext exact_ctx;
   for (const Shape& shape : {Shape{1, 1}, Shape{63, 65}, Shape{300, 129}, Shape{0, 8}}) {
-    const Values x = random_values(shape.num_elements(), 1);
+    // Values that all types hold.
+    const Values x = stored(DType::kBF16, random_values(shape.num_elements(), 1));
     const Values w = random_values(shape[1], 2);
-    const Values dy = random_values(shape.num_elements(), 3);
+    const Values dy = stored(DType::kBF16, random_values(shape.num_elements(), 3));
     Gradients exact = backward(exact_ctx, DType::kF64, shape, x, w, dy, Accumulate::kAdd);
-    for_each_kind([&](DType dtype, int threads) {
+    for_each_storage_kind([&](DType dtype, int threads) {
       INFO(shape.to_string());
       CpuContext ctx(threads);
       const Gradients added = backward(ctx, dtype, shape, x, w, dy, Accumulate::kAdd);
       Gradients plain = backward(ctx, dtype, shape, x, w, dy, Accumulate::kOverwrite);
       check_close(added.dx, exact.dx, tolerance(dtype, 4));
-      check_close(added.dw, exact.dw, tolerance(dtype, 16));
+      check_close(added.dw, exact.dw, tolerance(master_of(dtype), 16));
       for (double& value : plain.dx) value += 1;
       check_close(plain.dx, exact.dx, tolerance(dtype, 16));
+      CHECK(plain.dw == added.dw);
     });
   }
 }

@@ -6,10 +6,10 @@
 namespace pecan::ops {
 
 /// Computes loss_T[t] = mask_T[t] * -log softmax(logits_TV[t])[labels_T[t]], in nats, loss_T in
-/// f64. logits_TV has V >= vocab_size columns; those from vocab_size on count as -inf and are not
-/// read. labels_T is i32; one outside [0, vocab_size) throws ShapeError unless its mask is 0.
-/// mask_T has the dtype of logits; `{}` stands for ones. A token whose mask is 0 has loss 0
-/// whatever its logits are.
+/// f64, computed in the master type of logits (f32, f64 or bf16). logits_TV has V >= vocab_size
+/// columns; those from vocab_size on count as -inf and are not read. labels_T is i32; one outside
+/// [0, vocab_size) throws ShapeError unless its mask is 0. mask_T has the dtype of logits; `{}`
+/// stands for ones. A token whose mask is 0 has loss 0 whatever its logits are.
 void cross_entropy_forward(Context& ctx,
                            ConstTensorView logits_TV,
                            std::int64_t vocab_size,

@@ -1,6 +1,8 @@
 #pragma once
 /// Tokens to experts and back: a stable sort of token-slots, row gathers and weighted sums in slot
 /// order. A dropped slot has no row: tensors of rows may be shorter than P by the dropped slots.
+/// Rows and tokens are f32, f64 or bf16, weights and their gradients in the master type; a sum is
+/// rounded once.
 
 #include <pecan/ops/types.hpp>
 

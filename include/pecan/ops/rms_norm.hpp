@@ -6,8 +6,9 @@
 namespace pecan::ops {
 
 /// Computes y = x * rstd * w with rstd = 1 / sqrt(mean(x^2) + eps) of each row.
-/// x and y have one shape, whose elements are taken as rows of H = w_H's size; rstd_T, saved for
-/// the backward, has one element a row. Statistics are summed in double and rounded once.
+/// x and y (f32, f64 or bf16; w, rstd and dw in their master type) have one shape, whose elements
+/// are taken as rows of H = w_H's size; rstd_T, saved for the backward, has one element a row.
+/// Statistics are summed in double and rounded once.
 void rms_norm_forward(Context& ctx,
                       ConstTensorView x_TH,
                       ConstTensorView w_H,
