@@ -57,6 +57,8 @@ void cross_entropy_forward_backward(Context& ctx,
                                     TensorView loss_T);
 void fill(Context& ctx, double value, TensorView y);
 void copy(Context& ctx, ConstTensorView x, TensorView y);
+void add_bias(Context& ctx, ConstTensorView b_O, TensorView y_TO);
+void bias_backward(Context& ctx, ConstTensorView dy_TO, TensorView db_O);
 void cast(Context& ctx, ConstTensorView x, TensorView y);
 void add(Context& ctx, ConstTensorView a, ConstTensorView b, TensorView y);
 void axpy(Context& ctx, double alpha, ConstTensorView x, TensorView y);
@@ -69,6 +71,26 @@ void embedding_backward(Context& ctx,
                         ConstTensorView dy_TH,
                         ConstTensorView tokens_T,
                         const ParamStorage& dw_VH);
+void gelu_forward(Context& ctx, ConstTensorView x_TF, TensorView h_TF);
+void gelu_backward(Context& ctx, ConstTensorView dh_TF, ConstTensorView x_TF, TensorView dx_TF);
+void layer_norm_forward(Context& ctx,
+                        ConstTensorView x_TH,
+                        ConstTensorView w_H,
+                        ConstTensorView b_H,
+                        double eps,
+                        TensorView y_TH,
+                        TensorView mean_T,
+                        TensorView rstd_T);
+void layer_norm_backward(Context& ctx,
+                         ConstTensorView dy_TH,
+                         ConstTensorView x_TH,
+                         ConstTensorView w_H,
+                         ConstTensorView mean_T,
+                         ConstTensorView rstd_T,
+                         TensorView dx_TH,
+                         Accumulate accumulate,
+                         TensorView dw_H,
+                         TensorView db_H);
 void matmul_forward(Context& ctx, ConstTensorView x_TI, const ParamStorage& w_OI, TensorView y_TO);
 void matmul_backward_input(Context& ctx,
                            ConstTensorView dy_TO,
