@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include <pecan/core/hash.hpp>
 
@@ -14,13 +15,17 @@ using Copies = std::map<Version, const Source*>;
 /// The plan for one recovery version, if every group has its source.
 std::optional<RestorePlan> plan_for(Version recovery,
                                     const std::vector<UnitGroup>& groups,
+                                    const std::set<UnitGroup>& derived,
                                     const std::map<UnitGroup, Copies>& copies_of) {
   RestorePlan plan{recovery, {}};
   for (const UnitGroup& key : groups) {
     const auto found = copies_of.find(key);
-    if (found == copies_of.end()) return {};
-    const auto after = found->second.upper_bound(recovery);
-    if (after == found->second.begin()) return {};
+    const auto after =
+        found == copies_of.end() ? Copies::const_iterator{} : found->second.upper_bound(recovery);
+    if (found == copies_of.end() || after == found->second.begin()) {
+      if (derived.contains(key)) continue;
+      return {};
+    }
     const auto& [version, source] = *std::prev(after);
     const bool non_expert = key.first.value == 0;
     if (non_expert && version != recovery) return {};
@@ -52,10 +57,15 @@ std::optional<RestorePlan> plan_restore(const StateCatalog& catalog,
     copies_of[{source.unit, source.group}][source.version] = &source;
   }
   const std::vector<UnitGroup> groups = unit_groups(catalog);
+  std::set<UnitGroup> derived;
+  for (const StateItem& item : catalog.items) {
+    if (item.derived) derived.emplace(item.unit, item.group);
+  }
   std::vector<Version> newest_first = candidates;
   std::ranges::sort(newest_first, std::ranges::greater{});
   for (const Version recovery : newest_first) {
-    if (std::optional<RestorePlan> plan = plan_for(recovery, groups, copies_of)) return plan;
+    if (std::optional<RestorePlan> plan = plan_for(recovery, groups, derived, copies_of))
+      return plan;
   }
   return {};
 }

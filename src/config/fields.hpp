@@ -99,7 +99,10 @@ void visit(ModelConfig& c, Field&& field) {
         c.disable_bias_linear,
         Free{},
         "false: every linear layer but router and output head adds a bias");
-  field("qk_layernorm", c.qk_layernorm, Free{}, "norm of each query and key head, of the kind of `normalization`");
+  field("qk_layernorm",
+        c.qk_layernorm,
+        Free{},
+        "norm of each query and key head, of the kind of `normalization`");
   field("untie_embeddings_and_output_weights",
         c.untie_embeddings_and_output_weights,
         Free{},
@@ -376,10 +379,12 @@ void visit(PecConfig& c, Field&& field) {
         c.selection,
         Choice{{"sequential"}, {"load_aware", "random"}},
         "which experts come next: those saved longest ago");
-  field("always_saved",
-        c.always_saved,
-        Choice{{"weight", "moments"}, {"master"}},
-        "role groups of every expert that each checkpoint holds");
+  field(
+      "always_saved",
+      c.always_saved,
+      Choice{{"weight", "master", "moments"}},
+      "role groups of every expert that each checkpoint holds; with `bf16` the parameter itself is "
+      "`master`, and `weight` its bf16 rounding; without, it is `weight`");
 }
 
 template <typename Field>

@@ -94,11 +94,12 @@ void check_groups(const MoeConfig& moe) {
   const int groups = moe.moe_router_num_groups;
   const int chosen = moe.moe_router_group_topk;
   if (groups == 0) {
-    PECAN_VALIDATE(chosen == 0,
-                   ConfigError,
-                   "moe.moe_router_group_topk={} but moe.moe_router_num_groups=0: there are no "
-                   "groups to choose; set moe_router_num_groups, or leave moe_router_group_topk out",
-                   chosen);
+    PECAN_VALIDATE(
+        chosen == 0,
+        ConfigError,
+        "moe.moe_router_group_topk={} but moe.moe_router_num_groups=0: there are no "
+        "groups to choose; set moe_router_num_groups, or leave moe_router_group_topk out",
+        chosen);
     return;
   }
   PECAN_VALIDATE(moe.num_experts % groups == 0,
@@ -115,13 +116,14 @@ void check_groups(const MoeConfig& moe) {
                  chosen,
                  groups,
                  groups);
-  PECAN_VALIDATE(moe.moe_router_topk <= chosen * (moe.num_experts / groups),
-                 ConfigError,
-                 "moe.moe_router_topk={} is more than the {} experts of moe.moe_router_group_topk={} "
-                 "groups; choose more groups or fewer experts",
-                 moe.moe_router_topk,
-                 chosen * (moe.num_experts / groups),
-                 chosen);
+  PECAN_VALIDATE(
+      moe.moe_router_topk <= chosen * (moe.num_experts / groups),
+      ConfigError,
+      "moe.moe_router_topk={} is more than the {} experts of moe.moe_router_group_topk={} "
+      "groups; choose more groups or fewer experts",
+      moe.moe_router_topk,
+      chosen * (moe.num_experts / groups),
+      chosen);
   PECAN_VALIDATE(moe.moe_router_topk % chosen == 0,
                  ConfigError,
                  "moe.moe_router_topk={} is not divisible by moe.moe_router_group_topk={} (a group "
@@ -132,11 +134,11 @@ void check_groups(const MoeConfig& moe) {
 }
 
 void check_capacity(const MoeConfig& moe) {
-  PECAN_VALIDATE(moe.moe_expert_capacity_factor > 0 ||
-                     moe.moe_token_drop_policy == TokenDropPolicy::kProbs,
-                 ConfigError,
-                 "moe.moe_token_drop_policy=position has no effect without "
-                 "moe.moe_expert_capacity_factor; set the factor, or leave the policy out");
+  PECAN_VALIDATE(
+      moe.moe_expert_capacity_factor > 0 || moe.moe_token_drop_policy == TokenDropPolicy::kProbs,
+      ConfigError,
+      "moe.moe_token_drop_policy=position has no effect without "
+      "moe.moe_expert_capacity_factor; set the factor, or leave the policy out");
 }
 
 void check_moe(const Config& config) {
@@ -177,12 +179,13 @@ void check_moe(const Config& config) {
       ConfigError,
       "moe.moe_router_pre_softmax=true has no meaning with moe.moe_router_score_function=sigmoid "
       "(the chosen scores are divided by their sum); leave it out, or use softmax");
-  PECAN_VALIDATE(!moe.moe_router_enable_expert_bias ||
-                     moe.moe_router_score_function == ScoreFunction::kSigmoid,
-                 ConfigError,
-                 "moe.moe_router_enable_expert_bias=true needs "
-                 "moe.moe_router_score_function=sigmoid (a bias of fixed steps suits scores between "
-                 "0 and 1); use sigmoid, or balance with moe.moe_aux_loss_coeff");
+  PECAN_VALIDATE(
+      !moe.moe_router_enable_expert_bias ||
+          moe.moe_router_score_function == ScoreFunction::kSigmoid,
+      ConfigError,
+      "moe.moe_router_enable_expert_bias=true needs "
+      "moe.moe_router_score_function=sigmoid (a bias of fixed steps suits scores between "
+      "0 and 1); use sigmoid, or balance with moe.moe_aux_loss_coeff");
   check_groups(moe);
   check_capacity(moe);
   PECAN_VALIDATE(moe.moe_router_load_balancing_type != "none" || moe.moe_aux_loss_coeff == 0,
@@ -249,6 +252,21 @@ void check_training(const Config& config) {
       optimizer.lr_decay_iters - optimizer.lr_warmup_iters);
 }
 
+void check_checkpoint(const Config& config) {
+  const std::vector<std::string>& groups = config.checkpoint.pec.always_saved;
+  const auto has = [&](std::string_view group) {
+    return std::find(groups.begin(), groups.end(), group) != groups.end();
+  };
+  PECAN_VALIDATE(config.training.bf16 || !has("master"),
+                 ConfigError,
+                 "checkpoint.pec.always_saved=[master] needs training.bf16=true: without bf16 the "
+                 "weight is the master; use weight");
+  PECAN_VALIDATE(!has("weight") || !has("master"),
+                 ConfigError,
+                 "checkpoint.pec.always_saved holds both weight and master, but the bf16 weight is "
+                 "the rounded master and would be written twice; keep one");
+}
+
 void check_data(const Config& config) {
   const DataConfig& data = config.data;
   PECAN_VALIDATE(data.split.empty() || data.valid_data_path.empty(),
@@ -257,10 +275,10 @@ void check_data(const Config& config) {
                  data.split,
                  data.valid_data_path);
   PECAN_VALIDATE(
-      !data.reset_position_ids ||
-          config.model.position_embedding_type != PositionEmbedding::kNone,
+      !data.reset_position_ids || config.model.position_embedding_type != PositionEmbedding::kNone,
       ConfigError,
-      "data.reset_position_ids=true has no effect with model.position_embedding_type=none; leave it "
+      "data.reset_position_ids=true has no effect with model.position_embedding_type=none; leave "
+      "it "
       "out, or choose rope or learned_absolute");
   const bool documents = data.reset_attention_mask || data.reset_position_ids || data.eod_mask_loss;
   PECAN_VALIDATE(!documents || !data.tokenizer_model.empty(),
@@ -309,6 +327,7 @@ void resolve(Config& config) {
   check_moe(config);
   check_training(config);
   check_data(config);
+  check_checkpoint(config);
 }
 
 }  // namespace detail

@@ -97,6 +97,7 @@ std::uint64_t StateCatalog::model_fingerprint() const {
   std::string text;
   for (const StateUnit& unit : units) text += fmt::format("unit {}\n", unit.name);
   for (const StateItem& item : items) {
+    if (item.derived) continue;
     text += fmt::format("item {} {} {} {} {}\n",
                         item.path(),
                         item.global_shape.to_string(),

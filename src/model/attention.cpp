@@ -37,8 +37,7 @@ AttentionActivations AttentionActivations::plan(const ModelDims& dims, device::A
     kept.k_norm = NormStatistics::plan(dims, per_head ? tokens * dims.kv_groups : tokens, arena);
   }
   kept.out_TND = allocate({tokens, dims.heads, dims.head_dim});
-  kept.lse_BNS =
-      arena.allocate(master_of(dims.dtype), {dims.micro_batch, dims.heads, dims.sequence});
+  kept.lse_BNS = arena.allocate(dims.master_dtype(), {dims.micro_batch, dims.heads, dims.sequence});
   return kept;
 }
 

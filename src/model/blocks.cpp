@@ -36,9 +36,9 @@ NormStatistics NormStatistics::plan(const ModelDims& dims,
                                     std::int64_t rows,
                                     device::Arena& arena) {
   NormStatistics statistics;
-  statistics.rstd_T = arena.allocate(master_of(dims.dtype), {rows});
+  statistics.rstd_T = arena.allocate(dims.master_dtype(), {rows});
   if (dims.normalization == Normalization::kLayerNorm) {
-    statistics.mean_T = arena.allocate(master_of(dims.dtype), {rows});
+    statistics.mean_T = arena.allocate(dims.master_dtype(), {rows});
   }
   return statistics;
 }

@@ -4,12 +4,14 @@
 #include <pecan/core/philox.hpp>
 
 #include <pecan/ops/capacity.hpp>
+#include <pecan/ops/elementwise.hpp>
 #include <pecan/ops/random_init.hpp>
 
 #include <pecan/model/dims.hpp>
 
 namespace pecan::model {
 
+using parallel::ComputedIn;
 using parallel::ParamSpec;
 using parallel::WeightDecay;
 
@@ -30,8 +32,9 @@ ModelDims plan_dims(const config::Config& config, std::int64_t vocab_size) {
                  "the vocabulary has {} entries; set model.vocab_size or data.tokenizer_model",
                  vocab_size);
   ModelDims dims;
-  dims.dtype =
-      config.training.compute_dtype == config::ComputeDType::kF64 ? DType::kF64 : DType::kF32;
+  dims.dtype = config.training.bf16                                          ? DType::kBF16
+               : config.training.compute_dtype == config::ComputeDType::kF64 ? DType::kF64
+                                                                             : DType::kF32;
   dims.num_layers = model.num_layers;
   dims.hidden = model.hidden_size;
   dims.heads = model.num_attention_heads;
@@ -107,8 +110,11 @@ std::vector<ParamSpec> plan_parameters(const ModelDims& dims) {
     return specs.back();
   };
   const auto vector = [&](std::string name, std::int64_t size, double value) -> ParamSpec& {
-    specs.push_back(
-        {.name = std::move(name), .shape = Shape{size}, .padded_rows = size, .init_value = value});
+    specs.push_back({.name = std::move(name),
+                     .shape = Shape{size},
+                     .padded_rows = size,
+                     .init_value = value,
+                     .computed_in = ComputedIn::kMasterType});
     return specs.back();
   };
   const auto norm = [&](const std::string& name, std::int64_t size) {
@@ -153,7 +159,8 @@ std::vector<ParamSpec> plan_parameters(const ModelDims& dims) {
     }
     norm(prefix + ".post_attention_layernorm", dims.hidden);
     if (dims.is_moe[std::size_t(i)]) {
-      matrix(prefix + ".mlp.gate.weight", dims.num_experts, dims.hidden, dims.init_std);
+      matrix(prefix + ".mlp.gate.weight", dims.num_experts, dims.hidden, dims.init_std)
+          .computed_in = ComputedIn::kMasterType;
       if (dims.shared_ffn > 0) mlp(prefix + ".mlp.shared_expert", dims.shared_ffn, ExpertId{-1});
       for (std::int32_t e = 0; e < dims.num_experts; ++e)
         mlp(expert_name(layer, ExpertId{e}), dims.expert_ffn, ExpertId{e});
@@ -174,8 +181,8 @@ void initialise(Context& ctx, parallel::ParamSet& params, std::uint64_t seed) {
   for (const parallel::Param& param : params.params()) {
     const ParamSpec& spec = param.spec;
     // Padded rows come last in row-major order: they are left at zero.
-    const device::ParamStorage true_rows(param.weight.memory(), param.weight.dtype(), spec.shape);
-    PECAN_EXPECTS(param.weight.order() == device::StorageOrder::kRowMajor);
+    const device::ParamStorage true_rows(param.master.memory(), param.master.dtype(), spec.shape);
+    PECAN_EXPECTS(param.master.order() == device::StorageOrder::kRowMajor);
     if (spec.init_std > 0) {
       ops::init_normal(ctx,
                        true_rows,
@@ -187,6 +194,13 @@ void initialise(Context& ctx, parallel::ParamSet& params, std::uint64_t seed) {
     } else {
       ops::init_constant(ctx, true_rows, spec.init_value);
     }
+  }
+  derive_weights(ctx, params);
+}
+
+void derive_weights(Context& ctx, parallel::ParamSet& params) {
+  for (const parallel::Param& param : params.params()) {
+    if (param.is_derived()) ops::cast(ctx, param.master.flat(), param.weight.flat());
   }
 }
 

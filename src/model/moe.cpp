@@ -97,11 +97,10 @@ FfnActivations FfnActivations::plan(const ModelDims& dims,
     return kept;
   }
   if (dims.shared_ffn > 0) kept.dense = MlpActivations::plan(dims, tokens, dims.shared_ffn, arena);
-  const DType router = dims.router_dtype();
-  kept.logits_TE = arena.allocate(router, {tokens, dims.num_experts});
-  kept.probs_TE = arena.allocate(router, {tokens, dims.num_experts});
+  kept.logits_TE = arena.allocate(dims.master_dtype(), {tokens, dims.num_experts});
+  kept.probs_TE = arena.allocate(dims.master_dtype(), {tokens, dims.num_experts});
   kept.ids_TK = arena.allocate(DType::kI32, {tokens, dims.topk});
-  kept.weights_TK = arena.allocate(router, {tokens, dims.topk});
+  kept.weights_TK = arena.allocate(dims.master_dtype(), {tokens, dims.topk});
   kept.counts_E = arena.allocate(DType::kI64, {dims.num_experts});
   kept.balance_counts_E = arena.allocate(DType::kI64, {dims.num_experts});
   kept.kept_ids_TK = kept.ids_TK;
@@ -122,8 +121,10 @@ FfnScratch FfnScratch::plan(const ModelDims& dims, int ep_size, device::Arena& a
   FfnScratch scratch;
   scratch.d_normed_TH = arena.allocate(dims.dtype, {tokens, dims.hidden});
   if (dims.num_moe_layers() > 0) {
-    scratch.d_logits_TE = arena.allocate(dims.router_dtype(), {tokens, dims.num_experts});
-    scratch.d_weights_TK = arena.allocate(dims.router_dtype(), {tokens, dims.topk});
+    scratch.d_logits_TE = arena.allocate(dims.master_dtype(), {tokens, dims.num_experts});
+    scratch.d_weights_TK = arena.allocate(dims.master_dtype(), {tokens, dims.topk});
+    if (dims.dtype != dims.master_dtype())
+      scratch.router_TH = arena.allocate(dims.master_dtype(), {tokens, dims.hidden});
     scratch.sent_PH = arena.allocate(dims.dtype, {tokens * dims.topk, dims.hidden});
     scratch.dispatch = Growable<DispatchScratch>(dims, planned_dispatch_rows(dims, ep_size), arena);
   }
@@ -176,7 +177,7 @@ MoeLayer::MoeLayer(const ModelDims& dims,
   if (dims.shared_ffn > 0) shared_.emplace(dims, params, layer_name(layer) + ".mlp.shared_expert");
   if (dims.expert_bias) {
     expert_bias_ =
-        device::Buffer(device::cpu(), std::size_t(dims.num_experts) * size_of(dims.router_dtype()));
+        device::Buffer(device::cpu(), std::size_t(dims.num_experts) * size_of(dims.master_dtype()));
   }
 }
 
@@ -191,7 +192,7 @@ ops::RouterOptions MoeLayer::router_options() const {
 
 TensorView MoeLayer::expert_bias() const {
   if (!dims_.expert_bias) return {};
-  return {expert_bias_.data(), dims_.router_dtype(), Shape{dims_.num_experts}};
+  return {expert_bias_.data(), dims_.master_dtype(), Shape{dims_.num_experts}};
 }
 
 void MoeLayer::dispatch(Context& ctx, FfnActivations& kept, FfnScratch& scratch) {
@@ -220,13 +221,21 @@ void MoeLayer::dispatch(Context& ctx, FfnActivations& kept, FfnScratch& scratch)
                        Purpose::kDispatch);
 }
 
+ConstTensorView MoeLayer::router_input(Context& ctx,
+                                       const FfnActivations& kept,
+                                       const FfnScratch& scratch) const {
+  if (dims_.dtype == dims_.master_dtype()) return kept.normed_TH;
+  ops::cast(ctx, kept.normed_TH, scratch.router_TH);
+  return scratch.router_TH;
+}
+
 RoutingReport MoeLayer::forward(Context& ctx,
                                 ConstTensorView x_TH,
                                 FfnActivations& kept,
                                 FfnScratch& scratch,
                                 TensorView y_TH) {
   norm_.forward(ctx, x_TH, kept.norm, kept.normed_TH);
-  ops::matmul_forward(ctx, kept.normed_TH, router_->weight, kept.logits_TE);
+  ops::matmul_forward(ctx, router_input(ctx, kept, scratch), router_->weight, kept.logits_TE);
   const ops::RouterOptions options = router_options();
   ops::router_forward(
       ctx, options, kept.logits_TE, expert_bias(), kept.ids_TK, kept.weights_TK, kept.probs_TE);
@@ -314,9 +323,16 @@ void MoeLayer::backward(Context& ctx,
                        dims_.aux_loss_coeff * loss_scale,
                        dims_.z_loss_coeff * loss_scale,
                        scratch.d_logits_TE);
-  ops::matmul_backward_weight(ctx, scratch.d_logits_TE, kept.normed_TH, router_->grad);
-  ops::matmul_backward_input(
-      ctx, scratch.d_logits_TE, router_->weight, scratch.d_normed_TH, Accumulate::kAdd);
+  ops::matmul_backward_weight(
+      ctx, scratch.d_logits_TE, router_input(ctx, kept, scratch), router_->grad);
+  if (dims_.dtype == dims_.master_dtype()) {
+    ops::matmul_backward_input(
+        ctx, scratch.d_logits_TE, router_->weight, scratch.d_normed_TH, Accumulate::kAdd);
+  } else {
+    ops::matmul_backward_input(
+        ctx, scratch.d_logits_TE, router_->weight, scratch.router_TH, Accumulate::kOverwrite);
+    ops::axpy(ctx, 1, scratch.router_TH, scratch.d_normed_TH);
+  }
   if (shared_) {
     shared_->backward(ctx,
                       d_TH,

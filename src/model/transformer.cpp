@@ -20,7 +20,7 @@ Activations Activations::plan(const ModelDims& dims, int ep_size, device::Arena&
   const auto allocate = [&](const Shape& shape) { return arena.allocate(dims.dtype, shape); };
   Activations memory;
   if (dims.position_embedding == PositionEmbedding::kRope) {
-    memory.rope_table_SD = arena.allocate(master_of(dims.dtype), {dims.sequence, dims.head_dim});
+    memory.rope_table_SD = arena.allocate(dims.master_dtype(), {dims.sequence, dims.head_dim});
   }
   if (dims.position_embedding == PositionEmbedding::kLearnedAbsolute) {
     memory.positions_T = arena.allocate(DType::kI32, {tokens});
@@ -52,6 +52,7 @@ MemoryPlan plan_memory(const ModelDims& dims, int ep_size, int threads) {
   ops::plan_attention(ctx,
                       {dims.micro_batch, dims.sequence, dims.heads, dims.kv_groups, dims.head_dim},
                       dims.dtype);
+  ops::plan_matmul(ctx, dims.dtype);
   return {activations.high_water(), workspace.high_water()};
 }
 

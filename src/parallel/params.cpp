@@ -52,16 +52,22 @@ ParamSet::ParamSet(device::Device device,
     range.first = used;
     for (const ParamSpec& spec : specs) {
       if (spec.is_expert() != expert || !holds(spec, num_experts, mesh, rank)) continue;
-      params_.push_back({spec, {}, {}, used});
+      params_.push_back({.spec = spec, .first = used});
       used += aligned_elements(spec.padded_shape().num_elements(), dtype);
     }
     range.count = used - range.first;
   }
-  weights_ = device::Buffer(device, used * size_of(dtype));
-  grads_ = device::Buffer(device, used * size_of(dtype));
+  master_ = device::Buffer(device, used * size_of(master_dtype()));
+  grads_ = device::Buffer(device, used * size_of(master_dtype()));
+  if (dtype != master_dtype()) weights_ = device::Buffer(device, used * size_of(dtype));
   for (Param& param : params_) {
-    param.weight = storage_in(weights_, param);
+    param.master = storage_in(master_, param);
     param.grad = storage_in(grads_, param);
+    param.weight = param.master;
+    if (weights_.size() > 0 && param.spec.computed_in == ComputedIn::kModelType) {
+      param.weight = {
+          weights_.data() + param.first * size_of(dtype), dtype, param.spec.padded_shape()};
+    }
   }
 }
 
@@ -89,17 +95,16 @@ Param& ParamSet::at(std::string_view name) {
   return *it;
 }
 
-TensorView ParamSet::flat_weights(FlatRange range) const {
-  return {
-      weights_.data() + range.first * size_of(dtype_), dtype_, Shape{std::int64_t(range.count)}};
-}
-
 TensorView ParamSet::flat_grads(FlatRange range) const {
-  return {grads_.data() + range.first * size_of(dtype_), dtype_, Shape{std::int64_t(range.count)}};
+  return {grads_.data() + range.first * size_of(master_dtype()),
+          master_dtype(),
+          Shape{std::int64_t(range.count)}};
 }
 
 device::ParamStorage ParamSet::storage_in(const device::Buffer& flat, const Param& param) const {
-  return {flat.data() + param.first * size_of(dtype_), dtype_, param.spec.padded_shape()};
+  return {flat.data() + param.first * size_of(master_dtype()),
+          master_dtype(),
+          param.spec.padded_shape()};
 }
 
 StorageBinding::StorageBinding(const StateCatalog& catalog, Rank rank)

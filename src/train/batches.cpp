@@ -101,10 +101,16 @@ model::Batch ValidBatches::load(int index) {
                   std::span(mask_).subspan(first, length));
   }
   const TensorView mask_T{mask_T_.data(), dims_.dtype, Shape{dims_.tokens()}};
-  if (dims_.dtype == DType::kF64) {
-    std::ranges::copy(mask_, mask_T.as<double>().begin());
-  } else {
-    std::ranges::copy(mask_, mask_T.as<float>().begin());
+  switch (dims_.dtype) {
+    case DType::kF64:
+      std::ranges::copy(mask_, mask_T.as<double>().begin());
+      break;
+    case DType::kBF16:
+      std::ranges::transform(
+          mask_, mask_T.as<BFloat16>().begin(), [](float value) { return BFloat16(value); });
+      break;
+    default:
+      std::ranges::copy(mask_, mask_T.as<float>().begin());
   }
   return as_batch(tokens_T_, labels_T_, mask_T);
 }

@@ -113,6 +113,7 @@ void MetricsWriter::write(Incarnation incarnation, const checkpoint::SaveRecord&
 
 void MetricsWriter::write(const checkpoint::Recovered& recovered,
                           const StateCatalog& catalog,
+                          const WeightRestore& weights,
                           const LossReport& losses) {
   Json stale = Json::array();
   for (const checkpoint::UnitRestore& restore : recovered.report.plan.restores) {
@@ -126,6 +127,7 @@ void MetricsWriter::write(const checkpoint::Recovered& recovered,
                 {"incarnation", recovered.identity.incarnation.value},
                 {"step", recovered.report.plan.recovery.step.value},
                 {"stale", stale},
+                {"rounded_units", weights.rounded_units},
                 {"damages", recovered.report.damages},
                 {"lost_slots", losses.lost_slots},
                 {"plt", losses.plt},

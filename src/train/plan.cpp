@@ -45,7 +45,12 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
   plan.mesh = parallel::plan_mesh(config.parallel, world_size);
   plan.dims = model::plan_dims(config, vocab_size);
   plan.specs = model::plan_parameters(plan.dims);
-  plan.catalog = plan_catalog(plan.dims, plan.specs, plan.mesh);
+  const auto& always_saved = config.checkpoint.pec.always_saved;
+  const bool weights_saved = std::ranges::find(always_saved, "weight") != always_saved.end();
+  plan.catalog = plan_catalog(plan.dims,
+                              weights_saved ? DerivedWeights::kSaved : DerivedWeights::kOmitted,
+                              plan.specs,
+                              plan.mesh);
   plan.parameters = count_parameters(plan.dims, plan.specs);
   plan.num_micro_batches =
       config.training.global_batch_size / (config.training.micro_batch_size * plan.mesh.dp);
@@ -54,9 +59,8 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
   for (int r = 0; r < world_size; ++r) {
     const std::size_t elements = parallel::ParamSet::plan_elements(
         plan.specs, int(plan.dims.num_experts), plan.mesh, Rank{r}, plan.dims.dtype);
-    const std::size_t bytes = elements * size_of(plan.dims.dtype);
-    plan.memory.push_back({bytes,
-                           bytes,
+    plan.memory.push_back({elements * size_of(plan.dims.dtype),
+                           elements * size_of(master_of(plan.dims.dtype)),
                            optim::AdamW::plan_bytes(elements, plan.dims.dtype),
                            memory.activation_bytes,
                            memory.workspace_bytes});

@@ -69,6 +69,7 @@ void Progress::say(const std::string& text) {
 
 std::string describe(const checkpoint::Recovered& recovered,
                      const StateCatalog& catalog,
+                     const WeightRestore& weights,
                      const LossReport& losses) {
   const checkpoint::RestorePlan& plan = recovered.report.plan;
   std::string text =
@@ -100,6 +101,12 @@ std::string describe(const checkpoint::Recovered& recovered,
     for (const auto& [layer, experts] : layers)
       text += fmt::format(" layer {}: {};", layer, fmt::join(experts, ","));
     text.back() = '\n';
+  }
+  if (weights.rounded_units > 0) {
+    text += fmt::format(
+        "  masters of {} experts are older than their bf16 weights and were taken "
+        "from these, rounded\n",
+        weights.rounded_units);
   }
   text += fmt::format("  token slots lost by MoE layer: {}\n", fmt::join(losses.lost_slots, ", "));
   text += fmt::format(

@@ -36,6 +36,7 @@ class Progress {
 /// What was restored from where and what was lost, for people.
 [[nodiscard]] std::string describe(const checkpoint::Recovered& recovered,
                                    const StateCatalog& catalog,
+                                   const WeightRestore& weights,
                                    const LossReport& losses);
 
 }  // namespace pecan::train

@@ -155,9 +155,10 @@ class Trainer {
     } else {
       step_ = report.plan.recovery.step.value;
       consumed_samples_ = recovered_->manifest->consumed_samples;
+      const WeightRestore weights = state_.restore_weights(ctx_, report.plan);
       const LossReport losses = state_.account_for_losses(ctx_, world_, config_);
-      if (is_root()) metrics_->write(*recovered_, plan_.catalog, losses);
-      say(describe(*recovered_, plan_.catalog, losses));
+      if (is_root()) metrics_->write(*recovered_, plan_.catalog, weights, losses);
+      say(describe(*recovered_, plan_.catalog, weights, losses));
     }
     if (config_.checkpoint.save_interval > 0) {
       checkpointer_.emplace(fs_,

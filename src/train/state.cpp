@@ -3,6 +3,8 @@
 #include <numeric>
 #include <utility>
 
+#include <pecan/ops/elementwise.hpp>
+
 #include <pecan/train/state.hpp>
 
 namespace pecan::train {
@@ -11,9 +13,24 @@ namespace {
 using parallel::ParamSpec;
 
 constexpr const char* kUpdateCount = "update_count";
-constexpr const char* kAbsorbedWeight = "absorbed_weight";
 constexpr const char* kAbsorbedMoments = "absorbed_moments";
+constexpr const char* kAbsorbedDerived = "absorbed_weight";
 constexpr const char* kNonExpert = "non_expert";
+
+/// The role that holds a parameter itself: where forward computes in bf16, weights are rounded from
+/// the master and stand in no checkpoint.
+struct ParameterRole {
+  const char* dataset;
+  const char* absorbed;  ///< counter of the token slots that it holds
+  Role role;
+  RoleGroup group;
+};
+ParameterRole parameter_role(DType dtype) {
+  if (dtype == master_of(dtype)) {
+    return {"weight", "absorbed_weight", Role::kWeight, RoleGroup::kWeight};
+  }
+  return {"master", "absorbed_master", Role::kMaster, RoleGroup::kMaster};
+}
 
 std::string router_name(LayerId layer) {
   return model::layer_name(layer) + ".mlp.gate";
@@ -42,6 +59,7 @@ device::ParamStorage storage_of(std::int64_t* values, std::int64_t count) {
 }  // namespace
 
 StateCatalog plan_catalog(const model::ModelDims& dims,
+                          DerivedWeights derived_weights,
                           const std::vector<ParamSpec>& specs,
                           const parallel::MeshShape& mesh) {
   StateCatalog catalog;
@@ -57,9 +75,12 @@ StateCatalog plan_catalog(const model::ModelDims& dims,
     }
   }
 
+  const ParameterRole parameter = parameter_role(dims.dtype);
+  const bool save_derived =
+      derived_weights == DerivedWeights::kSaved && dims.dtype != dims.master_dtype();
   for (const ParamSpec& spec : specs) {
     const UnitIndex unit = spec.is_expert() ? unit_of.at({spec.layer, spec.expert}) : UnitIndex{0};
-    const auto add = [&](const char* dataset, Role role, RoleGroup group) {
+    const auto add = [&](const char* dataset, Role role, RoleGroup group, DType dtype) {
       catalog.items.push_back({.name = spec.name,
                                .dataset = dataset,
                                .unit = unit,
@@ -67,12 +88,17 @@ StateCatalog plan_catalog(const model::ModelDims& dims,
                                .group = group,
                                .mutated_in = MutatedIn::kUpdate,
                                .global_shape = spec.shape,
-                               .dtype = dims.dtype,
+                               .dtype = dtype,
                                .blocks = parallel::place(spec, int(dims.num_experts), mesh)});
     };
-    add("weight", Role::kWeight, RoleGroup::kWeight);
-    add("exp_avg", Role::kExpAvg, RoleGroup::kMoments);
-    add("exp_avg_sq", Role::kExpAvgSq, RoleGroup::kMoments);
+    const DType master = dims.master_dtype();
+    add(parameter.dataset, parameter.role, parameter.group, master);
+    add("exp_avg", Role::kExpAvg, RoleGroup::kMoments, master);
+    add("exp_avg_sq", Role::kExpAvgSq, RoleGroup::kMoments, master);
+    if (save_derived && spec.is_expert() && spec.computed_in == parallel::ComputedIn::kModelType) {
+      add("weight", Role::kWeight, RoleGroup::kWeight, dims.dtype);
+      catalog.items.back().derived = true;
+    }
   }
 
   const auto add_counter = [&](std::string name,
@@ -128,13 +154,24 @@ StateCatalog plan_catalog(const model::ModelDims& dims,
                   1,
                   holders);
       add_counter(name,
-                  kAbsorbedWeight,
+                  parameter.absorbed,
                   unit,
                   Role::kAbsorbed,
-                  RoleGroup::kWeight,
+                  parameter.group,
                   MutatedIn::kForward,
                   1,
                   holders);
+      if (save_derived) {
+        add_counter(name,
+                    kAbsorbedDerived,
+                    unit,
+                    Role::kAbsorbed,
+                    RoleGroup::kWeight,
+                    MutatedIn::kForward,
+                    1,
+                    holders);
+        catalog.items.back().derived = true;
+      }
       add_counter(name,
                   kAbsorbedMoments,
                   unit,
@@ -160,10 +197,14 @@ TrainState::TrainState(device::Device device, const TrainPlan& plan, Rank rank)
   for (auto* table : {&routed_, &lost_weight_, &lost_moments_, &lost_any_})
     table->assign(layers.size() * num_experts, 0);
 
+  const ParameterRole parameter = parameter_role(plan.dims.dtype);
+  const bool saves_derived = std::ranges::any_of(plan.catalog.items, &StateItem::derived);
   const Shape origin{0};
   for (const parallel::Param& param : params_.params()) {
     const Shape offset = Block::whole(param.spec.shape).offset;
-    binding_->bind(param.spec.name + "/weight", param.weight, offset);
+    binding_->bind(param.spec.name + "/" + parameter.dataset, param.master, offset);
+    if (saves_derived && param.is_derived() && param.spec.is_expert())
+      binding_->bind(param.spec.name + "/weight", param.weight, offset);
     binding_->bind(param.spec.name + "/exp_avg", optimizer_.exp_avg(param), offset);
     binding_->bind(param.spec.name + "/exp_avg_sq", optimizer_.exp_avg_sq(param), offset);
   }
@@ -186,14 +227,17 @@ TrainState::TrainState(device::Device device, const TrainPlan& plan, Rank rank)
     }
     for (int e = 0; e < int(num_experts); ++e) {
       if (parallel::expert_position(ExpertId{e}, int(num_experts), plan.mesh) == position) {
-        experts_.push_back({int(l), e, 0, 0});
+        experts_.push_back({int(l), e});
       }
     }
   }
   for (ExpertCounters& expert : experts_) {
     const std::string name =
         model::expert_name(layers[std::size_t(expert.moe_layer)], ExpertId{expert.expert});
-    binding_->bind(name + "/" + kAbsorbedWeight, storage_of(&expert.absorbed_weight, 1), origin);
+    binding_->bind(name + "/" + parameter.absorbed, storage_of(&expert.absorbed_weight, 1), origin);
+    if (saves_derived)
+      binding_->bind(
+          name + "/" + kAbsorbedDerived, storage_of(&expert.absorbed_derived, 1), origin);
     binding_->bind(name + "/" + kAbsorbedMoments, storage_of(&expert.absorbed_moments, 1), origin);
   }
   binding_->validate();
@@ -206,8 +250,39 @@ void TrainState::count_tokens(std::span<const std::int64_t> slots) {
     const std::int64_t routed =
         slots[std::size_t(expert.moe_layer * plan_.dims.num_experts + expert.expert)];
     expert.absorbed_weight += routed;
+    expert.absorbed_derived += routed;
     expert.absorbed_moments += routed;
   }
+}
+
+WeightRestore TrainState::restore_weights(Context& ctx, const checkpoint::RestorePlan& plan) {
+  std::map<UnitIndex, checkpoint::Version> master_of_unit;
+  std::map<std::pair<LayerId, ExpertId>, UnitIndex> newer;
+  for (const checkpoint::UnitRestore& restore : plan.restores) {
+    if (restore.group == RoleGroup::kMaster) master_of_unit[restore.unit] = restore.version;
+  }
+  for (const checkpoint::UnitRestore& restore : plan.restores) {
+    const auto master = master_of_unit.find(restore.unit);
+    if (restore.group != RoleGroup::kWeight || master == master_of_unit.end()) continue;
+    const StateUnit& unit = plan_.catalog.units[std::size_t(restore.unit.value)];
+    if (restore.version > master->second) newer.insert({{unit.layer, unit.expert}, restore.unit});
+  }
+  for (const parallel::Param& param : params_.params()) {
+    if (!param.is_derived()) continue;
+    if (newer.contains({param.spec.layer, param.spec.expert})) {
+      ops::cast(ctx, param.weight.flat(), param.master.flat());
+    } else {
+      ops::cast(ctx, param.master.flat(), param.weight.flat());
+    }
+  }
+  const std::vector<LayerId> layers = moe_layers(plan_.dims);
+  for (ExpertCounters& expert : experts_) {
+    const bool from_weight =
+        newer.contains({layers[std::size_t(expert.moe_layer)], ExpertId{expert.expert}});
+    (from_weight ? expert.absorbed_weight : expert.absorbed_derived) =
+        from_weight ? expert.absorbed_derived : expert.absorbed_weight;
+  }
+  return {int(newer.size())};
 }
 
 LossReport TrainState::account_for_losses(Context& ctx,

@@ -254,11 +254,15 @@ TEST_CASE("unusable configurations are refused with a message that helps", "[con
        "is not supported in this version; use aux_loss or none"},
       {"moe: {moe_token_dispatcher_type: flex}", "is not supported in this version; use alltoall"},
       {"moe: {moe_router_dtype: fp64}", "is not supported in this version; use fp32"},
-      {"optimizer: {lr_decay_style: cosin}", "use constant, linear, cosine, inverse-square-root or WSD"},
+      {"optimizer: {lr_decay_style: cosin}",
+       "use constant, linear, cosine, inverse-square-root or WSD"},
       {"checkpoint: {pec: {selection: random}}",
        "is not supported in this version; use sequential"},
       {"checkpoint: {pec: {always_saved: [master]}}",
-       "always_saved=master is not supported in this version"},
+       "always_saved=[master] needs training.bf16=true"},
+      {"training: {bf16: true}\nmoe: {num_experts: 2}\ncheckpoint: {pec: {always_saved: [weight, "
+       "master]}}",
+       "would be written twice; keep one"},
       {"checkpoint: {pec: {always_saved: [weight, weight]}}",
        "always_saved=weight is listed twice"},
       {"logging: {level: loud}", "is not a known value; use debug, info, warn or error"},
@@ -304,7 +308,8 @@ TEST_CASE("unusable configurations are refused with a message that helps", "[con
       {"moe: {num_experts: 4, moe_router_score_function: sigmoid, moe_router_pre_softmax: true}",
        "has no meaning with moe.moe_router_score_function=sigmoid"},
       {"moe: {num_experts: 8, moe_router_num_groups: 3, moe_router_group_topk: 1}",
-       "moe.moe_router_num_groups=3 does not divide moe.num_experts=8 (groups are equal); use 1, 2, "
+       "moe.moe_router_num_groups=3 does not divide moe.num_experts=8 (groups are equal); use 1, "
+       "2, "
        "4 or 8"},
       {"moe: {num_experts: 8, moe_router_num_groups: 4, moe_router_group_topk: 5}",
        "moe.moe_router_group_topk=5 is not one of the 4 groups"},

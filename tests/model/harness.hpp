@@ -91,8 +91,16 @@ inline std::vector<double> values_of(const parallel::ParamSpec& spec,
   const std::size_t count = std::size_t(spec.shape.num_elements());
   const TensorView view = storage.row_major();
   for (std::size_t i = 0; i < count; ++i) {
-    values.push_back(view.dtype == DType::kF64 ? view.as<double>()[i]
-                                               : double(view.as<float>()[i]));
+    switch (view.dtype) {
+      case DType::kF64:
+        values.push_back(view.as<double>()[i]);
+        break;
+      case DType::kBF16:
+        values.push_back(double(view.as<BFloat16>()[i]));
+        break;
+      default:
+        values.push_back(double(view.as<float>()[i]));
+    }
   }
   return values;
 }

@@ -94,6 +94,58 @@ TEST_CASE("fp32 stays close to the reference", "[model]") {
   CHECK(result.loss_sum == Approx(reference.cross_entropy_sum()).epsilon(1e-5));
 }
 
+TEST_CASE("bf16 stays as close to the reference as its rounding allows, with masters in f32",
+          "[model]") {
+  const model::ModelDims dims = small_dims(DType::kBF16);
+  const auto world = comm::make_self_group();
+  Harness harness(dims, *world, 1);
+  // The reference computes with the rounded weights, so that what is left is the activations'.
+  const Weights weights = weights_of(harness);
+  for (const parallel::Param& param : harness.params.params()) {
+    CAPTURE(param.spec.name);
+    CHECK(param.master.dtype() == DType::kF32);
+    CHECK(param.grad.dtype() == DType::kF32);
+    const bool vector = param.spec.shape.num_dims() == 1;
+    const bool router = param.spec.name.ends_with("mlp.gate.weight");
+    CHECK(param.is_derived() == (!vector && !router));
+    const auto master = values_of(param.spec, param.master);
+    for (std::size_t i = 0; i < master.size(); ++i) {
+      const double rounded = double(BFloat16(master[i]));
+      REQUIRE(values_of(param.spec, param.weight)[i] == (param.is_derived() ? rounded : master[i]));
+    }
+  }
+  const auto tokens = random_ids(dims, 0, 1), labels = random_ids(dims, 0, 2);
+  const model::BatchResult result = harness.run(tokens, labels, 1);
+  ReferenceModel reference(dims, weights);
+  (void)reference.objective(tokens, labels);
+  CHECK(result.loss_sum == Approx(reference.cross_entropy_sum()).epsilon(0.01));
+
+  // Gradients against those of f32 with the same rounded weights.
+  model::ModelDims wide_dims = dims;
+  wide_dims.dtype = DType::kF32;
+  Harness wide(wide_dims, *world, 1);
+  for (const parallel::Param& param : wide.params.params()) {
+    const auto& values = weights.at(param.spec.name);
+    const auto memory = param.weight.row_major().as<float>();
+    for (std::size_t i = 0; i < values.size(); ++i) memory[i] = float(values[i]);
+  }
+  (void)wide.run(tokens, labels, 1);
+  double squares = 0, errors = 0;
+  for (std::size_t p = 0; p < wide.params.params().size(); ++p) {
+    const auto exact = values_of(wide.params.params()[p].spec, wide.params.params()[p].grad);
+    const auto rounded =
+        values_of(harness.params.params()[p].spec, harness.params.params()[p].grad);
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      squares += exact[i] * exact[i];
+      errors += (rounded[i] - exact[i]) * (rounded[i] - exact[i]);
+    }
+  }
+  CHECK(std::sqrt(errors / squares) < 0.02);
+  CHECK(std::sqrt(errors / squares) > 1e-4);
+  CHECK(harness.arena.high_water() == harness.arena.capacity());
+  CHECK(harness.workspace.high_water() == harness.workspace.capacity());
+}
+
 TEST_CASE("padded vocabulary rows never influence the result", "[model]") {
   const model::ModelDims dims = small_dims(DType::kF32);
   const auto world = comm::make_self_group();

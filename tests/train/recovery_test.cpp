@@ -211,6 +211,107 @@ TEST_CASE(
   CHECK(losses.plt == Approx(double(lost[0] + lost[1]) / (2 * planned)));
 }
 
+TEST_CASE("bf16: masters are in checkpoints, weights are not, and a resume is exact", "[train]") {
+  Lab lab;
+  const std::string bf16 = "training.bf16=true";
+  CHECK(lab.train("straight", {bf16}) == ExitCode::kDone);
+  CHECK(lab.train("halved", {bf16, "training.exit_interval=12"}) == ExitCode::kStoppedOnRequest);
+  CHECK(lab.train("halved", {bf16}, checkpoint::ResumeMode::kFromFailure) == ExitCode::kDone);
+  const auto straight = lab.checksums("straight", 20);
+  CHECK(lab.checksums("halved", 20) == straight);
+  for (const auto& [path, checksum] : straight) {
+    CAPTURE(path);
+    CHECK_FALSE(path.ends_with("/weight"));
+  }
+  CHECK(straight.contains("model.layers.0.mlp.experts.3.up_proj.weight/master"));
+
+  // Another element type is another model.
+  const ExpectLog expected;
+  CHECK_THROWS_WITH(lab.train("halved", {}, checkpoint::ResumeMode::kFromFailure),
+                    Catch::Contains("is of another model"));
+}
+
+TEST_CASE("bf16 with weights always saved: stale masters are taken from the newer weights",
+          "[train]") {
+  Lab lab;
+  const std::vector<std::string> settings{"training.bf16=true",
+                                          "checkpoint.pec.experts_per_checkpoint=2",
+                                          "checkpoint.pec.always_saved=[weight]",
+                                          "training.exit_interval=16"};
+  CHECK(lab.train("run", settings) == ExitCode::kStoppedOnRequest);
+  // The same updates, with everything saved at each step: what the weights were.
+  std::vector<std::string> all = settings;
+  all[1] = "checkpoint.pec.experts_per_checkpoint=8";
+  CHECK(lab.train("oracle", all) == ExitCode::kStoppedOnRequest);
+  const auto truth = lab.checksums("oracle", 16);
+
+  const config::Config config = lab.config(settings);
+  const train::TrainPlan plan = train::make_plan(config, kVocab, kWorld);
+  std::mutex mutex;
+  int rounded = 0, exact = 0, masters_as_weights = 0;
+  train::LossReport losses;
+  train::WeightRestore weights;
+  comm::run_thread_group(kWorld, [&](comm::Group& world) {
+    device::Stream stream{device::cpu()};
+    device::Arena workspace;
+    Context ctx{device::cpu(), stream, workspace, 1};
+    train::TrainState state(device::cpu(), plan, world.rank());
+    const checkpoint::Recovered recovered =
+        checkpoint::recover(lab.fs(),
+                            lab.path("run"),
+                            checkpoint::ResumeMode::kFromFailure,
+                            "",
+                            plan.catalog,
+                            state.binding(),
+                            ctx,
+                            world);
+    const train::WeightRestore restored = state.restore_weights(ctx, recovered.report.plan);
+    const train::LossReport report = state.account_for_losses(ctx, world, config);
+    const std::lock_guard lock(mutex);
+    losses = report;
+    weights = restored;
+    for (const parallel::Param& param : state.params().params()) {
+      if (!param.spec.is_expert()) continue;
+      const auto bytes = [](const device::ParamStorage& storage) {
+        return xxh3(std::span<const std::byte>(storage.memory(), storage.num_bytes()));
+      };
+      // Every expert's weight is that of step 16, whatever became of its master.
+      CAPTURE(param.spec.name);
+      CHECK(bytes(param.weight) == truth.at(param.spec.name + "/weight"));
+      const bool same = bytes(param.master) == truth.at(param.spec.name + "/master");
+      (same ? exact : rounded) += 1;
+      const auto master = param.master.row_major().as<float>();
+      const auto weight = param.weight.row_major().as<BFloat16>();
+      masters_as_weights +=
+          std::equal(master.begin(), master.end(), weight.begin(), [](float wide, BFloat16 narrow) {
+            return wide == float(narrow);
+          });
+    }
+  });
+  // Three matrices an expert, two layers of eight, on two replicas; two experts a layer are
+  // current.
+  CHECK(exact == 3 * 2 * 2 * 2);
+  CHECK(rounded == 3 * 2 * 6 * 2);
+  CHECK(masters_as_weights == rounded);
+  CHECK(weights.rounded_units == 2 * 6);
+  CHECK(losses.plt > 0);
+  CHECK(losses.plt_weights == 0);
+
+  // Weights in checkpoints are a choice of each start, not of the model.
+  CHECK(lab.train("run",
+                  {"training.bf16=true",
+                   "checkpoint.pec.experts_per_checkpoint=2",
+                   "training.exit_interval=18"},
+                  checkpoint::ResumeMode::kFromFailure) == ExitCode::kStoppedOnRequest);
+  CHECK(lab.metrics("run", "recovery").back().at("rounded_units") == 0);
+  CHECK(lab.train("run",
+                  {"training.bf16=true",
+                   "checkpoint.pec.experts_per_checkpoint=2",
+                   "checkpoint.pec.always_saved=[weight]"},
+                  checkpoint::ResumeMode::kFromFailure) == ExitCode::kDone);
+  CHECK(lab.metrics("run", "step").back().at("step") == 20);
+}
+
 TEST_CASE("routed slots are absorbed or lost, over several failures", "[train]") {
   Lab lab;
   const std::vector<std::string> first{"checkpoint.pec.experts_per_checkpoint=2",

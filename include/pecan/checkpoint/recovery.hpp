@@ -40,7 +40,8 @@ struct RestorePlan {
 };
 
 /// Design rules of recovery, 4: the largest t with all non-expert groups at exactly t and every
-/// other (unit, group) with a source <= t; each from its newest source <= t. `candidates` are the
+/// other (unit, group) with a source <= t; each from its newest source <= t. Derived groups without
+/// a source are left out. `candidates` are the
 /// versions of good manifests. Pure. Returns nullopt if no t qualifies.
 [[nodiscard]] std::optional<RestorePlan> plan_restore(const StateCatalog& catalog,
                                                       const std::vector<Source>& sources,

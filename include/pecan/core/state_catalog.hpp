@@ -66,6 +66,9 @@ struct StateItem {
   MutatedIn mutated_in = MutatedIn::kUpdate;
   Shape global_shape;
   DType dtype = DType::kF32;
+  /// Can be made from other items: recovery does without it, and it is no part of the model's
+  /// identity.
+  bool derived = false;
   std::vector<StateBlock> blocks;  ///< cover global_shape without overlap
   [[nodiscard]] std::string path() const { return name + "/" + dataset; }
   [[nodiscard]] std::size_t num_bytes() const;
@@ -80,7 +83,7 @@ struct StateCatalog {
   std::vector<StateUnit> units;  ///< [0] non-expert; experts ordered by (layer, expert)
   std::vector<StateItem> items;
   /// Layout-free identity of the model: hash of the names, datasets, shapes, dtypes, units and
-  /// groups of all items.
+  /// groups of all items but the derived ones.
   [[nodiscard]] std::uint64_t model_fingerprint() const;
   /// Role groups that `unit` has, ascending.
   [[nodiscard]] std::vector<RoleGroup> groups_of(UnitIndex unit) const;

@@ -31,8 +31,7 @@ struct BFloat16 {
   explicit BFloat16(float value) {
     const auto wide = std::bit_cast<std::uint32_t>(value);
     const std::uint32_t rounded = wide + 0x7FFFU + ((wide >> 16U) & 1U);
-    const std::uint32_t kept =
-        (wide & 0x7FFFFFFFU) > 0x7F800000U ? (wide | 0x00400000U) : rounded;
+    const std::uint32_t kept = (wide & 0x7FFFFFFFU) > 0x7F800000U ? (wide | 0x00400000U) : rounded;
     bits = static_cast<std::uint16_t>(kept >> 16U);
   }
   explicit BFloat16(double value) : BFloat16(static_cast<float>(value)) {}

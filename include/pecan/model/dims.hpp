@@ -60,10 +60,10 @@ struct ModelDims {
   bool linear_bias = false;    ///< of every linear map but router and head
   bool tied_embeddings = true;
   std::vector<bool> is_moe;  ///< by layer
+  /// Of masters, norms, router, softmax and statistics: f32 where dtype is bf16.
+  [[nodiscard]] DType master_dtype() const { return master_of(dtype); }
   [[nodiscard]] std::int64_t tokens() const { return micro_batch * sequence; }
   [[nodiscard]] int num_moe_layers() const;
-  /// Of router logits, scores and weights, and of expert biases.
-  [[nodiscard]] DType router_dtype() const { return master_of(dtype); }
   /// Token-slots that an expert takes of one rank's micro-batch; 0: any number.
   [[nodiscard]] std::int64_t capacity() const;
 };
@@ -72,9 +72,11 @@ struct ModelDims {
 [[nodiscard]] ModelDims plan_dims(const config::Config& config, std::int64_t vocab_size);
 /// Every parameter in a fixed order, experts by (layer, expert). Pure.
 [[nodiscard]] std::vector<parallel::ParamSpec> plan_parameters(const ModelDims& dims);
-/// Draws every weight that this rank holds by (seed, name, element): every layout starts from the
-/// same model.
+/// Draws every master that this rank holds by (seed, name, element): every layout starts from the
+/// same model. Derives the weights.
 void initialise(Context& ctx, parallel::ParamSet& params, std::uint64_t seed);
+/// Rounds the weights from their masters, where the two differ: after the masters were restored.
+void derive_weights(Context& ctx, parallel::ParamSet& params);
 
 /// Names of parameters: Hugging Face's Qwen3-MoE (docs/formats/checkpoint.md).
 [[nodiscard]] std::string layer_name(LayerId layer);

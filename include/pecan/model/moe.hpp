@@ -89,6 +89,7 @@ struct FfnActivations {
 };
 struct FfnScratch {
   TensorView d_normed_TH, d_logits_TE, d_weights_TK, sent_PH;
+  TensorView router_TH;  ///< bf16 only: the router's input, and its gradient, in the master type
   Growable<DispatchScratch> dispatch;
   [[nodiscard]] static FfnScratch plan(const ModelDims& dims, int ep_size, device::Arena& arena);
 };
@@ -146,13 +147,17 @@ class MoeLayer {
                 double loss_scale,
                 TensorView d_TH);
   [[nodiscard]] Experts& experts() { return experts_; }
-  /// The router's bias, E numbers in the router's dtype, 0 at first; the trainer reads and writes
+  /// The router's bias, E numbers in the master type, 0 at first; the trainer reads and writes
   /// it between steps, alike on all ranks. Without dims.expert_bias its data is null.
   [[nodiscard]] TensorView expert_bias() const;
 
  private:
   [[nodiscard]] ops::RouterOptions router_options() const;
   void dispatch(Context& ctx, FfnActivations& kept, FfnScratch& scratch);
+  /// The normed tokens in the master type, which the router computes in.
+  [[nodiscard]] ConstTensorView router_input(Context& ctx,
+                                             const FfnActivations& kept,
+                                             const FfnScratch& scratch) const;
 
   const ModelDims& dims_;
   LayerId layer_;

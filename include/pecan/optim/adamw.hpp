@@ -25,8 +25,8 @@ class AdamW {
  public:
   /// Moments of `params`, zero; `params` outlives it.
   AdamW(device::Device device, parallel::ParamSet& params);
-  /// One update of every parameter from its gradient times `grad_scale`. Decay as each spec says.
-  /// Not collective.
+  /// One update of every master from its gradient times `grad_scale`, and of the weights derived
+  /// from it. Decay as each spec says. Not collective.
   void update(Context& ctx, const config::OptimizerConfig& config, double lr, double grad_scale);
   [[nodiscard]] device::ParamStorage exp_avg(const parallel::Param& param) const {
     return params_.storage_in(exp_avg_, param);
@@ -36,9 +36,10 @@ class AdamW {
   }
   /// This rank's units, the non-expert one first.
   [[nodiscard]] std::span<UnitUpdates> units() { return units_; }
-  /// Bytes of the moments of `elements` parameters. Pure.
+  /// Bytes of the moments of `elements` parameters of a model of `dtype`, and with bf16 of their
+  /// masters. Pure.
   [[nodiscard]] static std::size_t plan_bytes(std::size_t elements, DType dtype) {
-    return 2 * elements * size_of(dtype);
+    return (dtype == master_of(dtype) ? 2 : 3) * elements * size_of(master_of(dtype));
   }
 
  private:

@@ -22,6 +22,9 @@ namespace pecan::parallel {
 
 enum class WeightDecay : std::uint8_t { kNone, kDecoupled };
 
+/// What forward computes with: the model's type, or the master type (f32 where the model is bf16).
+enum class ComputedIn : std::uint8_t { kModelType, kMasterType };
+
 /// One parameter of the model, independent of any layout.
 struct ParamSpec {
   std::string name;  ///< Hugging Face's Qwen3-MoE name
@@ -33,6 +36,7 @@ struct ParamSpec {
   double init_std = 0;  ///< N(0, init_std), or for 0 the constant init_value
   double init_value = 0;
   WeightDecay decay = WeightDecay::kNone;
+  ComputedIn computed_in = ComputedIn::kModelType;
   [[nodiscard]] bool is_expert() const { return expert.value >= 0; }
   [[nodiscard]] Shape padded_shape() const;
 };
@@ -47,8 +51,10 @@ struct ParamSpec {
 /// One parameter as this rank holds it.
 struct Param {
   ParamSpec spec;
-  device::ParamStorage weight;
-  device::ParamStorage grad;
+  device::ParamStorage weight;  ///< what forward reads: the master, or its bf16 rounding
+  device::ParamStorage master;  ///< what the optimizer updates and checkpoints hold
+  device::ParamStorage grad;    ///< in the master type
+  [[nodiscard]] bool is_derived() const { return weight.memory() != master.memory(); }
   std::size_t first = 0;  ///< element offset in the flat buffers
 };
 
@@ -58,11 +64,11 @@ struct FlatRange {
   std::size_t count = 0;
 };
 
-/// This rank's parameters and gradients in two flat buffers, dense ones first, each parameter
-/// 64-byte aligned.
+/// This rank's parameters and gradients in flat buffers, dense ones first, each parameter 64-byte
+/// aligned. With bf16 a third buffer of the same order holds the weights rounded from the master.
 class ParamSet {
  public:
-  /// Plans and allocates; weights are zero until the model draws them. dtype: f32 or f64.
+  /// Plans and allocates; weights are zero until the model draws them. dtype: f32, f64 or bf16.
   ParamSet(device::Device device,
            const std::vector<ParamSpec>& specs,
            int num_experts,
@@ -75,13 +81,14 @@ class ParamSet {
   /// InternalError if this rank does not hold it.
   [[nodiscard]] Param& at(std::string_view name);
   [[nodiscard]] DType dtype() const { return dtype_; }
+  /// Of masters, gradients and moments.
+  [[nodiscard]] DType master_dtype() const { return master_of(dtype_); }
   [[nodiscard]] FlatRange dense_range() const { return dense_; }
   [[nodiscard]] FlatRange expert_range() const { return expert_; }
   [[nodiscard]] std::size_t num_elements() const { return dense_.count + expert_.count; }
-  [[nodiscard]] TensorView flat_weights(FlatRange range) const;
   [[nodiscard]] TensorView flat_grads(FlatRange range) const;
-  /// A storage of param's shape and order over other flat memory (an optimizer moment) laid out
-  /// like the weights.
+  /// A storage of param's shape and order over other flat memory of the master type (an optimizer
+  /// moment) laid out like the masters.
   [[nodiscard]] device::ParamStorage storage_in(const device::Buffer& flat,
                                                 const Param& param) const;
   /// Elements that the flat buffers of `specs` on `rank` take, padding included. Pure.
@@ -96,8 +103,9 @@ class ParamSet {
   std::vector<Param> params_;
   FlatRange dense_;
   FlatRange expert_;
-  device::Buffer weights_;
+  device::Buffer master_;
   device::Buffer grads_;
+  device::Buffer weights_;  ///< bf16 only
 };
 
 /// StateBinding over ParamStorages: each item that this rank holds a block of is bound once.

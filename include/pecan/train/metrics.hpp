@@ -62,6 +62,7 @@ class MetricsWriter {
   void write(Incarnation incarnation, const checkpoint::SaveRecord& record);
   void write(const checkpoint::Recovered& recovered,
              const StateCatalog& catalog,
+             const WeightRestore& weights,
              const LossReport& losses);
 
  private:

@@ -48,7 +48,8 @@ struct TrainPlan {
       0;  ///< with pec.experts_per_checkpoint, largest selection
 };
 
-/// model.vocab_size, or the size of data.tokenizer_model; ConfigError without either, DataError for a bad tokenizer.
+/// model.vocab_size, or the size of data.tokenizer_model; ConfigError without either, DataError for
+/// a bad tokenizer.
 [[nodiscard]] std::int64_t resolve_vocab_size(const config::Config& config);
 /// Throws ConfigError where configuration and world do not fit. Allocates nothing of the model's
 /// size.

@@ -25,6 +25,12 @@ struct LossReport {
   double plt_so_far = 0;   ///< plt relative to the tokens trained so far
 };
 
+/// How experts' weights came back.
+struct WeightRestore {
+  int rounded_units = 0;  ///< experts of the job whose bf16 weights were newer than their masters,
+                          ///< which are now those weights
+};
+
 /// Parameters, moments and token counters of one rank, bound to the catalog.
 /// Counters, by MoE layer l and expert e: routed (token slots whose update was applied, over the
 /// whole job), absorbed (those that a role group's state holds) and lost, with routed = absorbed +
@@ -38,6 +44,9 @@ class TrainState {
   /// Adds the job's token slots of one applied step, [MoE layer * E + expert].
   void count_tokens(std::span<const std::int64_t> slots);
   [[nodiscard]] std::span<const std::int64_t> routed() const { return routed_; }
+  /// After a recovery by `plan`, with bf16: takes masters from weights that are newer, and rounds
+  /// all other weights from their masters. Source: papers.md 1, W and O modes. Not collective.
+  [[nodiscard]] WeightRestore restore_weights(Context& ctx, const checkpoint::RestorePlan& plan);
   /// After a recovery: sets lost from routed and the recovered units' absorbed counters. Collective
   /// over `world`.
   [[nodiscard]] LossReport account_for_losses(Context& ctx,
@@ -50,7 +59,8 @@ class TrainState {
   struct ExpertCounters {
     int moe_layer = 0;
     int expert = 0;
-    std::int64_t absorbed_weight = 0;
+    std::int64_t absorbed_weight = 0;   ///< by the parameter: the weight, or with bf16 the master
+    std::int64_t absorbed_derived = 0;  ///< by the bf16 weight in checkpoints
     std::int64_t absorbed_moments = 0;
   };
   const TrainPlan& plan_;
@@ -65,8 +75,12 @@ class TrainState {
   std::unique_ptr<parallel::StorageBinding> binding_;
 };
 
+/// Whether checkpoints hold the bf16 weights of experts beside their masters.
+enum class DerivedWeights : std::uint8_t { kOmitted, kSaved };
+
 /// Items of everything above. Pure; used by make_plan.
 [[nodiscard]] StateCatalog plan_catalog(const model::ModelDims& dims,
+                                        DerivedWeights derived_weights,
                                         const std::vector<parallel::ParamSpec>& specs,
                                         const parallel::MeshShape& mesh);
 
