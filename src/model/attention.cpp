@@ -1,7 +1,5 @@
 #include <pecan/ops/attention.hpp>
 #include <pecan/ops/elementwise.hpp>
-#include <pecan/ops/matmul.hpp>
-#include <pecan/ops/rms_norm.hpp>
 #include <pecan/ops/rope.hpp>
 
 #include <pecan/model/attention.hpp>
@@ -27,15 +25,16 @@ AttentionActivations AttentionActivations::plan(const ModelDims& dims, device::A
   const auto allocate = [&](const Shape& shape) { return arena.allocate(dims.dtype, shape); };
   AttentionActivations kept;
   kept.normed_TH = allocate({tokens, dims.hidden});
-  kept.rstd_T = arena.allocate(dims.master_dtype(), {tokens});
+  kept.norm = NormStatistics::plan(dims, tokens, arena);
   kept.q_TND = allocate({tokens, dims.heads, dims.head_dim});
   kept.k_TGD = allocate({tokens, dims.kv_groups, dims.head_dim});
   kept.v_TGD = allocate({tokens, dims.kv_groups, dims.head_dim});
-  if (dims.qk_norm) {
+  if (dims.qk_norm != QkNorm::kNone) {
+    const bool per_head = dims.qk_norm == QkNorm::kPerHead;
     kept.raw_q_TND = allocate({tokens, dims.heads, dims.head_dim});
     kept.raw_k_TGD = allocate({tokens, dims.kv_groups, dims.head_dim});
-    kept.q_rstd = arena.allocate(dims.master_dtype(), {tokens * dims.heads});
-    kept.k_rstd = arena.allocate(dims.master_dtype(), {tokens * dims.kv_groups});
+    kept.q_norm = NormStatistics::plan(dims, per_head ? tokens * dims.heads : tokens, arena);
+    kept.k_norm = NormStatistics::plan(dims, per_head ? tokens * dims.kv_groups : tokens, arena);
   }
   kept.out_TND = allocate({tokens, dims.heads, dims.head_dim});
   kept.lse_BNS = arena.allocate(dims.master_dtype(), {dims.micro_batch, dims.heads, dims.sequence});
@@ -55,65 +54,58 @@ AttentionScratch AttentionScratch::plan(const ModelDims& dims, device::Arena& ar
 }
 
 AttentionLayer::AttentionLayer(const ModelDims& dims, parallel::ParamSet& params, LayerId layer)
-    : dims_(dims) {
-  const std::string prefix = layer_name(layer);
-  norm_ = &params.at(prefix + ".input_layernorm.weight");
-  q_ = &params.at(prefix + ".self_attn.q_proj.weight");
-  k_ = &params.at(prefix + ".self_attn.k_proj.weight");
-  v_ = &params.at(prefix + ".self_attn.v_proj.weight");
-  o_ = &params.at(prefix + ".self_attn.o_proj.weight");
-  if (dims.qk_norm) {
-    q_norm_ = &params.at(prefix + ".self_attn.q_norm.weight");
-    k_norm_ = &params.at(prefix + ".self_attn.k_norm.weight");
+    : dims_(dims),
+      norm_(dims, params, layer_name(layer) + ".input_layernorm"),
+      q_(dims, params, layer_name(layer) + ".self_attn.q_proj"),
+      k_(dims, params, layer_name(layer) + ".self_attn.k_proj"),
+      v_(dims, params, layer_name(layer) + ".self_attn.v_proj"),
+      o_(dims, params, layer_name(layer) + ".self_attn.o_proj") {
+  if (dims.qk_norm != QkNorm::kNone) {
+    q_norm_.emplace(dims, params, layer_name(layer) + ".self_attn.q_norm");
+    k_norm_.emplace(dims, params, layer_name(layer) + ".self_attn.k_norm");
   }
 }
 
 void AttentionLayer::forward(Context& ctx,
                              ConstTensorView x_TH,
-                             ConstTensorView table_SD,
+                             const TokenPlaces& places,
                              AttentionActivations& kept,
                              TensorView y_TH) const {
-  ops::rms_norm_forward(
-      ctx, x_TH, norm_->weight.row_major(), dims_.norm_epsilon, kept.normed_TH, kept.rstd_T);
-  const TensorView projected_q = dims_.qk_norm ? kept.raw_q_TND : kept.q_TND;
-  const TensorView projected_k = dims_.qk_norm ? kept.raw_k_TGD : kept.k_TGD;
-  ops::matmul_forward(ctx, kept.normed_TH, q_->weight, merged(projected_q));
-  ops::matmul_forward(ctx, kept.normed_TH, k_->weight, merged(projected_k));
-  ops::matmul_forward(ctx, kept.normed_TH, v_->weight, merged(kept.v_TGD));
-  if (dims_.qk_norm) {
-    ops::rms_norm_forward(ctx,
-                          kept.raw_q_TND,
-                          q_norm_->weight.row_major(),
-                          dims_.norm_epsilon,
-                          kept.q_TND,
-                          kept.q_rstd);
-    ops::rms_norm_forward(ctx,
-                          kept.raw_k_TGD,
-                          k_norm_->weight.row_major(),
-                          dims_.norm_epsilon,
-                          kept.k_TGD,
-                          kept.k_rstd);
+  norm_.forward(ctx, x_TH, kept.norm, kept.normed_TH);
+  q_.forward(ctx, kept.normed_TH, merged(q_norm_ ? kept.raw_q_TND : kept.q_TND));
+  k_.forward(ctx, kept.normed_TH, merged(k_norm_ ? kept.raw_k_TGD : kept.k_TGD));
+  v_.forward(ctx, kept.normed_TH, merged(kept.v_TGD));
+  if (q_norm_) {
+    q_norm_->forward(ctx, kept.raw_q_TND, kept.q_norm, kept.q_TND);
+    k_norm_->forward(ctx, kept.raw_k_TGD, kept.k_norm, kept.k_TGD);
   }
-  ops::rope_forward(ctx, table_SD, {}, kept.q_TND);
-  ops::rope_forward(ctx, table_SD, {}, kept.k_TGD);
-  ops::attention_forward(
-      ctx, shape_of(dims_), {}, kept.q_TND, kept.k_TGD, kept.v_TGD, kept.out_TND, kept.lse_BNS);
-  ops::matmul_forward(ctx, merged(kept.out_TND), o_->weight, y_TH);
+  if (dims_.position_embedding == config::PositionEmbedding::kRope) {
+    ops::rope_forward(ctx, places.rope_table_SD, places.positions_T, kept.q_TND);
+    ops::rope_forward(ctx, places.rope_table_SD, places.positions_T, kept.k_TGD);
+  }
+  ops::attention_forward(ctx,
+                         shape_of(dims_),
+                         places.document_start_T,
+                         kept.q_TND,
+                         kept.k_TGD,
+                         kept.v_TGD,
+                         kept.out_TND,
+                         kept.lse_BNS);
+  o_.forward(ctx, merged(kept.out_TND), y_TH);
   ops::add(ctx, x_TH, y_TH, y_TH);
 }
 
 void AttentionLayer::backward(Context& ctx,
                               ConstTensorView x_TH,
-                              ConstTensorView table_SD,
+                              const TokenPlaces& places,
                               AttentionActivations& kept,
                               AttentionScratch& scratch,
                               TensorView d_TH) const {
-  ops::matmul_backward_weight(ctx, d_TH, merged(kept.out_TND), o_->grad);
-  ops::matmul_backward_input(
-      ctx, d_TH, o_->weight, merged(scratch.d_out_TND), Accumulate::kOverwrite);
+  o_.backward_weight(ctx, d_TH, merged(kept.out_TND));
+  o_.backward_input(ctx, d_TH, merged(scratch.d_out_TND), Accumulate::kOverwrite);
   ops::attention_backward(ctx,
                           shape_of(dims_),
-                          {},
+                          places.document_start_T,
                           scratch.d_out_TND,
                           kept.q_TND,
                           kept.k_TGD,
@@ -123,49 +115,28 @@ void AttentionLayer::backward(Context& ctx,
                           scratch.d_q_TND,
                           scratch.d_k_TGD,
                           scratch.d_v_TGD);
-  ops::rope_backward(ctx, table_SD, {}, scratch.d_q_TND);
-  ops::rope_backward(ctx, table_SD, {}, scratch.d_k_TGD);
-  if (dims_.qk_norm) {
-    ops::rms_norm_backward(ctx,
-                           scratch.d_q_TND,
-                           kept.raw_q_TND,
-                           q_norm_->weight.row_major(),
-                           kept.q_rstd,
-                           scratch.d_q_TND,
-                           Accumulate::kOverwrite,
-                           q_norm_->grad.row_major());
-    ops::rms_norm_backward(ctx,
-                           scratch.d_k_TGD,
-                           kept.raw_k_TGD,
-                           k_norm_->weight.row_major(),
-                           kept.k_rstd,
-                           scratch.d_k_TGD,
-                           Accumulate::kOverwrite,
-                           k_norm_->grad.row_major());
+  if (dims_.position_embedding == config::PositionEmbedding::kRope) {
+    ops::rope_backward(ctx, places.rope_table_SD, places.positions_T, scratch.d_q_TND);
+    ops::rope_backward(ctx, places.rope_table_SD, places.positions_T, scratch.d_k_TGD);
+  }
+  if (q_norm_) {
+    q_norm_->backward(
+        ctx, scratch.d_q_TND, kept.raw_q_TND, kept.q_norm, scratch.d_q_TND, Accumulate::kOverwrite);
+    k_norm_->backward(
+        ctx, scratch.d_k_TGD, kept.raw_k_TGD, kept.k_norm, scratch.d_k_TGD, Accumulate::kOverwrite);
   }
   const struct {
     TensorView gradient;
-    parallel::Param* param;
+    const Linear& projection;
     Accumulate accumulate;
   } projections[] = {{merged(scratch.d_q_TND), q_, Accumulate::kOverwrite},
                      {merged(scratch.d_k_TGD), k_, Accumulate::kAdd},
                      {merged(scratch.d_v_TGD), v_, Accumulate::kAdd}};
-  for (const auto& projection : projections) {
-    ops::matmul_backward_weight(ctx, projection.gradient, kept.normed_TH, projection.param->grad);
-    ops::matmul_backward_input(ctx,
-                               projection.gradient,
-                               projection.param->weight,
-                               scratch.d_normed_TH,
-                               projection.accumulate);
+  for (const auto& [gradient, projection, accumulate] : projections) {
+    projection.backward_weight(ctx, gradient, kept.normed_TH);
+    projection.backward_input(ctx, gradient, scratch.d_normed_TH, accumulate);
   }
-  ops::rms_norm_backward(ctx,
-                         scratch.d_normed_TH,
-                         x_TH,
-                         norm_->weight.row_major(),
-                         kept.rstd_T,
-                         d_TH,
-                         Accumulate::kAdd,
-                         norm_->grad.row_major());
+  norm_.backward(ctx, scratch.d_normed_TH, x_TH, kept.norm, d_TH, Accumulate::kAdd);
 }
 
 }  // namespace pecan::model

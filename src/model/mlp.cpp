@@ -1,4 +1,4 @@
-#include <pecan/ops/matmul.hpp>
+#include <pecan/ops/gelu.hpp>
 #include <pecan/ops/swiglu.hpp>
 
 #include <pecan/model/mlp.hpp>
@@ -7,31 +7,37 @@ namespace pecan::model {
 
 using ops::Accumulate;
 
-MlpActivations MlpActivations::plan(DType dtype,
+MlpActivations MlpActivations::plan(const ModelDims& dims,
                                     std::int64_t rows,
                                     std::int64_t ffn,
                                     device::Arena& arena) {
   MlpActivations kept;
-  kept.gate_TF = arena.allocate(dtype, {rows, ffn});
-  kept.up_TF = arena.allocate(dtype, {rows, ffn});
-  kept.h_TF = arena.allocate(dtype, {rows, ffn});
+  if (dims.gated_ffn) kept.gate_TF = arena.allocate(dims.dtype, {rows, ffn});
+  kept.up_TF = arena.allocate(dims.dtype, {rows, ffn});
+  kept.h_TF = arena.allocate(dims.dtype, {rows, ffn});
   return kept;
 }
 
 MlpActivations MlpActivations::rows(std::int64_t first, std::int64_t count) const {
-  return {gate_TF.rows(first, count), up_TF.rows(first, count), h_TF.rows(first, count)};
+  return {gate_TF.shape.num_dims() > 0 ? gate_TF.rows(first, count) : gate_TF,
+          up_TF.rows(first, count),
+          h_TF.rows(first, count)};
 }
 
-Mlp::Mlp(parallel::ParamSet& params, const std::string& prefix)
-    : gate_(&params.at(prefix + ".gate_proj.weight")),
-      up_(&params.at(prefix + ".up_proj.weight")),
-      down_(&params.at(prefix + ".down_proj.weight")) {}
+Mlp::Mlp(const ModelDims& dims, parallel::ParamSet& params, const std::string& prefix)
+    : up_(dims, params, prefix + ".up_proj"), down_(dims, params, prefix + ".down_proj") {
+  if (dims.gated_ffn) gate_.emplace(dims, params, prefix + ".gate_proj");
+}
 
 void Mlp::forward(Context& ctx, ConstTensorView x_TH, MlpActivations kept, TensorView y_TH) const {
-  ops::matmul_forward(ctx, x_TH, gate_->weight, kept.gate_TF);
-  ops::matmul_forward(ctx, x_TH, up_->weight, kept.up_TF);
-  ops::swiglu_forward(ctx, kept.gate_TF, kept.up_TF, kept.h_TF);
-  ops::matmul_forward(ctx, kept.h_TF, down_->weight, y_TH);
+  up_.forward(ctx, x_TH, kept.up_TF);
+  if (gate_) {
+    gate_->forward(ctx, x_TH, kept.gate_TF);
+    ops::swiglu_forward(ctx, kept.gate_TF, kept.up_TF, kept.h_TF);
+  } else {
+    ops::gelu_forward(ctx, kept.up_TF, kept.h_TF);
+  }
+  down_.forward(ctx, kept.h_TF, y_TH);
 }
 
 void Mlp::backward(Context& ctx,
@@ -41,17 +47,20 @@ void Mlp::backward(Context& ctx,
                    TensorView dx_TH,
                    Accumulate accumulate,
                    WeightGradient weight_gradient) const {
-  if (weight_gradient == WeightGradient::kOn)
-    ops::matmul_backward_weight(ctx, dy_TH, kept.h_TF, down_->grad);
+  const bool with_weights = weight_gradient == WeightGradient::kOn;
+  if (with_weights) down_.backward_weight(ctx, dy_TH, kept.h_TF);
   const TensorView dh_TF = kept.h_TF;
-  ops::matmul_backward_input(ctx, dy_TH, down_->weight, dh_TF, Accumulate::kOverwrite);
-  ops::swiglu_backward(ctx, dh_TF, kept.gate_TF, kept.up_TF, kept.gate_TF, kept.up_TF);
-  if (weight_gradient == WeightGradient::kOn) {
-    ops::matmul_backward_weight(ctx, kept.gate_TF, x_TH, gate_->grad);
-    ops::matmul_backward_weight(ctx, kept.up_TF, x_TH, up_->grad);
+  down_.backward_input(ctx, dy_TH, dh_TF, Accumulate::kOverwrite);
+  if (gate_) {
+    ops::swiglu_backward(ctx, dh_TF, kept.gate_TF, kept.up_TF, kept.gate_TF, kept.up_TF);
+    if (with_weights) gate_->backward_weight(ctx, kept.gate_TF, x_TH);
+    gate_->backward_input(ctx, kept.gate_TF, dx_TH, accumulate);
+    accumulate = Accumulate::kAdd;
+  } else {
+    ops::gelu_backward(ctx, dh_TF, kept.up_TF, kept.up_TF);
   }
-  ops::matmul_backward_input(ctx, kept.gate_TF, gate_->weight, dx_TH, accumulate);
-  ops::matmul_backward_input(ctx, kept.up_TF, up_->weight, dx_TH, Accumulate::kAdd);
+  if (with_weights) up_.backward_weight(ctx, kept.up_TF, x_TH);
+  up_.backward_input(ctx, kept.up_TF, dx_TH, accumulate);
 }
 
 Experts::Experts(const ModelDims& dims,
@@ -62,7 +71,7 @@ Experts::Experts(const ModelDims& dims,
   const int num_local = int(dims.num_experts) / mesh.ep;
   const int first = parallel::position_of(mesh, rank).ep * num_local;
   for (int e = first; e < first + num_local; ++e)
-    experts_.emplace_back(params, expert_name(layer, ExpertId{e}));
+    experts_.emplace_back(dims, params, expert_name(layer, ExpertId{e}));
   weight_gradient_.assign(experts_.size(), WeightGradient::kOn);
 }
 

@@ -2,23 +2,29 @@
 
 #include <pecan/ops/attention.hpp>
 #include <pecan/ops/cross_entropy.hpp>
+#include <pecan/ops/elementwise.hpp>
 #include <pecan/ops/embedding.hpp>
 #include <pecan/ops/matmul.hpp>
 #include <pecan/ops/reduce.hpp>
-#include <pecan/ops/rms_norm.hpp>
 #include <pecan/ops/rope.hpp>
 
 #include <pecan/model/transformer.hpp>
 
 namespace pecan::model {
 
+using config::PositionEmbedding;
 using ops::Accumulate;
 
 Activations Activations::plan(const ModelDims& dims, int ep_size, device::Arena& arena) {
   const std::int64_t tokens = dims.tokens();
   const auto allocate = [&](const Shape& shape) { return arena.allocate(dims.dtype, shape); };
   Activations memory;
-  memory.rope_table_SD = arena.allocate(dims.master_dtype(), {dims.sequence, dims.head_dim});
+  if (dims.position_embedding == PositionEmbedding::kRope) {
+    memory.rope_table_SD = arena.allocate(dims.master_dtype(), {dims.sequence, dims.head_dim});
+  }
+  if (dims.position_embedding == PositionEmbedding::kLearnedAbsolute) {
+    memory.positions_T = arena.allocate(DType::kI32, {tokens});
+  }
   for (std::int64_t i = 0; i < 2 * dims.num_layers + 1; ++i)
     memory.stream_TH.push_back(allocate({tokens, dims.hidden}));
   for (std::int32_t i = 0; i < dims.num_layers; ++i) {
@@ -26,7 +32,7 @@ Activations Activations::plan(const ModelDims& dims, int ep_size, device::Arena&
     memory.ffn.push_back(FfnActivations::plan(dims, LayerId{i}, ep_size, arena));
   }
   memory.normed_TH = allocate({tokens, dims.hidden});
-  memory.rstd_T = arena.allocate(dims.master_dtype(), {tokens});
+  memory.norm = NormStatistics::plan(dims, tokens, arena);
   memory.logits_TV = allocate({tokens, dims.padded_vocab});
   memory.loss_T = arena.allocate(DType::kF64, {tokens});
   memory.d_stream_TH = allocate({tokens, dims.hidden});
@@ -60,8 +66,8 @@ Transformer::Transformer(Context& ctx,
     : dims_(dims),
       memory_(activations),
       embedding_(&params.at("model.embed_tokens.weight")),
-      norm_(&params.at("model.norm.weight")),
-      head_(dims.tied_embeddings ? embedding_ : &params.at("lm_head.weight")) {
+      head_(dims.tied_embeddings ? embedding_ : &params.at("lm_head.weight")),
+      norm_(dims, params, "model.norm") {
   for (std::int32_t i = 0; i < dims.num_layers; ++i) {
     const LayerId layer{i};
     attention_.emplace_back(dims, params, layer);
@@ -74,17 +80,45 @@ Transformer::Transformer(Context& ctx,
           std::make_unique<FfnLayer>(std::in_place_type<DenseFfnLayer>, dims, params, layer));
     }
   }
-  ops::rope_table(ctx, dims.rotary_base, memory_.rope_table_SD);
+  if (dims.position_embedding == PositionEmbedding::kRope) {
+    ops::rope_table(ctx, dims.rotary_base, memory_.rope_table_SD);
+  }
+  if (dims.position_embedding == PositionEmbedding::kLearnedAbsolute) {
+    PECAN_EXPECTS(dims.sequence <= dims.max_positions);
+    positions_ = &params.at("model.embed_positions.weight");
+    std::int64_t t = 0;
+    for (std::int32_t& position : memory_.positions_T.as<std::int32_t>()) {
+      position = std::int32_t(t++ % dims.sequence);
+    }
+  }
+}
+
+ConstTensorView Transformer::positions_of(const Batch& batch) const {
+  return batch.positions_T.data == nullptr ? ConstTensorView(memory_.positions_T)
+                                           : batch.positions_T;
+}
+
+TokenPlaces Transformer::places_of(const Batch& batch) const {
+  return {memory_.rope_table_SD, batch.positions_T, batch.document_start_T};
+}
+
+void Transformer::embed(Context& ctx, const Batch& batch) {
+  const TensorView x_TH = memory_.stream_TH[0];
+  ops::embedding_forward(ctx, batch.tokens_T, embedding_->weight, x_TH);
+  if (positions_ == nullptr) return;
+  ops::embedding_forward(ctx, positions_of(batch), positions_->weight, memory_.d_normed_TH);
+  ops::add(ctx, memory_.d_normed_TH, x_TH, x_TH);
 }
 
 BatchResult Transformer::forward_to_logits(Context& ctx, const Batch& batch) {
   BatchResult result;
-  ops::embedding_forward(ctx, batch.tokens_T, embedding_->weight, memory_.stream_TH[0]);
+  embed(ctx, batch);
+  const TokenPlaces places = places_of(batch);
   for (std::size_t i = 0; i < attention_.size(); ++i) {
     const TensorView before = memory_.stream_TH[2 * i];
     const TensorView between = memory_.stream_TH[2 * i + 1];
     const TensorView after = memory_.stream_TH[2 * i + 2];
-    attention_[i].forward(ctx, before, memory_.rope_table_SD, memory_.attention[i], between);
+    attention_[i].forward(ctx, before, places, memory_.attention[i], between);
     if (auto* moe = std::get_if<MoeLayer>(ffn_[i].get())) {
       result.routing.push_back(
           moe->forward(ctx, between, memory_.ffn[i], memory_.ffn_scratch, after));
@@ -92,12 +126,7 @@ BatchResult Transformer::forward_to_logits(Context& ctx, const Batch& batch) {
       std::get<DenseFfnLayer>(*ffn_[i]).forward(ctx, between, memory_.ffn[i], after);
     }
   }
-  ops::rms_norm_forward(ctx,
-                        memory_.stream_TH.back(),
-                        norm_->weight.row_major(),
-                        dims_.norm_epsilon,
-                        memory_.normed_TH,
-                        memory_.rstd_T);
+  norm_.forward(ctx, memory_.stream_TH.back(), memory_.norm, memory_.normed_TH);
   ops::matmul_forward(ctx, memory_.normed_TH, head_->weight, memory_.logits_TV);
   return result;
 }
@@ -129,14 +158,13 @@ BatchResult Transformer::forward_backward(Context& ctx, const Batch& batch, doub
   ops::matmul_backward_weight(ctx, memory_.logits_TV, memory_.normed_TH, head_->grad);
   ops::matmul_backward_input(
       ctx, memory_.logits_TV, head_->weight, memory_.d_normed_TH, Accumulate::kOverwrite);
-  ops::rms_norm_backward(ctx,
-                         memory_.d_normed_TH,
-                         memory_.stream_TH.back(),
-                         norm_->weight.row_major(),
-                         memory_.rstd_T,
-                         d_TH,
-                         Accumulate::kOverwrite,
-                         norm_->grad.row_major());
+  norm_.backward(ctx,
+                 memory_.d_normed_TH,
+                 memory_.stream_TH.back(),
+                 memory_.norm,
+                 d_TH,
+                 Accumulate::kOverwrite);
+  const TokenPlaces places = places_of(batch);
   for (std::size_t i = attention_.size(); i-- > 0;) {
     const TensorView between = memory_.stream_TH[2 * i + 1];
     if (auto* moe = std::get_if<MoeLayer>(ffn_[i].get())) {
@@ -147,17 +175,25 @@ BatchResult Transformer::forward_backward(Context& ctx, const Batch& batch, doub
     }
     attention_[i].backward(ctx,
                            memory_.stream_TH[2 * i],
-                           memory_.rope_table_SD,
+                           places,
                            memory_.attention[i],
                            memory_.attention_scratch,
                            d_TH);
   }
   ops::embedding_backward(ctx, d_TH, batch.tokens_T, embedding_->grad);
+  if (positions_ != nullptr) {
+    ops::embedding_backward(ctx, d_TH, positions_of(batch), positions_->grad);
+  }
   return result;
 }
 
 std::span<const std::int64_t> Transformer::expert_counts(int moe_layer) const {
   const TensorView& counts = memory_.ffn[moe_layers_.at(std::size_t(moe_layer))].counts_E;
+  return counts.as<std::int64_t>();
+}
+
+std::span<const std::int64_t> Transformer::chosen_counts(int moe_layer) const {
+  const TensorView& counts = memory_.ffn[moe_layers_.at(std::size_t(moe_layer))].chosen_counts_E;
   return counts.as<std::int64_t>();
 }
 

@@ -3,6 +3,7 @@
 
 #include <pecan/ops/adamw.hpp>
 #include <pecan/ops/attention.hpp>
+#include <pecan/ops/capacity.hpp>
 #include <pecan/ops/router.hpp>
 #include <pecan/ops/types.hpp>
 
@@ -34,6 +35,13 @@ void attention_backward(Context& ctx,
                         TensorView dq_TND,
                         TensorView dk_TGD,
                         TensorView dv_TGD);
+[[nodiscard]] std::int64_t drop_over_capacity(Context& ctx,
+                                              DropPolicy policy,
+                                              std::int64_t capacity,
+                                              ConstTensorView topk_ids_TK,
+                                              ConstTensorView weights_TK,
+                                              TensorView counts_E,
+                                              TensorView kept_ids_TK);
 void cross_entropy_forward(Context& ctx,
                            ConstTensorView logits_TV,
                            std::int64_t vocab_size,
@@ -49,6 +57,8 @@ void cross_entropy_forward_backward(Context& ctx,
                                     TensorView loss_T);
 void fill(Context& ctx, double value, TensorView y);
 void copy(Context& ctx, ConstTensorView x, TensorView y);
+void add_bias(Context& ctx, ConstTensorView b_O, TensorView y_TO);
+void bias_backward(Context& ctx, ConstTensorView dy_TO, TensorView db_O);
 void cast(Context& ctx, ConstTensorView x, TensorView y);
 void add(Context& ctx, ConstTensorView a, ConstTensorView b, TensorView y);
 void axpy(Context& ctx, double alpha, ConstTensorView x, TensorView y);
@@ -61,6 +71,26 @@ void embedding_backward(Context& ctx,
                         ConstTensorView dy_TH,
                         ConstTensorView tokens_T,
                         const ParamStorage& dw_VH);
+void gelu_forward(Context& ctx, ConstTensorView x_TF, TensorView h_TF);
+void gelu_backward(Context& ctx, ConstTensorView dh_TF, ConstTensorView x_TF, TensorView dx_TF);
+void layer_norm_forward(Context& ctx,
+                        ConstTensorView x_TH,
+                        ConstTensorView w_H,
+                        ConstTensorView b_H,
+                        double eps,
+                        TensorView y_TH,
+                        TensorView mean_T,
+                        TensorView rstd_T);
+void layer_norm_backward(Context& ctx,
+                         ConstTensorView dy_TH,
+                         ConstTensorView x_TH,
+                         ConstTensorView w_H,
+                         ConstTensorView mean_T,
+                         ConstTensorView rstd_T,
+                         TensorView dx_TH,
+                         Accumulate accumulate,
+                         TensorView dw_H,
+                         TensorView db_H);
 void matmul_forward(Context& ctx, ConstTensorView x_TI, const ParamStorage& w_OI, TensorView y_TO);
 void matmul_backward_input(Context& ctx,
                            ConstTensorView dy_TO,
@@ -136,10 +166,12 @@ void rope_backward(Context& ctx,
 void router_forward(Context& ctx,
                     const RouterOptions& options,
                     ConstTensorView logits_TE,
+                    ConstTensorView bias_E,
                     TensorView topk_ids_TK,
                     TensorView weights_TK,
                     TensorView probs_TE);
 [[nodiscard]] RouterLosses router_losses(Context& ctx,
+                                         const RouterOptions& options,
                                          ConstTensorView logits_TE,
                                          ConstTensorView probs_TE,
                                          ConstTensorView topk_ids_TK,

@@ -59,4 +59,19 @@ void parallel_ranges(const Context& ctx, std::int64_t count, Body&& body) {
   });
 }
 
+/// Elements that are converted from and to bf16 at once.
+inline constexpr std::int64_t kWidePiece = 512;
+
+/// Calls body(begin, count) for pieces of [begin, end).
+template <typename Body>
+void for_each_piece(std::int64_t begin, std::int64_t end, Body&& body) {
+  for (std::int64_t at = begin; at < end; at += kWidePiece) body(at, std::min(kWidePiece, end - at));
+}
+
+template <typename To, typename From>
+void convert(const From* from, std::int64_t count, To* to) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < count; ++i) to[i] = To(from[i]);
+}
+
 }  // namespace pecan::ops::cpu

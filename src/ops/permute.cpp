@@ -12,13 +12,14 @@ using detail::Checks;
 using device::DeviceKind;
 namespace {
 
-void check_indices(const ConstTensorView& indices, std::int64_t slots) {
+/// `lowest` is -1 where a slot may be dropped.
+void check_indices(const ConstTensorView& indices, std::int32_t lowest, std::int64_t end) {
   for (const std::int32_t index : indices.as<std::int32_t>()) {
-    PECAN_VALIDATE(index >= 0 && index < slots,
+    PECAN_VALIDATE(index >= lowest && index < end,
                    ShapeError,
-                   "permute: index {} lies outside the {} token-slots",
+                   "permute: index {} lies outside the {} rows or token-slots",
                    index,
-                   slots);
+                   end);
   }
 }
 
@@ -30,11 +31,10 @@ void check_slots(const Checks& check,
   check.storable("the rows", rows_PH.dtype);
   check.num_dims("the rows", rows_PH.shape, 2);
   check.num_dims("positions", positions_TK.shape, 2);
-  const std::int64_t slots = positions_TK.num_elements();
   check.is("positions", positions_TK, DType::kI32, positions_TK.shape);
-  check.is("the rows", rows_PH, rows_PH.dtype, {slots, rows_PH.shape[1]});
+  check.is_true(rows_PH.shape[0] <= positions_TK.num_elements(), "there are more rows than slots");
   check.is("the tokens", tokens_TH, rows_PH.dtype, {positions_TK.shape[0], rows_PH.shape[1]});
-  check_indices(positions_TK, slots);
+  check_indices(positions_TK, -1, rows_PH.shape[0]);
 }
 
 }  // namespace
@@ -60,7 +60,7 @@ void permute_plan(Context& ctx,
   check.disjoint("order", order_P, "counts", counts_E);
   check.disjoint("positions", positions_TK, "counts", counts_E);
   for (const std::int32_t id : topk_ids_TK.as<std::int32_t>()) {
-    PECAN_VALIDATE(id >= 0 && id < counts_E.shape[0],
+    PECAN_VALIDATE(id >= -1 && id < counts_E.shape[0],
                    ShapeError,
                    "permute_plan: expert {} is chosen of {}",
                    id,
@@ -85,10 +85,12 @@ void permute_forward(Context& ctx,
   check.num_dims("order", order_P.shape, 1);
   const std::int64_t slots = order_P.shape[0];
   check.is("order", order_P, DType::kI32, {slots});
-  check.is("rows", rows_PH, x_TH.dtype, {slots, x_TH.shape[1]});
+  check.num_dims("rows", rows_PH.shape, 2);
+  check.is("rows", rows_PH, x_TH.dtype, {rows_PH.shape[0], x_TH.shape[1]});
+  check.is_true(rows_PH.shape[0] <= slots, "there are more rows than slots");
   check.is_true(x_TH.shape[0] == 0 ? slots == 0 : slots % x_TH.shape[0] == 0,
                 "order does not hold the same number of slots for each token of x");
-  check_indices(order_P, slots);
+  check_indices(order_P, 0, slots);
   check.disjoint("rows", rows_PH, "x", x_TH);
   check.disjoint("rows", rows_PH, "order", order_P);
   switch (ctx.device.kind) {

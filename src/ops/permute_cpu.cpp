@@ -35,11 +35,19 @@ void permute_plan(Context& /*ctx*/,
   const auto order = order_P.as<std::int32_t>();
   const auto positions = positions_TK.as<std::int32_t>();
   std::ranges::fill(counts, 0);
-  for (const std::int32_t id : ids) ++counts[std::size_t(id)];
+  for (const std::int32_t id : ids) {
+    if (id >= 0) ++counts[std::size_t(id)];
+  }
   // A counting sort; counts serve as the next free position of each expert meanwhile.
   std::int64_t start = 0;
   for (std::int64_t& count : counts) start += std::exchange(count, start);
+  std::int64_t dropped = start;
   for (std::size_t slot = 0; slot < ids.size(); ++slot) {
+    if (ids[slot] < 0) {
+      order[std::size_t(dropped++)] = std::int32_t(slot);
+      positions[slot] = -1;
+      continue;
+    }
     const std::int64_t position = counts[std::size_t(ids[slot])]++;
     order[std::size_t(position)] = std::int32_t(slot);
     positions[slot] = std::int32_t(position);
@@ -55,12 +63,12 @@ void permute_forward(Context& ctx,
                      ConstTensorView x_TH,
                      ConstTensorView order_P,
                      TensorView rows_PH) {
-  const std::int64_t slots = order_P.num_elements();
-  if (slots == 0) return;
-  const std::int64_t k = slots / x_TH.shape[0];
+  const std::int64_t rows = rows_PH.shape[0];
+  if (rows == 0) return;
+  const std::int64_t k = order_P.num_elements() / x_TH.shape[0];
   const std::size_t row_bytes = x_TH.num_bytes() / std::size_t(x_TH.shape[0]);
   const std::int32_t* order = order_P.as<std::int32_t>().data();
-  parallel_for(ctx, slots, rows_PH.num_elements(), [&](std::int64_t p) {
+  parallel_for(ctx, rows, rows_PH.num_elements(), [&](std::int64_t p) {
     std::copy_n(x_TH.data + std::size_t(order[p] / k) * row_bytes,
                 row_bytes,
                 rows_PH.data + std::size_t(p) * row_bytes);
@@ -83,8 +91,10 @@ void permute_backward(Context& ctx,
       for_each_strip(width, [&](std::int64_t begin, std::int64_t count) {
         M sums[kStrip] = {};
         if (accumulate == Accumulate::kAdd) add_row(M(1), dx + begin, count, sums);
-        for (std::int64_t i = 0; i < k; ++i)
+        for (std::int64_t i = 0; i < k; ++i) {
+          if (positions[t * k + i] < 0) continue;
           add_row(M(1), drows + positions[t * k + i] * width + begin, count, sums);
+        }
         for (std::int64_t h = 0; h < count; ++h) dx[begin + h] = T(sums[h]);
       });
     });
@@ -109,8 +119,10 @@ void unpermute_forward(Context& ctx,
       for_each_strip(width, [&](std::int64_t begin, std::int64_t count) {
         M sums[kStrip] = {};
         if (accumulate == Accumulate::kAdd) add_row(M(1), y + begin, count, sums);
-        for (std::int64_t i = 0; i < k; ++i)
+        for (std::int64_t i = 0; i < k; ++i) {
+          if (positions[t * k + i] < 0) continue;
           add_row(weights[t * k + i], rows + positions[t * k + i] * width + begin, count, sums);
+        }
         for (std::int64_t h = 0; h < count; ++h) y[begin + h] = T(sums[h]);
       });
     });
@@ -134,6 +146,10 @@ void unpermute_backward(Context& ctx,
     parallel_for(ctx, dy_TH.shape[0], 2 * rows_PH.num_elements(), [&](std::int64_t t) {
       const T* dy = dy_TH.as<T>().data() + t * width;
       for (std::int64_t i = 0; i < k; ++i) {
+        if (positions[t * k + i] < 0) {
+          dweights[t * k + i] = 0;
+          continue;
+        }
         const std::int64_t offset = positions[t * k + i] * width;
         const T* row = rows_PH.as<T>().data() + offset;
         T* drow = drows_PH.as<T>().data() + offset;

@@ -20,6 +20,25 @@ void check_choice(const Checks& check,
                 "a token must choose at least one expert and at most all");
 }
 
+void check_options(const Checks& check,
+                   const RouterOptions& options,
+                   std::int64_t num_experts,
+                   std::int64_t choices) {
+  check.is_true(options.scaling_factor > 0, "scaling_factor is not positive");
+  check.is_true(options.first_in_turn >= 0, "first_in_turn is negative");
+  if (options.num_groups == 0) {
+    check.is_true(options.group_topk == 0, "group_topk is set, but num_groups is 0");
+    return;
+  }
+  check.is_true(options.num_groups > 0 && num_experts % options.num_groups == 0,
+                "num_groups does not divide the number of experts");
+  check.is_true(options.group_topk >= 1 && options.group_topk <= options.num_groups,
+                "group_topk is not between 1 and num_groups");
+  check.is_true(choices % options.group_topk == 0, "group_topk does not divide the choices");
+  check.is_true(choices / options.group_topk <= num_experts / options.num_groups,
+                "the chosen groups hold fewer experts than a token must choose");
+}
+
 void check_ids(const ConstTensorView& topk_ids_TK, std::int64_t num_experts) {
   for (const std::int32_t id : topk_ids_TK.as<std::int32_t>()) {
     PECAN_VALIDATE(id >= 0 && id < num_experts,
@@ -35,12 +54,21 @@ void check_ids(const ConstTensorView& topk_ids_TK, std::int64_t num_experts) {
 void router_forward(Context& ctx,
                     const RouterOptions& options,
                     ConstTensorView logits_TE,
+                    ConstTensorView bias_E,
                     TensorView topk_ids_TK,
                     TensorView weights_TK,
                     TensorView probs_TE) {
   const Checks check("router_forward");
   check_choice(check, logits_TE, topk_ids_TK);
-  check.is_true(options.scaling_factor > 0, "scaling_factor is not positive");
+  check_options(check, options, logits_TE.shape[1], topk_ids_TK.shape[1]);
+  if (bias_E.data != nullptr) {
+    check.is_true(options.scores == RouterScores::kSigmoid,
+                  "a bias is for sigmoid scores; give none to a softmax router");
+    check.is("bias", bias_E, logits_TE.dtype, {logits_TE.shape[1]});
+    check.disjoint("bias", bias_E, "topk_ids", topk_ids_TK);
+    check.disjoint("bias", bias_E, "weights", weights_TK);
+    check.disjoint("bias", bias_E, "probs", probs_TE);
+  }
   check.is("weights", weights_TK, logits_TE.dtype, topk_ids_TK.shape);
   check.is("probs", probs_TE, logits_TE.dtype, logits_TE.shape);
   check.disjoint("probs", probs_TE, "logits", logits_TE);
@@ -51,7 +79,8 @@ void router_forward(Context& ctx,
   check.disjoint("topk_ids", topk_ids_TK, "logits", logits_TE);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
-      return cpu::router_forward(ctx, options, logits_TE, topk_ids_TK, weights_TK, probs_TE);
+      return cpu::router_forward(
+          ctx, options, logits_TE, bias_E, topk_ids_TK, weights_TK, probs_TE);
     case DeviceKind::kCuda:
       break;
   }
@@ -59,6 +88,7 @@ void router_forward(Context& ctx,
 }
 
 RouterLosses router_losses(Context& ctx,
+                           const RouterOptions& options,
                            ConstTensorView logits_TE,
                            ConstTensorView probs_TE,
                            ConstTensorView topk_ids_TK,
@@ -66,6 +96,7 @@ RouterLosses router_losses(Context& ctx,
   const Checks check("router_losses");
   check_choice(check, logits_TE, topk_ids_TK);
   check_ids(topk_ids_TK, logits_TE.shape[1]);
+  check_options(check, options, logits_TE.shape[1], topk_ids_TK.shape[1]);
   check.is("probs", probs_TE, logits_TE.dtype, logits_TE.shape);
   check.is("counts", counts_E, DType::kI64, {logits_TE.shape[1]});
   check.disjoint("counts", counts_E, "logits", logits_TE);
@@ -73,7 +104,7 @@ RouterLosses router_losses(Context& ctx,
   check.disjoint("counts", counts_E, "topk_ids", topk_ids_TK);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
-      return cpu::router_losses(ctx, logits_TE, probs_TE, topk_ids_TK, counts_E);
+      return cpu::router_losses(ctx, options, logits_TE, probs_TE, topk_ids_TK, counts_E);
     case DeviceKind::kCuda:
       break;
   }
@@ -94,7 +125,7 @@ void router_backward(Context& ctx,
   const Checks check("router_backward");
   check_choice(check, logits_TE, topk_ids_TK);
   check_ids(topk_ids_TK, logits_TE.shape[1]);
-  check.is_true(options.scaling_factor > 0, "scaling_factor is not positive");
+  check_options(check, options, logits_TE.shape[1], topk_ids_TK.shape[1]);
   check.is("probs", probs_TE, logits_TE.dtype, logits_TE.shape);
   check.is("weights", weights_TK, logits_TE.dtype, topk_ids_TK.shape);
   check.is("dweights", dweights_TK, logits_TE.dtype, topk_ids_TK.shape);

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "ops/backends.hpp"
 #include "ops/cpu.hpp"
@@ -8,26 +9,125 @@
 namespace pecan::ops::cpu {
 namespace {
 
-/// Largest of the logits that are not among the `count` chosen ones; the first of equal ones, and
+/// Keeps s / sum of s finite where every s is 0. Source: Megatron.
+constexpr double kSumFloor = 1e-20;
+
+/// Largest of the scores that are not among the `count` chosen ones; the first of equal ones, and
 /// of NaNs any.
-template <typename T>
-std::int32_t next_choice(const T* logits,
-                         std::int64_t num_experts,
+template <typename ScoreOf>
+std::int32_t next_choice(const ScoreOf& score_of,
+                         std::int64_t num_candidates,
                          const std::int32_t* chosen,
                          std::int64_t count) {
   std::int32_t best = -1;
-  for (std::int32_t e = 0; e < num_experts; ++e) {
-    if (best >= 0 && !(logits[e] > logits[best])) continue;
-    if (std::find(chosen, chosen + count, e) == chosen + count) best = e;
+  auto best_score = score_of(0);
+  for (std::int32_t e = 0; e < num_candidates; ++e) {
+    const auto score = score_of(e);
+    if (best >= 0 && !(score > best_score)) continue;
+    if (std::find(chosen, chosen + count, e) != chosen + count) continue;
+    best = e;
+    best_score = score;
   }
   return best;
 }
 
-/// log(sum exp(logits)) of one token, from its most probable expert: -log p is small and exact
-/// there.
+/// Calls visit(e) for the `count` largest of n scores in descending order, equal ones by lower
+/// index; needs no list of those visited. NaNs are never visited.
+template <typename T, typename Visit>
+void visit_largest(const T* scores, std::int64_t n, std::int64_t count, Visit&& visit) {
+  std::int64_t last = -1;
+  for (std::int64_t i = 0; i < count; ++i) {
+    std::int64_t best = -1;
+    for (std::int64_t e = 0; e < n; ++e) {
+      const bool is_left =
+          last < 0 || scores[e] < scores[last] || (scores[e] == scores[last] && e > last);
+      if (is_left && (best < 0 ? scores[e] == scores[e] : scores[e] > scores[best])) best = e;
+    }
+    if (best < 0) return;
+    visit(best);
+    last = best;
+  }
+}
+
 template <typename T>
-double log_sum_exp(const T* logits, const T* probs, std::int32_t top) {
-  return double(logits[top]) - std::log(double(probs[top]));
+void sigmoid_row(const T* logits, T* s, std::int64_t num_experts) {
+  detail::vector_kernels<T>().exp_sum(logits, s, num_experts, T(-1), T(0));
+  for (std::int64_t e = 0; e < num_experts; ++e) s[e] = T(1 / (1 + double(s[e])));
+}
+
+/// log(sum exp(logits)) of one token.
+template <typename T>
+double log_sum_exp(const T* logits, std::int64_t num_experts) {
+  constexpr std::int64_t kPiece = 64;
+  T piece[kPiece];
+  const auto& kernels = detail::vector_kernels<T>();
+  const T largest = kernels.max(logits, num_experts);
+  double sum = 0;
+  for (std::int64_t e = 0; e < num_experts; e += kPiece) {
+    sum += kernels.exp_sum(logits + e, piece, std::min(kPiece, num_experts - e), T(1), largest);
+  }
+  return double(largest) + std::log(sum);
+}
+
+/// Sets the scores of all groups but the best to -inf. `chosen` has room for group_topk numbers.
+template <typename T>
+void keep_best_groups(const RouterOptions& options,
+                      std::int64_t num_experts,
+                      std::int64_t k,
+                      T* scores,
+                      std::int32_t* chosen) {
+  const std::int64_t size = num_experts / options.num_groups;
+  const auto score_of_group = [&](std::int64_t group) {
+    const T* first = scores + group * size;
+    double sum = 0;
+    visit_largest(
+        first, size, k / options.group_topk, [&](std::int64_t e) { sum += double(first[e]); });
+    return sum;
+  };
+  for (std::int64_t i = 0; i < options.group_topk; ++i) {
+    chosen[i] = next_choice(score_of_group, options.num_groups, chosen, i);
+  }
+  const std::int32_t* end = chosen + options.group_topk;
+  for (std::int32_t group = 0; group < options.num_groups; ++group) {
+    if (std::find<const std::int32_t*>(chosen, end, group) == end) {
+      std::fill_n(scores + group * size, size, -std::numeric_limits<T>::infinity());
+    }
+  }
+}
+
+/// Chooses the experts of one token. `scratch` holds num_experts elements.
+template <typename T>
+void choose(const RouterOptions& options,
+            const T* logits,
+            const T* bias,
+            std::int64_t num_experts,
+            std::int64_t k,
+            T* scratch,
+            std::int32_t* ids) {
+  // The scores grow with the logits: where nothing is added to them, both choose alike.
+  const T* scores = logits;
+  if (options.num_groups > 0 || bias != nullptr) {
+    switch (options.scores) {
+      case RouterScores::kTopkThenSoftmax:
+        std::copy_n(logits, num_experts, scratch);
+        break;
+      case RouterScores::kSoftmaxThenTopk: {
+        const auto& kernels = detail::vector_kernels<T>();
+        kernels.exp_sum(logits, scratch, num_experts, T(1), kernels.max(logits, num_experts));
+        break;
+      }
+      case RouterScores::kSigmoid:
+        sigmoid_row(logits, scratch, num_experts);
+        break;
+    }
+    if (bias != nullptr) {
+      for (std::int64_t e = 0; e < num_experts; ++e) scratch[e] += bias[e];
+    }
+    if (options.num_groups > 0) keep_best_groups(options, num_experts, k, scratch, ids);
+    scores = scratch;
+  }
+  const auto score_of = [&](std::int64_t e) { return scores[e]; };
+  for (std::int64_t i = 0; i < k; ++i) ids[i] = next_choice(score_of, num_experts, ids, i);
 }
 
 }  // namespace
@@ -35,27 +135,56 @@ double log_sum_exp(const T* logits, const T* probs, std::int32_t top) {
 void router_forward(Context& ctx,
                     const RouterOptions& options,
                     ConstTensorView logits_TE,
+                    ConstTensorView bias_E,
                     TensorView topk_ids_TK,
                     TensorView weights_TK,
                     TensorView probs_TE) {
   with_float_type(logits_TE.dtype, [&]<typename T>(T) {
     const std::int64_t num_experts = logits_TE.shape[1];
     const std::int64_t k = topk_ids_TK.shape[1];
+    const T* bias = bias_E.data == nullptr ? nullptr : bias_E.as<T>().data();
     const auto& kernels = detail::vector_kernels<T>();
     parallel_for(ctx, logits_TE.shape[0], logits_TE.num_elements() * k, [&](std::int64_t t) {
       const T* logits = logits_TE.as<T>().data() + t * num_experts;
       std::int32_t* ids = topk_ids_TK.as<std::int32_t>().data() + t * k;
       T* weights = weights_TK.as<T>().data() + t * k;
       T* probs = probs_TE.as<T>().data() + t * num_experts;
-      for (std::int64_t i = 0; i < k; ++i) ids[i] = next_choice(logits, num_experts, ids, i);
-      const double sum = kernels.exp_sum(logits, probs, num_experts, T(1), logits[ids[0]]);
-      double denominator = sum;
-      if (options.order == RouterOrder::kTopkThenSoftmax) {
-        denominator = 0;
-        for (std::int64_t i = 0; i < k; ++i) denominator += double(probs[ids[i]]);
+      if (options.choice == RouterChoice::kInTurn) {
+        for (std::int64_t i = 0; i < k; ++i) {
+          ids[i] = std::int32_t((options.first_in_turn + t * k + i) % num_experts);
+        }
+      } else {
+        choose(options, logits, bias, num_experts, k, probs, ids);
       }
-      for (std::int64_t i = 0; i < k; ++i) {
-        weights[i] = T(options.scaling_factor * double(probs[ids[i]]) / denominator);
+      double sum = 0;
+      if (options.scores == RouterScores::kSigmoid) {
+        sigmoid_row(logits, probs, num_experts);
+        for (std::int64_t e = 0; e < num_experts; ++e) sum += double(probs[e]);
+        sum += kSumFloor;
+        double chosen = k == 1 ? 1 : kSumFloor;
+        for (std::int64_t i = 0; k > 1 && i < k; ++i) chosen += double(probs[ids[i]]);
+        for (std::int64_t i = 0; i < k; ++i) {
+          weights[i] = T(options.scaling_factor * double(probs[ids[i]]) / chosen);
+        }
+      } else {
+        sum = kernels.exp_sum(logits, probs, num_experts, T(1), kernels.max(logits, num_experts));
+        if (options.scores == RouterScores::kSoftmaxThenTopk) {
+          for (std::int64_t i = 0; i < k; ++i) {
+            weights[i] = T(options.scaling_factor * double(probs[ids[i]]) / sum);
+          }
+        } else {
+          // The chosen ones may all lie far below the largest logit: they get a shift of their own.
+          double largest = double(logits[ids[0]]);
+          for (std::int64_t i = 1; i < k; ++i) largest = std::max(largest, double(logits[ids[i]]));
+          double chosen = 0;
+          for (std::int64_t i = 0; i < k; ++i) {
+            chosen += std::exp(double(logits[ids[i]]) - largest);
+          }
+          for (std::int64_t i = 0; i < k; ++i) {
+            weights[i] =
+                T(options.scaling_factor * std::exp(double(logits[ids[i]]) - largest) / chosen);
+          }
+        }
       }
       for (std::int64_t e = 0; e < num_experts; ++e) probs[e] = T(double(probs[e]) / sum);
     });
@@ -63,6 +192,7 @@ void router_forward(Context& ctx,
 }
 
 RouterLosses router_losses(Context& /*ctx*/,
+                           const RouterOptions& options,
                            ConstTensorView logits_TE,
                            ConstTensorView probs_TE,
                            ConstTensorView topk_ids_TK,
@@ -70,23 +200,33 @@ RouterLosses router_losses(Context& /*ctx*/,
   const auto ids = topk_ids_TK.as<std::int32_t>();
   const auto counts = counts_E.as<std::int64_t>();
   std::ranges::fill(counts, 0);
-  for (const std::int32_t id : ids) ++counts[std::size_t(id)];
   const std::int64_t tokens = logits_TE.shape[0];
   const std::int64_t num_experts = logits_TE.shape[1];
   const std::int64_t k = topk_ids_TK.shape[1];
   RouterLosses losses;
   if (tokens == 0) return losses;
+  const bool ids_are_of_scores =
+      options.choice == RouterChoice::kInTurn ||
+      (options.scores != RouterScores::kSigmoid && options.num_groups == 0);
   with_float_type(logits_TE.dtype, [&]<typename T>(T) {
     const T* logits = logits_TE.as<T>().data();
     const T* probs = probs_TE.as<T>().data();
+    if (ids_are_of_scores) {
+      for (const std::int32_t id : ids) ++counts[std::size_t(id)];
+    } else {
+      for (std::int64_t t = 0; t < tokens; ++t) {
+        visit_largest(logits + t * num_experts, num_experts, k, [&](std::int64_t e) {
+          ++counts[std::size_t(e)];
+        });
+      }
+    }
     for (std::int64_t t = 0; t < tokens; ++t) {
       double balance = 0;
       for (std::int64_t e = 0; e < num_experts; ++e) {
         balance += double(counts[std::size_t(e)]) * double(probs[t * num_experts + e]);
       }
       losses.aux += balance;
-      const double lse =
-          log_sum_exp(logits + t * num_experts, probs + t * num_experts, ids[std::size_t(t * k)]);
+      const double lse = log_sum_exp(logits + t * num_experts, num_experts);
       losses.z += lse * lse;
     }
   });
@@ -94,6 +234,90 @@ RouterLosses router_losses(Context& /*ctx*/,
   losses.z /= double(tokens);
   return losses;
 }
+
+namespace {
+
+/// One token's rows and the factors of its losses' gradients.
+template <typename T>
+struct TokenGradient {
+  std::int64_t num_experts;
+  std::int64_t k;
+  const T* logits;
+  const T* probs;
+  const std::int32_t* ids;
+  const T* weights;
+  const T* dweights;
+  const std::int64_t* counts;
+  double scaling_factor;
+  double aux_factor;
+  double z_factor;
+  T* dlogits;
+};
+
+/// A softmax gives dlogit = p (dp - sum of p dp): one over all experts, and one over the chosen
+/// where `scores` says so.
+template <typename T>
+void softmax_gradient(RouterScores scores, const TokenGradient<T>& g) {
+  const bool all_weighted = scores == RouterScores::kSoftmaxThenTopk;
+  double mean = 0;
+  for (std::int64_t e = 0; e < g.num_experts; ++e) {
+    mean += double(g.probs[e]) * g.aux_factor * double(g.counts[e]);
+  }
+  double weighted = 0;
+  for (std::int64_t i = 0; i < g.k; ++i) weighted += double(g.weights[i]) * double(g.dweights[i]);
+  if (all_weighted) mean += weighted;
+  const double z_gradient = g.z_factor == 0 ? 0 : g.z_factor * log_sum_exp(g.logits, g.num_experts);
+  for (std::int64_t e = 0; e < g.num_experts; ++e) {
+    double slot = 0;
+    for (std::int64_t i = 0; i < g.k; ++i) {
+      if (g.ids[i] != e) continue;
+      slot = all_weighted
+                 ? double(g.weights[i]) * double(g.dweights[i])
+                 : double(g.weights[i]) * (double(g.dweights[i]) - weighted / g.scaling_factor);
+    }
+    g.dlogits[e] =
+        T(double(g.probs[e]) * (g.aux_factor * double(g.counts[e]) - mean + z_gradient) + slot);
+  }
+}
+
+/// With D = sum of s + floor, s / D gives ds = (dp - sum of p dp) / D: once over all experts, and
+/// for K > 1 once over the chosen. Then dlogit = s (1 - s) ds. The z-loss is that of the logits.
+template <typename T>
+void sigmoid_gradient(const TokenGradient<T>& g) {
+  // dlogits first holds exp(-logit).
+  detail::vector_kernels<T>().exp_sum(g.logits, g.dlogits, g.num_experts, T(-1), T(0));
+  const auto sigmoid_of = [&](std::int64_t e) { return 1 / (1 + double(g.dlogits[e])); };
+  double mean = 0, sum = kSumFloor;
+  for (std::int64_t e = 0; e < g.num_experts; ++e) {
+    mean += double(g.probs[e]) * g.aux_factor * double(g.counts[e]);
+    sum += sigmoid_of(e);
+  }
+  double weighted = 0, chosen = 1;
+  if (g.k > 1) {
+    chosen = kSumFloor;
+    for (std::int64_t i = 0; i < g.k; ++i) {
+      chosen += sigmoid_of(g.ids[i]);
+      weighted += double(g.weights[i]) * double(g.dweights[i]);
+    }
+  }
+  const double lse = g.z_factor == 0 ? 0 : log_sum_exp(g.logits, g.num_experts);
+  for (std::int64_t e = 0; e < g.num_experts; ++e) {
+    double ds = (g.aux_factor * double(g.counts[e]) - mean) / sum;
+    for (std::int64_t i = 0; i < g.k; ++i) {
+      if (g.ids[i] == e) {
+        ds += (g.scaling_factor * double(g.dweights[i]) - weighted) / chosen;
+      }
+    }
+    const double s = sigmoid_of(e);
+    double dlogit = s * (1 - s) * ds;
+    if (g.z_factor != 0) {
+      dlogit += g.z_factor * lse * std::exp(double(g.logits[e]) - lse);
+    }
+    g.dlogits[e] = T(dlogit);
+  }
+}
+
+}  // namespace
 
 void router_backward(Context& ctx,
                      const RouterOptions& options,
@@ -110,38 +334,25 @@ void router_backward(Context& ctx,
     const std::int64_t tokens = logits_TE.shape[0];
     const std::int64_t num_experts = logits_TE.shape[1];
     const std::int64_t k = topk_ids_TK.shape[1];
-    const std::int64_t* counts = counts_E.as<std::int64_t>().data();
     const double aux_factor =
         aux_coeff * double(num_experts) / (double(k) * double(tokens) * double(tokens));
-    const double z_factor = 2 * z_coeff / double(tokens);
     parallel_for(ctx, tokens, logits_TE.num_elements() * 8, [&](std::int64_t t) {
-      const T* logits = logits_TE.as<T>().data() + t * num_experts;
-      const T* probs = probs_TE.as<T>().data() + t * num_experts;
-      const std::int32_t* ids = topk_ids_TK.as<std::int32_t>().data() + t * k;
-      const T* weights = weights_TK.as<T>().data() + t * k;
-      const T* dweights = dweights_TK.as<T>().data() + t * k;
-      T* dlogits = dlogits_TE.as<T>().data() + t * num_experts;
-
-      // Each softmax gives dlogit = p (dp - sum of p dp); first the one over all experts.
-      const bool all_weighted = options.order == RouterOrder::kSoftmaxThenTopk;
-      double mean = 0;
-      for (std::int64_t e = 0; e < num_experts; ++e) {
-        mean += double(probs[e]) * aux_factor * double(counts[e]);
-      }
-      double weighted = 0;
-      for (std::int64_t i = 0; i < k; ++i) weighted += double(weights[i]) * double(dweights[i]);
-      if (all_weighted) mean += weighted;
-      const double z_gradient = z_factor == 0 ? 0 : z_factor * log_sum_exp(logits, probs, ids[0]);
-      for (std::int64_t e = 0; e < num_experts; ++e) {
-        double slot = 0;
-        for (std::int64_t i = 0; i < k; ++i) {
-          if (ids[i] != e) continue;
-          slot = all_weighted ? double(weights[i]) * double(dweights[i])
-                              : double(weights[i]) *
-                                    (double(dweights[i]) - weighted / options.scaling_factor);
-        }
-        dlogits[e] =
-            T(double(probs[e]) * (aux_factor * double(counts[e]) - mean + z_gradient) + slot);
+      const TokenGradient<T> gradient{num_experts,
+                                      k,
+                                      logits_TE.as<T>().data() + t * num_experts,
+                                      probs_TE.as<T>().data() + t * num_experts,
+                                      topk_ids_TK.as<std::int32_t>().data() + t * k,
+                                      weights_TK.as<T>().data() + t * k,
+                                      dweights_TK.as<T>().data() + t * k,
+                                      counts_E.as<std::int64_t>().data(),
+                                      options.scaling_factor,
+                                      aux_factor,
+                                      2 * z_coeff / double(tokens),
+                                      dlogits_TE.as<T>().data() + t * num_experts};
+      if (options.scores == RouterScores::kSigmoid) {
+        sigmoid_gradient(gradient);
+      } else {
+        softmax_gradient(options.scores, gradient);
       }
     });
   });

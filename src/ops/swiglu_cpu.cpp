@@ -1,30 +1,8 @@
-#include <algorithm>
-#include <type_traits>
-
 #include "ops/backends.hpp"
 #include "ops/cpu.hpp"
 #include "ops/vector_kernels.hpp"
 
 namespace pecan::ops::cpu {
-
-namespace {
-
-/// Elements that are converted from and to bf16 at once.
-constexpr std::int64_t kPiece = 512;
-
-/// Calls body(begin, count) for pieces of [begin, end).
-template <typename Body>
-void for_each_piece(std::int64_t begin, std::int64_t end, Body&& body) {
-  for (std::int64_t at = begin; at < end; at += kPiece) body(at, std::min(kPiece, end - at));
-}
-
-template <typename To, typename From>
-void convert(const From* from, std::int64_t count, To* to) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < count; ++i) to[i] = To(from[i]);
-}
-
-}  // namespace
 
 void swiglu_forward(Context& ctx, ConstTensorView gate_TF, ConstTensorView up_TF, TensorView h_TF) {
   with_storage_type(gate_TF.dtype, [&]<typename T>(T) {
@@ -38,7 +16,7 @@ void swiglu_forward(Context& ctx, ConstTensorView gate_TF, ConstTensorView up_TF
         kernels.swiglu(gate + begin, up + begin, h + begin, end - begin);
       } else {
         for_each_piece(begin, end, [&](std::int64_t at, std::int64_t count) {
-          M wide_gate[kPiece] = {}, wide_up[kPiece] = {};
+          M wide_gate[kWidePiece] = {}, wide_up[kWidePiece] = {};
           convert(gate + at, count, wide_gate);
           convert(up + at, count, wide_up);
           kernels.swiglu(wide_gate, wide_up, wide_gate, count);
@@ -69,7 +47,7 @@ void swiglu_backward(Context& ctx,
             dh + begin, gate + begin, up + begin, dgate + begin, dup + begin, end - begin);
       } else {
         for_each_piece(begin, end, [&](std::int64_t at, std::int64_t count) {
-          M wide_dh[kPiece] = {}, wide_gate[kPiece] = {}, wide_up[kPiece] = {};
+          M wide_dh[kWidePiece] = {}, wide_gate[kWidePiece] = {}, wide_up[kWidePiece] = {};
           convert(dh + at, count, wide_dh);
           convert(gate + at, count, wide_gate);
           convert(up + at, count, wide_up);

@@ -21,6 +21,10 @@ struct VectorKernels {
   /// Gradients of swiglu; outputs may be inputs.
   void (*swiglu_backward)(
       const T* dh, const T* gate, const T* up, T* dgate, T* dup, std::int64_t n);
+  /// h = gelu(x) in the tanh form; h may be x.
+  void (*gelu)(const T* x, T* h, std::int64_t n);
+  /// Gradient of gelu; dx may be an input.
+  void (*gelu_backward)(const T* dh, const T* x, T* dx, std::int64_t n);
 };
 
 /// Columns of the right-hand tile of multiply_tile.

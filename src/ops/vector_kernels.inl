@@ -84,6 +84,40 @@ void swiglu_backward(const T* dh, const T* gate, const T* up, T* dgate, T* dup, 
   }
 }
 
+/// (1 + tanh(u)) / 2 = sigmoid(2 u), where 2 u = c x (1 + a x^2) is the argument of gelu.
+constexpr double kGeluC = 1.5957691216057307118;  // 2 sqrt(2/pi)
+constexpr double kGeluA = 0.044715;
+
+/// Beyond +-20 the sigmoid is 0 or 1 to rounding in both types; farther out the exponential of f64
+/// and the square of x would overflow.
+template <typename T>
+inline T near(T x) {
+  x = x > T(20) ? T(20) : x;
+  return x < T(-20) ? T(-20) : x;
+}
+
+template <typename T>
+void gelu(const T* x, T* h, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    const T v = near(x[i]);
+    h[i] = (x[i] > T(0) ? x[i] : v) * sigmoid_of(T(kGeluC) * v * (T(1) + T(kGeluA) * v * v));
+  }
+}
+
+template <typename T>
+void gelu_backward(const T* dh, const T* x, T* dx, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    const T v = near(x[i]);
+    const T square = T(kGeluA) * v * v;
+    const T e = exp_of(-T(kGeluC) * v * (T(1) + square));
+    const T s = T(1) / (T(1) + e);
+    // e s = 1 - s, without the difference of nearly equal numbers.
+    dx[i] = dh[i] * (s + v * s * (e * s) * (T(kGeluC) * (T(1) + T(3) * square)));
+  }
+}
+
 void multiply_tile(std::int64_t rows,
                    std::int64_t columns,
                    std::int64_t depth,
@@ -105,7 +139,8 @@ void multiply_tile(std::int64_t rows,
 }
 
 template <typename T>
-constexpr VectorKernels<T> kTable{max_of<T>, exp_sum<T>, swiglu<T>, swiglu_backward<T>};
+constexpr VectorKernels<T> kTable{
+    max_of<T>, exp_sum<T>, swiglu<T>, swiglu_backward<T>, gelu<T>, gelu_backward<T>};
 
 }  // namespace
 

@@ -39,7 +39,7 @@ inline model::ModelDims small_dims(DType dtype) {
   dims.init_std = 0.5;
   dims.aux_loss_coeff = 0.1;
   dims.z_loss_coeff = 0.05;
-  dims.qk_norm = true;
+  dims.qk_norm = model::QkNorm::kPerHead;
   dims.is_moe = {true, true};
   return dims;
 }

@@ -119,7 +119,7 @@ class ReferenceModel {
     const auto prepared =
         [&](const Matrix& m, const char* norm_name, std::size_t t, std::int64_t head) {
           std::vector<double> values = head_of(m[t], head);
-          if (d_.qk_norm) normalise(values, prefix + norm_name);
+          if (d_.qk_norm == model::QkNorm::kPerHead) normalise(values, prefix + norm_name);
           return rotated(values, std::int64_t(t) % d_.sequence);
         };
     for (std::size_t t = 0; t < x.size(); ++t) {

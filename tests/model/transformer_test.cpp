@@ -69,7 +69,7 @@ TEST_CASE("a whole two-layer MoE agrees with an independent reference, forward a
     dims.router_pre_softmax = true;
     dims.router_scaling = 1.7;
     dims.tied_embeddings = false;
-    dims.qk_norm = false;
+    dims.qk_norm = model::QkNorm::kNone;
     dims.shared_ffn = 0;
     dims.is_moe = {false, true};
     check_against_reference(dims);

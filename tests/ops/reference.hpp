@@ -37,6 +37,25 @@ inline Values rms_norm(const Values& x, const Values& w, double eps) {
   return y;
 }
 
+inline Values layer_norm(const Values& x, const Values& w, const Values& b, double eps) {
+  const Index width = w.size();
+  Values y(x.size());
+  for (Index row = 0; row < x.size() / width; ++row) {
+    double mean = 0, variance = 0;
+    for (Index h = 0; h < width; ++h) mean += x[row * width + h] / double(width);
+    for (Index h = 0; h < width; ++h)
+      variance += (x[row * width + h] - mean) * (x[row * width + h] - mean) / double(width);
+    for (Index h = 0; h < width; ++h) {
+      y[row * width + h] = (x[row * width + h] - mean) / std::sqrt(variance + eps) * w[h] + b[h];
+    }
+  }
+  return y;
+}
+
+inline double gelu(double x) {
+  return 0.5 * x * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
+}
+
 inline double silu(double x) {
   return x / (1 + std::exp(-x));
 }

@@ -9,38 +9,91 @@
 namespace pecan::test {
 namespace {
 
+using ops::RouterChoice;
 using ops::RouterOptions;
-using ops::RouterOrder;
+using ops::RouterScores;
 
 struct Routing {
-  std::vector<std::vector<std::size_t>> ids;  ///< of each token
+  std::vector<std::vector<std::size_t>> ids;       ///< of each token
+  std::vector<std::vector<std::size_t>> balanced;  ///< those that the auxiliary loss counts
   Values weights;
   Values probs;
 };
 
-/// Sorts all experts of each token by (logit descending, index).
+/// The indices of the `count` largest values, in descending order, equal ones by lower index.
+std::vector<std::size_t> largest(const Values& values, std::size_t count) {
+  std::vector<std::size_t> order(values.size());
+  std::iota(order.begin(), order.end(), 0U);
+  std::stable_sort(
+      order.begin(), order.end(), [&](auto a, auto b) { return values[a] > values[b]; });
+  order.resize(count);
+  return order;
+}
+
+/// The choice of one token among `scores`: groups by the sum of their best, then experts in them.
+std::vector<std::size_t> chosen_of(const RouterOptions& options, Values scores, std::size_t k) {
+  if (options.num_groups > 0) {
+    const std::size_t groups = std::size_t(options.num_groups), size = scores.size() / groups;
+    Values sums(groups);
+    for (std::size_t g = 0; g < groups; ++g) {
+      const Values members(scores.begin() + std::ptrdiff_t(g * size),
+                           scores.begin() + std::ptrdiff_t((g + 1) * size));
+      for (const std::size_t e : largest(members, k / std::size_t(options.group_topk)))
+        sums[g] += members[e];
+    }
+    const auto kept = largest(sums, std::size_t(options.group_topk));
+    for (std::size_t e = 0; e < scores.size(); ++e) {
+      if (std::find(kept.begin(), kept.end(), e / size) == kept.end()) scores[e] = -1e300;
+    }
+  }
+  return largest(scores, k);
+}
+
 Routing reference_routing(const RouterOptions& options,
                           const Values& logits,
+                          const Values& bias,
                           std::size_t num_experts,
                           std::size_t k) {
   Routing routing;
+  const bool sigmoid = options.scores == RouterScores::kSigmoid;
   for (std::size_t t = 0; t < logits.size() / num_experts; ++t) {
     const double* row = logits.data() + t * num_experts;
-    std::vector<std::size_t> order(num_experts);
-    std::iota(order.begin(), order.end(), 0U);
-    std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return row[a] > row[b]; });
-    order.resize(k);
-    const Values p = reference::softmax(row, num_experts);
-    Values chosen;
-    for (const std::size_t e : order) chosen.push_back(row[e]);
-    const Values renormalised = reference::softmax(chosen.data(), k);
+    Values p = reference::softmax(row, num_experts);
+    Values s(num_experts), score(num_experts);
+    double sum = 0;
+    for (std::size_t e = 0; e < num_experts; ++e) {
+      s[e] = 1 / (1 + std::exp(-row[e]));
+      sum += s[e];
+    }
+    for (std::size_t e = 0; e < num_experts; ++e) {
+      if (sigmoid) p[e] = s[e] / sum;
+      score[e] = sigmoid                                            ? s[e] + bias[e]
+                 : options.scores == RouterScores::kTopkThenSoftmax ? row[e]
+                                                                    : p[e];
+    }
+    std::vector<std::size_t> ids = chosen_of(options, score, k);
+    std::vector<std::size_t> balanced = largest(Values(row, row + num_experts), k);
+    if (options.choice == RouterChoice::kInTurn) {
+      for (std::size_t i = 0; i < k; ++i)
+        ids[i] = (std::size_t(options.first_in_turn) + t * k + i) % num_experts;
+      balanced = ids;
+    }
+    Values of_chosen, logits_of_chosen;
+    for (const std::size_t e : ids) {
+      of_chosen.push_back(sigmoid ? s[e] : p[e]);
+      logits_of_chosen.push_back(row[e]);
+    }
+    const Values renormalised = reference::softmax(logits_of_chosen.data(), k);
+    const double total = std::accumulate(of_chosen.begin(), of_chosen.end(), 0.0);
     for (std::size_t i = 0; i < k; ++i) {
-      const double weight =
-          options.order == RouterOrder::kTopkThenSoftmax ? renormalised[i] : p[order[i]];
+      double weight = of_chosen[i];
+      if (options.scores == RouterScores::kTopkThenSoftmax) weight = renormalised[i];
+      if (sigmoid && k > 1) weight /= total;
       routing.weights.push_back(options.scaling_factor * weight);
     }
     routing.probs.insert(routing.probs.end(), p.begin(), p.end());
-    routing.ids.push_back(order);
+    routing.ids.push_back(ids);
+    routing.balanced.push_back(balanced);
   }
   return routing;
 }
@@ -53,7 +106,7 @@ ops::RouterLosses reference_losses(const Routing& routing,
   Values counts(num_experts), prob_sums(num_experts);
   ops::RouterLosses losses;
   for (std::size_t t = 0; t < tokens; ++t) {
-    for (const std::size_t e : routing.ids[t]) counts[e] += 1;
+    for (const std::size_t e : routing.balanced[t]) counts[e] += 1;
     double sum = 0;
     for (std::size_t e = 0; e < num_experts; ++e) {
       prob_sums[e] += routing.probs[t * num_experts + e];
@@ -66,50 +119,133 @@ ops::RouterLosses reference_losses(const Routing& routing,
   return losses;
 }
 
+Values flat(const std::vector<std::vector<std::size_t>>& ids) {
+  Values values;
+  for (const auto& token : ids) values.insert(values.end(), token.begin(), token.end());
+  return values;
+}
+
 struct Routed {
-  Guarded logits, ids, weights, probs, counts;
-  Routed(DType dtype,
+  DType dtype;
+  Guarded logits, bias, ids, weights, probs, counts;
+  Routed(DType type,
          std::int64_t tokens,
          std::int64_t num_experts,
          std::int64_t k,
-         const Values& values)
-      : logits(dtype, {tokens, num_experts}, values),
+         const Values& values,
+         const Values& biases = {})
+      : dtype(type),
+        logits(dtype, {tokens, num_experts}, values),
+        bias(dtype, {std::int64_t(biases.size())}, biases),
         ids(DType::kI32, {tokens, k}),
         weights(dtype, {tokens, k}),
         probs(dtype, {tokens, num_experts}),
         counts(DType::kI64, {num_experts}) {}
+  void forward(Context& ctx, const RouterOptions& options) {
+    const ConstTensorView none;
+    ops::router_forward(ctx,
+                        options,
+                        logits,
+                        bias.view().num_elements() == 0 ? none : ConstTensorView(bias),
+                        ids,
+                        weights,
+                        probs);
+  }
+  ops::RouterLosses losses(Context& ctx, const RouterOptions& options) {
+    return ops::router_losses(ctx, options, logits, probs, ids, counts);
+  }
+  Values backward(
+      Context& ctx, const RouterOptions& options, const Values& dweights, double aux, double z) {
+    Guarded dlogits(dtype, logits.view().shape);
+    ops::router_backward(ctx,
+                         options,
+                         logits,
+                         probs,
+                         ids,
+                         weights,
+                         Guarded(dtype, ids.view().shape, dweights),
+                         counts,
+                         aux,
+                         z,
+                         dlogits);
+    return dlogits.values();
+  }
 };
+
+/// One kind of router, with a bias where `biased`.
+struct Variant {
+  const char* name;
+  RouterOptions options;
+  bool biased = false;
+};
+
+/// Every kind of router for E divisible by 4 and K by 2; without groups for any.
+std::vector<Variant> variants(std::int64_t num_experts, std::int64_t k) {
+  std::vector<Variant> all{
+      {"top-k then softmax", {.scores = RouterScores::kTopkThenSoftmax, .scaling_factor = 1.5}},
+      {"softmax then top-k", {.scores = RouterScores::kSoftmaxThenTopk, .scaling_factor = 1.5}},
+      {"sigmoid", {.scores = RouterScores::kSigmoid, .scaling_factor = 2.5}},
+      {"sigmoid with bias", {.scores = RouterScores::kSigmoid, .scaling_factor = 2.5}, true}};
+  const std::size_t plain = all.size();
+  for (std::size_t i = 0; i < plain; ++i) {
+    if (num_experts % 4 == 0 && k % 2 == 0 && k / 2 <= num_experts / 4) {
+      all.push_back(all[i]);
+      all.back().options.num_groups = 4;
+      all.back().options.group_topk = 2;
+    }
+    all.push_back(all[i]);
+    all.back().options.choice = RouterChoice::kInTurn;
+    all.back().options.first_in_turn = 5;
+  }
+  return all;
+}
+
+/// Multiples of 1/8 up to 1/2: sigmoid scores and their biases do not cancel to ties by chance.
+Values some_bias(std::int64_t num_experts, bool biased) {
+  Values bias;
+  for (std::int64_t e = 0; biased && e < num_experts; ++e)
+    bias.push_back(double(e * 5 % 9 - 4) / 8);
+  return bias;
+}
+
+Values zeros_for(const Values& bias, std::int64_t num_experts) {
+  return bias.empty() ? Values(std::size_t(num_experts)) : bias;
+}
 
 }  // namespace
 
-TEST_CASE("router: choices, weights and losses agree with the reference in both orders") {
-  const std::int64_t shapes[][3] = {{1, 1, 1}, {7, 4, 2}, {65, 8, 8}, {63, 17, 3}, {300, 64, 6}};
+TEST_CASE("router: choices, weights and losses of every kind agree with the reference") {
+  const std::int64_t shapes[][3] = {
+      {1, 1, 1}, {7, 4, 2}, {65, 8, 8}, {63, 17, 3}, {300, 64, 6}, {50, 12, 1}, {40, 200, 4}};
   for_each_kind([&](DType dtype, int threads) {
     CpuContext ctx(threads);
     for (const auto& [tokens, num_experts, k] : shapes) {
-      for (const RouterOrder order :
-           {RouterOrder::kTopkThenSoftmax, RouterOrder::kSoftmaxThenTopk}) {
-        INFO("T " << tokens << " E " << num_experts << " K " << k << ", order " << int(order));
-        const RouterOptions options{order, 1.5};
+      for (const Variant& variant : variants(num_experts, k)) {
+        const RouterOptions& options = variant.options;
+        INFO("T " << tokens << " E " << num_experts << " K " << k << ", " << variant.name
+                  << ", groups " << options.num_groups << ", choice " << int(options.choice));
         Values logits = random_values(tokens * num_experts, 1);
         for (double& logit : logits) logit *= 3;
-        const Routing exact =
-            reference_routing(options, logits, std::size_t(num_experts), std::size_t(k));
-        Routed routed(dtype, tokens, num_experts, k, logits);
-        ops::router_forward(ctx, options, routed.logits, routed.ids, routed.weights, routed.probs);
-        Values ids;
-        for (const auto& token : exact.ids) ids.insert(ids.end(), token.begin(), token.end());
-        CHECK(routed.ids.values() == ids);
+        const Values bias = some_bias(num_experts, variant.biased);
+        const Routing exact = reference_routing(options,
+                                                logits,
+                                                zeros_for(bias, num_experts),
+                                                std::size_t(num_experts),
+                                                std::size_t(k));
+        Routed routed(dtype, tokens, num_experts, k, logits, bias);
+        routed.forward(ctx, options);
+        CHECK(routed.ids.values() == flat(exact.ids));
         check_close(routed.weights.values(), exact.weights, tolerance(dtype, 4));
         check_close(routed.probs.values(), exact.probs, tolerance(dtype, 4));
-        const ops::RouterLosses losses =
-            ops::router_losses(ctx, routed.logits, routed.probs, routed.ids, routed.counts);
+        const ops::RouterLosses losses = routed.losses(ctx, options);
         const ops::RouterLosses expected =
             reference_losses(exact, logits, std::size_t(num_experts), std::size_t(k));
         const double epsilon = dtype == DType::kF32 ? 1e-6 : 1e-13;
         CHECK(losses.aux == Approx(expected.aux).epsilon(epsilon));
         CHECK(losses.z == Approx(expected.z).epsilon(epsilon));
-        const Values counts = routed.counts.values();
+        Values counts(static_cast<std::size_t>(num_experts));
+        for (const double e : flat(exact.balanced)) counts[std::size_t(e)] += 1;
+        CHECK(routed.counts.values() == counts);
         CHECK(std::accumulate(counts.begin(), counts.end(), 0.0) == double(tokens * k));
       }
     }
@@ -118,95 +254,146 @@ TEST_CASE("router: choices, weights and losses agree with the reference in both 
 
 TEST_CASE("router: the gradient agrees with central differences through weights and both losses") {
   CpuContext ctx;
-  constexpr std::int64_t kTokens = 5, kExperts = 6, kChoices = 3;
   constexpr double kAux = 0.7, kZ = 0.3;
-  Values logits = random_values(kTokens * kExperts, 2);
-  const Values dweights = random_values(kTokens * kChoices, 3);
-  for (const RouterOrder order : {RouterOrder::kTopkThenSoftmax, RouterOrder::kSoftmaxThenTopk}) {
-    const RouterOptions options{order, 2.5};
-    Routed routed(DType::kF64, kTokens, kExperts, kChoices, logits);
-    ops::router_forward(ctx, options, routed.logits, routed.ids, routed.weights, routed.probs);
-    static_cast<void>(
-        ops::router_losses(ctx, routed.logits, routed.probs, routed.ids, routed.counts));
-    Guarded dlogits(DType::kF64, {kTokens, kExperts});
-    ops::router_backward(ctx,
-                         options,
-                         routed.logits,
-                         routed.probs,
-                         routed.ids,
-                         routed.weights,
-                         Guarded(DType::kF64, {kTokens, kChoices}, dweights),
-                         routed.counts,
-                         kAux,
-                         kZ,
-                         dlogits);
-    check_gradient(logits, dlogits.values(), [&] {
-      const Routing now = reference_routing(options, logits, kExperts, kChoices);
-      const ops::RouterLosses losses = reference_losses(now, logits, kExperts, kChoices);
-      return dot(now.weights, dweights) + kAux * losses.aux + kZ * losses.z;
-    });
-    for_each_kind([&](DType dtype, int threads) {
-      CpuContext other(threads);
-      Routed again(dtype, kTokens, kExperts, kChoices, logits);
-      ops::router_forward(other, options, again.logits, again.ids, again.weights, again.probs);
-      static_cast<void>(
-          ops::router_losses(other, again.logits, again.probs, again.ids, again.counts));
-      Guarded gradient(dtype, {kTokens, kExperts});
-      ops::router_backward(other,
-                           options,
-                           again.logits,
-                           again.probs,
-                           again.ids,
-                           again.weights,
-                           Guarded(dtype, {kTokens, kChoices}, dweights),
-                           again.counts,
-                           kAux,
-                           kZ,
-                           gradient);
-      check_close(gradient.values(), dlogits.values(), tolerance(dtype, 16));
-    });
+  const std::int64_t shapes[][3] = {{5, 6, 3}, {5, 8, 2}, {6, 8, 4}, {4, 5, 1}};
+  for (const auto& [tokens, num_experts, k] : shapes) {
+    Values logits = random_values(tokens * num_experts, 2);
+    const Values dweights = random_values(tokens * k, 3);
+    for (const Variant& variant : variants(num_experts, k)) {
+      const RouterOptions& options = variant.options;
+      INFO("E " << num_experts << " K " << k << ", " << variant.name << ", groups "
+                << options.num_groups << ", choice " << int(options.choice));
+      const Values bias = some_bias(num_experts, variant.biased);
+      Routed routed(DType::kF64, tokens, num_experts, k, logits, bias);
+      routed.forward(ctx, options);
+      static_cast<void>(routed.losses(ctx, options));
+      const Values exact = routed.backward(ctx, options, dweights, kAux, kZ);
+      check_gradient(logits, exact, [&] {
+        const Routing now = reference_routing(options,
+                                              logits,
+                                              zeros_for(bias, num_experts),
+                                              std::size_t(num_experts),
+                                              std::size_t(k));
+        const ops::RouterLosses losses =
+            reference_losses(now, logits, std::size_t(num_experts), std::size_t(k));
+        return dot(now.weights, dweights) + kAux * losses.aux + kZ * losses.z;
+      });
+      for_each_kind([&](DType dtype, int threads) {
+        CpuContext other(threads);
+        Routed again(dtype, tokens, num_experts, k, logits, bias);
+        again.forward(other, options);
+        static_cast<void>(again.losses(other, options));
+        check_close(
+            again.backward(other, options, dweights, kAux, kZ), exact, tolerance(dtype, 16));
+      });
+    }
   }
 }
 
 TEST_CASE("router: equal logits go to the lower index, balance gives an aux loss of 1") {
   CpuContext ctx;
   Routed equal(DType::kF32, 4, 4, 2, Values(16, 0.5));
-  ops::router_forward(ctx, {}, equal.logits, equal.ids, equal.weights, equal.probs);
+  equal.forward(ctx, {});
   CHECK(equal.ids.values() == Values{0, 1, 0, 1, 0, 1, 0, 1});
   CHECK(equal.weights.values() == Values(8, 0.5));
   // Each expert chosen once, probabilities symmetric: perfectly balanced.
   Routed balanced(DType::kF64, 4, 4, 1, {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1});
-  ops::router_forward(ctx, {}, balanced.logits, balanced.ids, balanced.weights, balanced.probs);
-  const ops::RouterLosses losses =
-      ops::router_losses(ctx, balanced.logits, balanced.probs, balanced.ids, balanced.counts);
-  CHECK(losses.aux == Approx(1.0).epsilon(1e-14));
+  balanced.forward(ctx, {});
+  CHECK(balanced.losses(ctx, {}).aux == Approx(1.0).epsilon(1e-14));
   CHECK(balanced.counts.values() == Values(4, 1.0));
 }
 
-TEST_CASE("router: no tokens and NaN logits") {
+TEST_CASE("router: equal groups go to the lower index, the best group need not hold the best") {
   CpuContext ctx;
-  Routed none(DType::kF32, 0, 4, 2, {});
-  ops::router_forward(ctx, {}, none.logits, none.ids, none.weights, none.probs);
-  const ops::RouterLosses losses =
-      ops::router_losses(ctx, none.logits, none.probs, none.ids, none.counts);
-  CHECK(losses.aux == 0);
-  CHECK(losses.z == 0);
-  CHECK(none.counts.values() == Values(4, 0.0));
-  for (const double logit : {std::nan(""), -double(INFINITY)}) {
-    Routed bad(DType::kF32, 1, 5, 3, Values(5, logit));
-    ops::router_forward(ctx, {}, bad.logits, bad.ids, bad.weights, bad.probs);
+  const RouterOptions options{.num_groups = 3, .group_topk = 1};
+  Routed equal(DType::kF32, 1, 6, 2, Values(6, 0.5));
+  equal.forward(ctx, options);
+  CHECK(equal.ids.values() == Values{0, 1});
+  Routed sum(DType::kF32, 1, 6, 2, {3, -4, 1, 2, 0, 0});
+  sum.forward(ctx, options);
+  CHECK(sum.ids.values() == Values{3, 2});
+}
+
+TEST_CASE("router: a bias moves the choice, but neither the weights nor the auxiliary loss") {
+  CpuContext ctx;
+  const RouterOptions options{.scores = RouterScores::kSigmoid};
+  // sigmoid(0) = 1/2, sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4: the bias lifts expert 2 over 0.
+  const Values logits{0, std::log(3.0), -std::log(3.0)};
+  Routed routed(DType::kF64, 1, 3, 2, logits, {0, 0, 0.375});
+  routed.forward(ctx, options);
+  CHECK(routed.ids.values() == Values{1, 2});
+  check_close(routed.weights.values(), {0.75, 0.25}, tolerance(DType::kF64, 4));
+  check_close(routed.probs.values(), {1.0 / 3, 0.5, 1.0 / 6}, tolerance(DType::kF64, 4));
+  CHECK(routed.losses(ctx, options).aux == Approx(3.0 / 2 * (1.0 / 3 + 0.5)).epsilon(1e-14));
+  CHECK(routed.counts.values() == Values{1, 1, 0});
+}
+
+TEST_CASE("router: choices in turn load every expert alike") {
+  CpuContext ctx;
+  const RouterOptions options{.choice = RouterChoice::kInTurn, .first_in_turn = 3};
+  Routed routed(DType::kF32, 10, 4, 2, random_values(40, 1));
+  routed.forward(ctx, options);
+  static_cast<void>(routed.losses(ctx, options));
+  CHECK(routed.counts.values() == Values(4, 5.0));
+  CHECK(routed.ids.values()[0] == 3);
+  CHECK(routed.ids.values()[1] == 0);
+}
+
+TEST_CASE("router: no tokens, NaN and far logits") {
+  CpuContext ctx;
+  for (const Variant& variant : variants(8, 2)) {
+    INFO(variant.name << ", groups " << variant.options.num_groups << ", choice "
+                      << int(variant.options.choice));
+    const Values bias = some_bias(8, variant.biased);
+    Routed none(DType::kF32, 0, 8, 2, {}, bias);
+    none.forward(ctx, variant.options);
+    const ops::RouterLosses losses = none.losses(ctx, variant.options);
+    CHECK(losses.aux == 0);
+    CHECK(losses.z == 0);
+    CHECK(none.counts.values() == Values(8, 0.0));
+    Values logits(24, std::nan(""));
+    logits[3] = logits[9] = 1;
+    for (std::size_t e = 0; e < 8; ++e) logits[16 + e] = -double(INFINITY);
+    Routed bad(DType::kF32, 3, 8, 2, logits, bias);
+    bad.forward(ctx, variant.options);
+    static_cast<void>(bad.losses(ctx, variant.options));
     const Values ids = bad.ids.values();
-    CHECK(std::set<double>(ids.begin(), ids.end()).size() == 3);
-    for (const double id : ids) CHECK((id >= 0 && id < 5));
-    CHECK(std::isnan(bad.weights.values()[0]));
+    for (std::size_t t = 0; t < 3; ++t) {
+      CHECK(ids[2 * t] != ids[2 * t + 1]);
+      for (std::size_t i = 0; i < 2; ++i) CHECK((ids[2 * t + i] >= 0 && ids[2 * t + i] < 8));
+    }
+    CHECK((std::isnan(bad.weights.values()[0]) || std::isnan(bad.weights.values()[1])));
+    // The chosen ones of the first group, or in turn, lie where exp of their distance to the
+    // largest is 0.
+    Values far(8, -400.0);
+    far[7] = 400;
+    Routed spread(DType::kF32, 1, 8, 2, far, bias);
+    spread.forward(ctx, variant.options);
+    CHECK(std::isfinite(spread.losses(ctx, variant.options).z));
+    for (const double value : spread.weights.values()) CHECK(std::isfinite(value));
+    for (const double value : spread.backward(ctx, variant.options, {1, -1}, 1, 1))
+      CHECK(std::isfinite(value));
   }
 }
 
-TEST_CASE("router: more choices than experts are refused") {
+TEST_CASE("router: options that contradict the shapes or each other are refused") {
   CpuContext ctx;
-  Routed wrong(DType::kF32, 2, 3, 4, Values(6));
-  CHECK_THROWS_AS(ops::router_forward(ctx, {}, wrong.logits, wrong.ids, wrong.weights, wrong.probs),
-                  ShapeError);
+  const auto refused = [&](std::int64_t num_experts,
+                           std::int64_t k,
+                           const RouterOptions& options,
+                           const Values& bias = {}) {
+    Routed wrong(DType::kF32, 2, num_experts, k, Values(std::size_t(2 * num_experts)), bias);
+    CHECK_THROWS_AS(wrong.forward(ctx, options), ShapeError);
+  };
+  refused(3, 4, {});
+  refused(4, 2, {.num_groups = 3, .group_topk = 1});
+  refused(4, 2, {.num_groups = 2, .group_topk = 3});
+  refused(4, 2, {.num_groups = 4, .group_topk = 1});
+  refused(8, 3, {.num_groups = 4, .group_topk = 2});
+  refused(4, 2, {.group_topk = 1});
+  refused(4, 2, {.choice = RouterChoice::kInTurn, .first_in_turn = -1});
+  refused(4, 2, {}, Values(4));
+  refused(4, 2, {.scores = RouterScores::kSigmoid}, Values(3));
 }
 
 }  // namespace pecan::test

@@ -2,16 +2,26 @@
 /// The attention half of a decoder layer: y = x + o_proj(attention(norm(x))).
 /// Legend: T tokens, H hidden, N heads, G key-value groups, D head dim, S sequence, B sequences.
 
-#include <pecan/model/dims.hpp>
+#include <optional>
+
+#include <pecan/model/blocks.hpp>
 
 namespace pecan::model {
 
+/// Where the tokens of a micro-batch stand.
+struct TokenPlaces {
+  ConstTensorView rope_table_SD;     ///< from ops::rope_table; only with rotary embedding
+  ConstTensorView positions_T;       ///< as in Batch
+  ConstTensorView document_start_T;  ///< as in Batch
+};
+
 /// What forward keeps for backward, and scratch that layers share.
 struct AttentionActivations {
-  TensorView normed_TH, rstd_T;
+  TensorView normed_TH;
+  NormStatistics norm;
   TensorView q_TND, k_TGD, v_TGD;   ///< after QK-norm and rotation
   TensorView raw_q_TND, raw_k_TGD;  ///< before QK-norm; without it unused
-  TensorView q_rstd, k_rstd;
+  NormStatistics q_norm, k_norm;
   TensorView out_TND, lse_BNS;
   [[nodiscard]] static AttentionActivations plan(const ModelDims& dims, device::Arena& arena);
 };
@@ -24,25 +34,25 @@ class AttentionLayer {
  public:
   /// Refers to `dims` and `params`, which outlive it.
   AttentionLayer(const ModelDims& dims, parallel::ParamSet& params, LayerId layer);
-  /// y_TH = x_TH + attention; table_SD from ops::rope_table.
+  /// y_TH = x_TH + attention.
   void forward(Context& ctx,
                ConstTensorView x_TH,
-               ConstTensorView table_SD,
+               const TokenPlaces& places,
                AttentionActivations& kept,
                TensorView y_TH) const;
   /// Turns d_TH, the gradient of y, into that of x, and adds to the parameters' gradients.
   void backward(Context& ctx,
                 ConstTensorView x_TH,
-                ConstTensorView table_SD,
+                const TokenPlaces& places,
                 AttentionActivations& kept,
                 AttentionScratch& scratch,
                 TensorView d_TH) const;
 
  private:
   const ModelDims& dims_;
-  parallel::Param *norm_, *q_, *k_, *v_, *o_;
-  parallel::Param* q_norm_ = nullptr;
-  parallel::Param* k_norm_ = nullptr;
+  Norm norm_;
+  Linear q_, k_, v_, o_;
+  std::optional<Norm> q_norm_, k_norm_;
 };
 
 }  // namespace pecan::model

@@ -13,23 +13,33 @@
 
 namespace pecan::model {
 
+/// Norm of queries and keys after their projections.
+enum class QkNorm : std::uint8_t {
+  kNone,
+  kPerHead,  ///< of each head, one weight of D for all (Qwen3)
+  kWhole,    ///< of all heads together, before they are split (OLMoE)
+};
+
 /// Everything a layer needs to know. T = micro_batch * sequence tokens a micro-batch.
 struct ModelDims {
   DType dtype = DType::kF32;
   std::int64_t num_layers = 0;
-  std::int64_t hidden = 0;        ///< H
-  std::int64_t heads = 0;         ///< N
-  std::int64_t kv_groups = 0;     ///< G
-  std::int64_t head_dim = 0;      ///< D
-  std::int64_t ffn = 0;           ///< F of dense layers
-  std::int64_t expert_ffn = 0;    ///< F of routed experts
-  std::int64_t shared_ffn = 0;    ///< F of the shared expert, 0: none
-  std::int64_t num_experts = 0;   ///< E
-  std::int64_t topk = 0;          ///< K
-  std::int64_t vocab = 0;         ///< true vocabulary size
-  std::int64_t padded_vocab = 0;  ///< V
-  std::int64_t sequence = 0;      ///< S
-  std::int64_t micro_batch = 0;   ///< B
+  std::int64_t hidden = 0;         ///< H
+  std::int64_t heads = 0;          ///< N
+  std::int64_t kv_groups = 0;      ///< G
+  std::int64_t head_dim = 0;       ///< D
+  std::int64_t ffn = 0;            ///< F of dense layers
+  std::int64_t expert_ffn = 0;     ///< F of routed experts
+  std::int64_t shared_ffn = 0;     ///< F of the shared expert, 0: none
+  std::int64_t num_experts = 0;    ///< E
+  std::int64_t topk = 0;           ///< K
+  std::int64_t vocab = 0;          ///< true vocabulary size
+  std::int64_t padded_vocab = 0;   ///< V
+  std::int64_t sequence = 0;       ///< S
+  std::int64_t micro_batch = 0;    ///< B
+  std::int64_t max_positions = 0;  ///< rows of learned position embeddings
+  std::int64_t num_groups = 0;     ///< of experts, 0: none
+  std::int64_t group_topk = 0;     ///< groups that a token chooses from
   double norm_epsilon = 0;
   double rotary_base = 0;
   double init_std = 0;
@@ -37,14 +47,25 @@ struct ModelDims {
   double z_loss_coeff = 0;
   double router_scaling = 1;
   double dispatch_buffer_factor = 2;
+  double capacity_factor = 0;  ///< 0: no choice is dropped
+  config::TokenDropPolicy drop_policy = config::TokenDropPolicy::kProbs;
+  config::ScoreFunction score_function = config::ScoreFunction::kSoftmax;
+  config::Normalization normalization = config::Normalization::kRmsNorm;
+  config::PositionEmbedding position_embedding = config::PositionEmbedding::kRope;
+  QkNorm qk_norm = QkNorm::kNone;
   bool router_pre_softmax = false;
-  bool qk_norm = false;
+  bool expert_bias = false;    ///< added to sigmoid scores for the choice
+  bool force_balance = false;  ///< experts in turn, for benchmarks
+  bool gated_ffn = true;       ///< SwiGLU; else GELU without a gate
+  bool linear_bias = false;    ///< of every linear map but router and head
   bool tied_embeddings = true;
   std::vector<bool> is_moe;  ///< by layer
   /// Of masters, norms, router, softmax and statistics: f32 where dtype is bf16.
   [[nodiscard]] DType master_dtype() const { return master_of(dtype); }
   [[nodiscard]] std::int64_t tokens() const { return micro_batch * sequence; }
   [[nodiscard]] int num_moe_layers() const;
+  /// Token-slots that an expert takes of one rank's micro-batch; 0: any number.
+  [[nodiscard]] std::int64_t capacity() const;
 };
 
 /// `vocab_size` is the tokenizer's true size. Pure.
@@ -60,5 +81,7 @@ void derive_weights(Context& ctx, parallel::ParamSet& params);
 /// Names of parameters: Hugging Face's Qwen3-MoE (docs/formats/checkpoint.md).
 [[nodiscard]] std::string layer_name(LayerId layer);
 [[nodiscard]] std::string expert_name(LayerId layer, ExpertId expert);
+/// Name of the state of a MoE layer that the router's bias is; no parameter.
+[[nodiscard]] std::string expert_bias_name(LayerId layer);
 
 }  // namespace pecan::model

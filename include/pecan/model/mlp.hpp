@@ -1,24 +1,20 @@
 #pragma once
-/// SwiGLU feed-forward networks: y = down(silu(gate(x)) * up(x)); one serves dense layers, the
-/// shared expert and each routed expert.
+/// Feed-forward networks: SwiGLU, y = down(silu(gate(x)) * up(x)), or without a gate y =
+/// down(gelu(up(x))); one serves dense layers, the shared expert and each routed expert.
 
+#include <optional>
 #include <span>
 #include <vector>
 
-#include <pecan/ops/types.hpp>
-
-#include <pecan/model/dims.hpp>
+#include <pecan/model/blocks.hpp>
 
 namespace pecan::model {
 
-/// Whether backward adds to the weights' gradients. kOff computes the input's gradient only (a
-/// frozen expert).
-enum class WeightGradient : std::uint8_t { kOn, kOff };
-
 /// Rows that forward keeps for backward.
 struct MlpActivations {
-  TensorView gate_TF, up_TF, h_TF;
-  [[nodiscard]] static MlpActivations plan(DType dtype,
+  TensorView gate_TF;  ///< of a gated network only
+  TensorView up_TF, h_TF;
+  [[nodiscard]] static MlpActivations plan(const ModelDims& dims,
                                            std::int64_t rows,
                                            std::int64_t ffn,
                                            device::Arena& arena);
@@ -28,8 +24,8 @@ struct MlpActivations {
 
 class Mlp {
  public:
-  /// Parameters "<prefix>.{gate,up,down}_proj.weight" of `params`, which outlives it.
-  Mlp(parallel::ParamSet& params, const std::string& prefix);
+  /// Linear maps "<prefix>.{gate,up,down}_proj" of `params`, which outlives it.
+  Mlp(const ModelDims& dims, parallel::ParamSet& params, const std::string& prefix);
   /// y_TH = mlp(x_TH); no rows are fine.
   void forward(Context& ctx, ConstTensorView x_TH, MlpActivations kept, TensorView y_TH) const;
   /// dx_TH (+)= the input's gradient; kept is overwritten by gradients.
@@ -42,7 +38,8 @@ class Mlp {
                 WeightGradient weight_gradient) const;
 
  private:
-  parallel::Param *gate_, *up_, *down_;
+  std::optional<Linear> gate_;
+  Linear up_, down_;
 };
 
 /// The routed experts of one layer that this rank holds.

@@ -1,9 +1,15 @@
 #pragma once
 /// The feed-forward half of a decoder layer, dense or mixture of experts: y = x + ffn(norm(x)).
-/// Legend: T tokens, K choices, P = T*K slots sent, R slots received, H hidden, E experts.
+/// Legend: T tokens, K choices, P = T*K slots, of which those not dropped are sent, R slots
+/// received, H hidden, E experts.
 
 #include <algorithm>
 #include <optional>
+#include <span>
+
+#include <pecan/device/device.hpp>
+
+#include <pecan/ops/router.hpp>
 
 #include <pecan/parallel/token_exchange.hpp>
 
@@ -58,14 +64,22 @@ class Growable {
   std::int64_t growths_ = 0;
 };
 
+/// Rows that a rank can receive at most: all slots of its expert-parallel group, or what its
+/// experts' capacities let through.
+[[nodiscard]] std::int64_t most_dispatch_rows(const ModelDims& dims, int ep_size);
 /// Received rows that memory is planned for: dispatch_buffer_factor times an even share, at most
 /// all there can be.
 [[nodiscard]] std::int64_t planned_dispatch_rows(const ModelDims& dims, int ep_size);
 
 struct FfnActivations {
-  TensorView normed_TH, rstd_T;
+  TensorView normed_TH;
+  NormStatistics norm;
   MlpActivations dense;  ///< of a dense layer or of the shared expert
-  TensorView logits_TE, probs_TE, ids_TK, weights_TK, counts_E;
+  TensorView logits_TE, probs_TE, ids_TK, weights_TK;
+  TensorView kept_ids_TK;       ///< -1 where a choice is dropped; without a capacity ids_TK itself
+  TensorView counts_E;          ///< slots that are sent
+  TensorView chosen_counts_E;   ///< with those dropped; without a capacity counts_E itself
+  TensorView balance_counts_E;  ///< those of the auxiliary loss
   TensorView order_P, positions_TK, returned_PH;
   Growable<DispatchKept> dispatch;
   [[nodiscard]] static FfnActivations plan(const ModelDims& dims,
@@ -84,7 +98,15 @@ struct FfnScratch {
 struct RoutingReport {
   double aux_loss = 0;  ///< before its coefficient; 1 at balance
   double z_loss = 0;
+  std::int64_t dropped_slots = 0;  ///< choices of this rank's tokens over their expert's capacity
 };
+
+/// One step of the router's bias: b_e += rate * sign(mean - n_e), where n_e = counts_E[e] are the
+/// slots for which routers of all ranks and micro-batches of the step chose expert e, dropped ones
+/// too. bias_E in f32 or f64. Every rank computes the same. Pure.
+/// Source: Wang et al., "Auxiliary-Loss-Free Load Balancing" (arXiv 2408.15664), algorithm 1.
+/// Differs from the paper: none.
+void update_expert_bias(TensorView bias_E, std::span<const double> counts_E, double rate);
 
 class DenseFfnLayer {
  public:
@@ -98,8 +120,7 @@ class DenseFfnLayer {
                 TensorView d_TH) const;
 
  private:
-  const ModelDims& dims_;
-  parallel::Param* norm_;
+  Norm norm_;
   Mlp mlp_;
 };
 
@@ -111,7 +132,7 @@ class MoeLayer {
            const parallel::MeshShape& mesh,
            comm::Group& ep,
            Rank rank);
-  /// Collective over ep. kept.counts_E holds the slots of this rank's tokens by expert afterwards.
+  /// Collective over ep. The counts in `kept` are of this rank's tokens, by expert.
   RoutingReport forward(Context& ctx,
                         ConstTensorView x_TH,
                         FfnActivations& kept,
@@ -126,8 +147,12 @@ class MoeLayer {
                 double loss_scale,
                 TensorView d_TH);
   [[nodiscard]] Experts& experts() { return experts_; }
+  /// The router's bias, E numbers in the master type, 0 at first; the trainer reads and writes
+  /// it between steps, alike on all ranks. Without dims.expert_bias its data is null.
+  [[nodiscard]] TensorView expert_bias() const;
 
  private:
+  [[nodiscard]] ops::RouterOptions router_options() const;
   void dispatch(Context& ctx, FfnActivations& kept, FfnScratch& scratch);
   /// The normed tokens in the master type, which the router computes in.
   [[nodiscard]] ConstTensorView router_input(Context& ctx,
@@ -136,11 +161,14 @@ class MoeLayer {
 
   const ModelDims& dims_;
   LayerId layer_;
-  parallel::Param* norm_;
+  Norm norm_;
   parallel::Param* router_;
   std::optional<Mlp> shared_;
   Experts experts_;
   parallel::TokenExchange exchange_;
+  device::Buffer expert_bias_;
+  std::int64_t first_in_turn_;
+  std::int64_t num_sent_ = 0;  ///< in the last forward
 };
 
 }  // namespace pecan::model

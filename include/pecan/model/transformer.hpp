@@ -14,12 +14,15 @@ namespace pecan::model {
 
 /// All memory of forward and backward, planned before step 0.
 struct Activations {
-  TensorView rope_table_SD;
+  TensorView rope_table_SD;  ///< of rotary embedding only
+  TensorView positions_T;    ///< t mod S, of learned positions only
   std::vector<TensorView>
       stream_TH;  ///< residual stream before layer 0, after its attention, after its ffn, ...
   std::vector<AttentionActivations> attention;
   std::vector<FfnActivations> ffn;
-  TensorView normed_TH, rstd_T, logits_TV, loss_T, d_stream_TH, d_normed_TH;
+  TensorView normed_TH, logits_TV, loss_T, d_stream_TH;
+  TensorView d_normed_TH;  ///< in the forward: rows of learned positions
+  NormStatistics norm;
   AttentionScratch attention_scratch;  ///< shares memory with ffn_scratch
   FfnScratch ffn_scratch;
   /// On a measuring arena the high water is the plan; on a real one of that size it is reached
@@ -66,19 +69,26 @@ class Transformer {
   /// Loss, and gradients of loss_scale * (mean loss over T + balancing losses), added to the
   /// parameters'. Collective over ep.
   BatchResult forward_backward(Context& ctx, const Batch& batch, double loss_scale);
-  /// Token slots of this rank's last micro-batch by [MoE layer][expert].
+  /// Token slots of this rank's last micro-batch that experts processed, by [MoE layer][expert].
   [[nodiscard]] std::span<const std::int64_t> expert_counts(int moe_layer) const;
+  /// The same with choices that were dropped over capacity: what the router chose.
+  [[nodiscard]] std::span<const std::int64_t> chosen_counts(int moe_layer) const;
   [[nodiscard]] std::int64_t dispatch_growths() const;
   [[nodiscard]] MoeLayer& moe_layer(int moe_layer);
 
  private:
   using FfnLayer = std::variant<DenseFfnLayer, MoeLayer>;
   BatchResult forward_to_logits(Context& ctx, const Batch& batch);
+  void embed(Context& ctx, const Batch& batch);
+  [[nodiscard]] TokenPlaces places_of(const Batch& batch) const;
+  [[nodiscard]] ConstTensorView positions_of(const Batch& batch) const;
   [[nodiscard]] double sum_of_loss(Context& ctx) const;
 
   const ModelDims& dims_;
   Activations& memory_;
-  parallel::Param *embedding_, *norm_, *head_;
+  parallel::Param *embedding_, *head_;
+  parallel::Param* positions_ = nullptr;  ///< learned ones
+  Norm norm_;
   std::vector<AttentionLayer> attention_;
   std::vector<std::unique_ptr<FfnLayer>> ffn_;
   std::vector<std::size_t> moe_layers_;  ///< layer of each MoE layer

@@ -1,0 +1,64 @@
+#pragma once
+/// The two blocks that all layers are made of: linear maps and norms, each with or without a bias.
+
+#include <string>
+
+#include <pecan/ops/types.hpp>
+
+#include <pecan/model/dims.hpp>
+
+namespace pecan::model {
+
+/// Whether backward adds to the weights' gradients. kOff computes the input's gradient only (a
+/// frozen expert).
+enum class WeightGradient : std::uint8_t { kOn, kOff };
+
+/// y_TO = x_TI W^T + b: "<name>.weight" [O, I] and, where dims.linear_bias, "<name>.bias" [O].
+class Linear {
+ public:
+  /// Refers to `params`, which outlives it.
+  Linear(const ModelDims& dims, parallel::ParamSet& params, const std::string& name);
+  void forward(Context& ctx, ConstTensorView x_TI, TensorView y_TO) const;
+  /// Adds to the gradients of weight and bias.
+  void backward_weight(Context& ctx, ConstTensorView dy_TO, ConstTensorView x_TI) const;
+  /// dx_TI (+)= the input's gradient.
+  void backward_input(Context& ctx,
+                      ConstTensorView dy_TO,
+                      TensorView dx_TI,
+                      ops::Accumulate accumulate) const;
+
+ private:
+  parallel::Param* weight_;
+  parallel::Param* bias_ = nullptr;
+};
+
+/// What a norm's forward keeps for its backward, one element a row, in the master type.
+struct NormStatistics {
+  TensorView rstd_T;
+  TensorView mean_T;  ///< of LayerNorm only
+  [[nodiscard]] static NormStatistics plan(const ModelDims& dims,
+                                           std::int64_t rows,
+                                           device::Arena& arena);
+};
+
+/// RMSNorm ("<name>.weight") or LayerNorm (and "<name>.bias"), of rows of the weight's size.
+class Norm {
+ public:
+  /// Refers to `dims` and `params`, which outlive it.
+  Norm(const ModelDims& dims, parallel::ParamSet& params, const std::string& name);
+  void forward(Context& ctx, ConstTensorView x, NormStatistics statistics, TensorView y) const;
+  /// dx (+)= the input's gradient; adds to the parameters'. dx may be dy with kOverwrite.
+  void backward(Context& ctx,
+                ConstTensorView dy,
+                ConstTensorView x,
+                const NormStatistics& statistics,
+                TensorView dx,
+                ops::Accumulate accumulate) const;
+
+ private:
+  const ModelDims& dims_;
+  parallel::Param* weight_;
+  parallel::Param* bias_ = nullptr;
+};
+
+}  // namespace pecan::model

@@ -1,0 +1,94 @@
+#include <pecan/ops/bias.hpp>
+#include <pecan/ops/layer_norm.hpp>
+#include <pecan/ops/matmul.hpp>
+#include <pecan/ops/rms_norm.hpp>
+
+#include <pecan/model/blocks.hpp>
+
+namespace pecan::model {
+
+using config::Normalization;
+using ops::Accumulate;
+
+Linear::Linear(const ModelDims& dims, parallel::ParamSet& params, const std::string& name)
+    : weight_(&params.at(name + ".weight")) {
+  if (dims.linear_bias) bias_ = &params.at(name + ".bias");
+}
+
+void Linear::forward(Context& ctx, ConstTensorView x_TI, TensorView y_TO) const {
+  ops::matmul_forward(ctx, x_TI, weight_->weight, y_TO);
+  if (bias_ != nullptr) ops::add_bias(ctx, bias_->weight.row_major(), y_TO);
+}
+
+void Linear::backward_weight(Context& ctx, ConstTensorView dy_TO, ConstTensorView x_TI) const {
+  ops::matmul_backward_weight(ctx, dy_TO, x_TI, weight_->grad);
+  if (bias_ != nullptr) ops::bias_backward(ctx, dy_TO, bias_->grad.row_major());
+}
+
+void Linear::backward_input(Context& ctx,
+                            ConstTensorView dy_TO,
+                            TensorView dx_TI,
+                            Accumulate accumulate) const {
+  ops::matmul_backward_input(ctx, dy_TO, weight_->weight, dx_TI, accumulate);
+}
+
+NormStatistics NormStatistics::plan(const ModelDims& dims,
+                                    std::int64_t rows,
+                                    device::Arena& arena) {
+  NormStatistics statistics;
+  statistics.rstd_T = arena.allocate(dims.master_dtype(), {rows});
+  if (dims.normalization == Normalization::kLayerNorm) {
+    statistics.mean_T = arena.allocate(dims.master_dtype(), {rows});
+  }
+  return statistics;
+}
+
+Norm::Norm(const ModelDims& dims, parallel::ParamSet& params, const std::string& name)
+    : dims_(dims), weight_(&params.at(name + ".weight")) {
+  if (dims.normalization == Normalization::kLayerNorm) bias_ = &params.at(name + ".bias");
+}
+
+void Norm::forward(Context& ctx, ConstTensorView x, NormStatistics statistics, TensorView y) const {
+  if (bias_ == nullptr) {
+    return ops::rms_norm_forward(
+        ctx, x, weight_->weight.row_major(), dims_.norm_epsilon, y, statistics.rstd_T);
+  }
+  ops::layer_norm_forward(ctx,
+                          x,
+                          weight_->weight.row_major(),
+                          bias_->weight.row_major(),
+                          dims_.norm_epsilon,
+                          y,
+                          statistics.mean_T,
+                          statistics.rstd_T);
+}
+
+void Norm::backward(Context& ctx,
+                    ConstTensorView dy,
+                    ConstTensorView x,
+                    const NormStatistics& statistics,
+                    TensorView dx,
+                    Accumulate accumulate) const {
+  if (bias_ == nullptr) {
+    return ops::rms_norm_backward(ctx,
+                                  dy,
+                                  x,
+                                  weight_->weight.row_major(),
+                                  statistics.rstd_T,
+                                  dx,
+                                  accumulate,
+                                  weight_->grad.row_major());
+  }
+  ops::layer_norm_backward(ctx,
+                           dy,
+                           x,
+                           weight_->weight.row_major(),
+                           statistics.mean_T,
+                           statistics.rstd_T,
+                           dx,
+                           accumulate,
+                           weight_->grad.row_major(),
+                           bias_->grad.row_major());
+}
+
+}  // namespace pecan::model
