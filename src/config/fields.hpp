@@ -103,6 +103,10 @@ void visit(ModelConfig& c, Field&& field) {
         c.qk_layernorm,
         Free{},
         "norm of each query and key head, of the kind of `normalization`");
+  field("qk_layernorm_across_heads",
+        c.qk_layernorm_across_heads,
+        Free{},
+        "that norm spans all heads before they are split, as in OLMoE; needs `qk_layernorm`");
   field("untie_embeddings_and_output_weights",
         c.untie_embeddings_and_output_weights,
         Free{},

@@ -67,6 +67,11 @@ void resolve_layers(MoeConfig& moe, int num_layers) {
 
 void check_model(const Config& config) {
   const ModelConfig& model = config.model;
+  PECAN_VALIDATE(
+      model.qk_layernorm || !model.qk_layernorm_across_heads,
+      ConfigError,
+      "model.qk_layernorm_across_heads=true has no effect without model.qk_layernorm=true; "
+      "set that too, or leave it out");
   PECAN_VALIDATE(model.num_attention_heads % model.num_query_groups == 0,
                  ConfigError,
                  "model.num_query_groups={} does not divide model.num_attention_heads={} (each key "

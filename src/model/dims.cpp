@@ -53,7 +53,9 @@ ModelDims plan_dims(const config::Config& config, std::int64_t vocab_size) {
   dims.init_std = model.init_method_std;
   dims.normalization = model.normalization;
   dims.position_embedding = model.position_embedding_type;
-  dims.qk_norm = model.qk_layernorm ? QkNorm::kPerHead : QkNorm::kNone;
+  dims.qk_norm = !model.qk_layernorm               ? QkNorm::kNone
+                 : model.qk_layernorm_across_heads ? QkNorm::kWhole
+                                                   : QkNorm::kPerHead;
   dims.gated_ffn = model.swiglu;
   dims.linear_bias = !model.disable_bias_linear;
   dims.tied_embeddings = !model.untie_embeddings_and_output_weights;
@@ -89,10 +91,6 @@ std::string layer_name(LayerId layer) {
 
 std::string expert_name(LayerId layer, ExpertId expert) {
   return fmt::format("{}.mlp.experts.{}", layer_name(layer), expert);
-}
-
-std::string expert_bias_name(LayerId layer) {
-  return layer_name(layer) + ".mlp.gate.expert_bias";
 }
 
 std::vector<ParamSpec> plan_parameters(const ModelDims& dims) {

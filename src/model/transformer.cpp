@@ -150,7 +150,7 @@ BatchResult Transformer::forward_backward(Context& ctx, const Batch& batch, doub
                                       dims_.vocab,
                                       batch.labels_T,
                                       batch.mask_T,
-                                      loss_scale / double(dims_.tokens()),
+                                      loss_scale * batch.loss_weight / double(dims_.tokens()),
                                       memory_.loss_T);
   result.loss_sum = sum_of_loss(ctx);
 

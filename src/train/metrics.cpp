@@ -85,7 +85,8 @@ void MetricsWriter::write(const StepRecord& r) {
                 {"ckpt_stall_ms", r.ckpt_stall_ms},
                 {"plt", r.plt},
                 {"load_max_over_mean", r.load_max_over_mean},
-                {"dispatch_growths", r.dispatch_growths}});
+                {"dispatch_growths", r.dispatch_growths},
+                {"dropped_slots", r.dropped_slots}});
 }
 
 void MetricsWriter::write(const ValidRecord& r) {

@@ -44,8 +44,10 @@ double ms_since(Clock::time_point start) {
 /// Doubles that all ranks sum once a step. Counts are exact below 2^53.
 class StepSums {
  public:
-  StepSums(std::size_t moe_layers, std::size_t experts)
-      : values_(kFirstSlot + moe_layers * experts, 0.0) {}
+  /// `with_chosen`: what routers chose is summed beside what experts processed.
+  StepSums(std::size_t moe_layers, std::size_t experts, bool with_chosen)
+      : num_slots_(moe_layers * experts),
+        values_(kFirstSlot + (with_chosen ? 2 : 1) * num_slots_, 0.0) {}
   double& loss() { return values_[0]; }
   double& aux_loss() { return values_[1]; }
   double& z_loss() { return values_[2]; }
@@ -53,12 +55,21 @@ class StepSums {
   double& expert_squares() { return values_[4]; }
   double& non_finite() { return values_[5]; }
   double& growths() { return values_[6]; }
-  [[nodiscard]] std::span<double> slots() { return std::span(values_).subspan(kFirstSlot); }
+  double& dropped() { return values_[7]; }
+  /// Token slots that experts processed, [MoE layer, expert].
+  [[nodiscard]] std::span<double> slots() {
+    return std::span(values_).subspan(kFirstSlot, num_slots_);
+  }
+  /// Those that routers chose, dropped ones too; empty where nobody asks.
+  [[nodiscard]] std::span<double> chosen() {
+    return std::span(values_).subspan(kFirstSlot + num_slots_);
+  }
   [[nodiscard]] std::span<double> all() { return values_; }
   void clear() { std::ranges::fill(values_, 0.0); }
 
  private:
-  static constexpr std::size_t kFirstSlot = 7;
+  static constexpr std::size_t kFirstSlot = 8;
+  std::size_t num_slots_;
   std::vector<double> values_;
 };
 
@@ -86,10 +97,13 @@ class Trainer {
         state_(ctx.device, plan, world.rank()),
         model_(ctx, plan.dims, state_.params(), plan.mesh, *groups_.ep, world.rank(), activations),
         batches_(config, plan.dims, plan.mesh.dp, position_.dp),
-        sums_(std::size_t(plan.catalog.num_moe_layers), std::size_t(plan.dims.num_experts)),
+        sums_(std::size_t(plan.catalog.num_moe_layers),
+              std::size_t(plan.dims.num_experts),
+              plan.dims.expert_bias),
         started_(Clock::now()) {
     if (!config.data.valid_data_path.empty())
       valid_.emplace(config, plan.dims, plan.mesh.dp, position_.dp);
+    if (plan.dims.expert_bias) state_.bind_expert_bias(model_);
   }
 
   ExitCode run() {
@@ -198,9 +212,14 @@ class Trainer {
       for (std::size_t layer = 0; layer < result.routing.size(); ++layer) {
         sums_.aux_loss() += result.routing[layer].aux_loss * scale / double(result.routing.size());
         sums_.z_loss() += result.routing[layer].z_loss * scale / double(result.routing.size());
+        sums_.dropped() += double(result.routing[layer].dropped_slots);
         const auto counts = model_.expert_counts(int(layer));
         for (std::size_t e = 0; e < counts.size(); ++e)
           sums_.slots()[layer * counts.size() + e] += double(counts[e]);
+        if (sums_.chosen().empty()) continue;
+        const auto chosen = model_.chosen_counts(int(layer));
+        for (std::size_t e = 0; e < chosen.size(); ++e)
+          sums_.chosen()[layer * chosen.size() + e] += double(chosen[e]);
       }
     }
   }
@@ -310,6 +329,7 @@ class Trainer {
       std::ranges::transform(
           sums_.slots(), slots.begin(), [](double count) { return std::int64_t(count); });
       state_.count_tokens(slots);
+      update_expert_bias();
     }
     ++step_;
     consumed_samples_ += config_.training.global_batch_size;
@@ -333,7 +353,18 @@ class Trainer {
                             double(plan_.dims.topk));
     record.load_max_over_mean = load_imbalance();
     record.dispatch_growths = std::int64_t(sums_.growths());
+    record.dropped_slots = std::int64_t(sums_.dropped());
     return record;
+  }
+
+  void update_expert_bias() {
+    if (!plan_.dims.expert_bias) return;
+    const std::size_t experts = std::size_t(plan_.dims.num_experts);
+    for (int layer = 0; layer < plan_.catalog.num_moe_layers; ++layer) {
+      model::update_expert_bias(model_.moe_layer(layer).expert_bias(),
+                                sums_.chosen().subspan(std::size_t(layer) * experts, experts),
+                                config_.moe.moe_router_bias_update_rate);
+    }
   }
 
   [[nodiscard]] double load_imbalance() {

@@ -16,6 +16,7 @@ constexpr const char* kUpdateCount = "update_count";
 constexpr const char* kAbsorbedMoments = "absorbed_moments";
 constexpr const char* kAbsorbedDerived = "absorbed_weight";
 constexpr const char* kNonExpert = "non_expert";
+constexpr const char* kExpertBias = "expert_bias";
 
 /// The role that holds a parameter itself: where forward computes in bf16, weights are rounded from
 /// the master and stand in no checkpoint.
@@ -140,6 +141,18 @@ StateCatalog plan_catalog(const model::ModelDims& dims,
                   dims.num_experts,
                   everyone);
     }
+    if (dims.expert_bias) {
+      const Shape shape{dims.num_experts};
+      catalog.items.push_back({.name = router_name(layer),
+                               .dataset = kExpertBias,
+                               .unit = UnitIndex{0},
+                               .role = Role::kCounter,
+                               .group = RoleGroup::kJob,
+                               .mutated_in = MutatedIn::kUpdate,
+                               .global_shape = shape,
+                               .dtype = dims.master_dtype(),
+                               .blocks = {{Block::whole(shape), everyone}}});
+    }
     for (std::int32_t e = 0; e < dims.num_experts; ++e) {
       const UnitIndex unit = unit_of.at({layer, ExpertId{e}});
       const std::string name = model::expert_name(layer, ExpertId{e});
@@ -239,6 +252,17 @@ TrainState::TrainState(device::Device device, const TrainPlan& plan, Rank rank)
       binding_->bind(
           name + "/" + kAbsorbedDerived, storage_of(&expert.absorbed_derived, 1), origin);
     binding_->bind(name + "/" + kAbsorbedMoments, storage_of(&expert.absorbed_moments, 1), origin);
+  }
+  if (!plan.dims.expert_bias) binding_->validate();
+}
+
+void TrainState::bind_expert_bias(model::Transformer& model) {
+  PECAN_EXPECTS(plan_.dims.expert_bias);
+  const std::vector<LayerId> layers = moe_layers(plan_.dims);
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const TensorView bias = model.moe_layer(int(l)).expert_bias();
+    binding_->bind(
+        router_name(layers[l]) + "/" + kExpertBias, {bias.data, bias.dtype, bias.shape}, Shape{0});
   }
   binding_->validate();
 }

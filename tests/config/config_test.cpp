@@ -157,7 +157,7 @@ TEST_CASE("dump_config prints every key and reads back as the same configuration
     CHECK(dump.find(" " + key + ":") != std::string::npos);
     ++num_keys;
   }
-  CHECK(num_keys == 93);
+  CHECK(num_keys == 94);
 }
 
 TEST_CASE("docs/configuration.md holds the reference of every key", "[config]") {
@@ -302,6 +302,7 @@ TEST_CASE("unusable configurations are refused with a message that helps", "[con
       {"optimizer: {lr_warmup_iters: 100}",
        "optimizer.lr_warmup_iters=100 leaves no step for the decay, which ends at step 100 "
        "(optimizer.lr_decay_iters); use at most 99"},
+      {"model: {qk_layernorm_across_heads: true}", "has no effect without model.qk_layernorm=true"},
       {"training: {bf16: true, compute_dtype: fp64}", "contradicts training.compute_dtype=fp64"},
       {"moe: {num_experts: 4, moe_router_enable_expert_bias: true}",
        "needs moe.moe_router_score_function=sigmoid"},

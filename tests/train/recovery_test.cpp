@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <map>
 #include <mutex>
@@ -209,6 +210,76 @@ TEST_CASE(
   CHECK(lost[0] > 0);
   const double planned = 20.0 * 8 * 16 * 2;
   CHECK(losses.plt == Approx(double(lost[0] + lost[1]) / (2 * planned)));
+}
+
+TEST_CASE("the router's bias follows the load of the whole step and survives a resume", "[train]") {
+  Lab lab;
+  const std::vector<std::string> settings{
+      "moe.moe_router_score_function=sigmoid",
+      "moe.moe_router_enable_expert_bias=true",
+      "moe.moe_router_bias_update_rate=0.125",
+      "moe.moe_expert_capacity_factor=1.25",
+  };
+  const auto with = [&](const std::string& setting) {
+    std::vector<std::string> all = settings;
+    all.push_back(setting);
+    return all;
+  };
+  CHECK(lab.train("straight", settings) == ExitCode::kDone);
+  CHECK(lab.train("halved", with("training.exit_interval=12")) == ExitCode::kStoppedOnRequest);
+  CHECK(lab.train("halved", settings, checkpoint::ResumeMode::kFromFailure) == ExitCode::kDone);
+  CHECK(lab.checksums("halved", 20) == lab.checksums("straight", 20));
+  std::int64_t dropped = 0;
+  for (const auto& step : lab.metrics("straight", "step"))
+    dropped += step.at("dropped_slots").get<std::int64_t>();
+  CHECK(dropped > 0);
+
+  // What checkpoints hold is the bias of every rank, moved by the rate in each of the twenty steps.
+  CHECK(lab.train("first",
+                  with("checkpoint.save_interval=1"),
+                  checkpoint::ResumeMode::kFreshOnly) == ExitCode::kDone);
+  const config::Config config = lab.config(with("checkpoint.save_interval=1"));
+  const train::TrainPlan plan = train::make_plan(config, kVocab, kWorld);
+  std::mutex mutex;
+  std::vector<std::vector<float>> biases;
+  comm::run_thread_group(kWorld, [&](comm::Group& world) {
+    device::Stream stream{device::cpu()};
+    device::Arena workspace(device::cpu(),
+                            model::plan_memory(plan.dims, plan.mesh.ep, 1).workspace_bytes);
+    Context ctx{device::cpu(), stream, workspace, 1};
+    train::TrainState state(device::cpu(), plan, world.rank());
+    device::Arena arena(device::cpu(),
+                        model::plan_memory(plan.dims, plan.mesh.ep, 1).activation_bytes);
+    model::Activations memory = model::Activations::plan(plan.dims, plan.mesh.ep, arena);
+    parallel::MeshGroups groups = parallel::make_groups(plan.mesh, world);
+    model::Transformer model(
+        ctx, plan.dims, state.params(), plan.mesh, *groups.ep, world.rank(), memory);
+    state.bind_expert_bias(model);
+    (void)checkpoint::recover(lab.fs(),
+                              lab.path("first"),
+                              checkpoint::ResumeMode::kFromFailure,
+                              "",
+                              plan.catalog,
+                              state.binding(),
+                              ctx,
+                              world);
+    const std::lock_guard lock(mutex);
+    for (int layer = 0; layer < 2; ++layer) {
+      const auto bias = model.moe_layer(layer).expert_bias().as<float>();
+      biases.emplace_back(bias.begin(), bias.end());
+    }
+  });
+  REQUIRE(biases.size() == 2 * kWorld);
+  for (const auto& bias : biases) {
+    // Twenty updates of 1/8 in f32 are exact: whole eighths, not all 0, and none beyond 20 of them.
+    bool any = false;
+    for (const float value : bias) {
+      any = any || value != 0;
+      CHECK(value * 8 == std::round(value * 8));
+      CHECK(std::abs(value) <= 20.0F / 8);
+    }
+    CHECK(any);
+  }
 }
 
 TEST_CASE("bf16: masters are in checkpoints, weights are not, and a resume is exact", "[train]") {

@@ -37,6 +37,7 @@ struct ModelConfig {
   bool swiglu = true;               ///< false: GELU without a gate
   bool disable_bias_linear = true;  ///< false: every linear layer but router and head has a bias
   bool qk_layernorm = false;
+  bool qk_layernorm_across_heads = false;  ///< one norm over all heads (OLMoE)
   bool untie_embeddings_and_output_weights = false;
   int make_vocab_size_divisible_by = 128;
   double init_method_std = 0.02;
@@ -51,8 +52,8 @@ struct MoeConfig {
   ScoreFunction moe_router_score_function = ScoreFunction::kSoftmax;
   bool moe_router_pre_softmax = false;  ///< true: softmax over all experts, then top-k
   double moe_router_topk_scaling_factor = 1.0;
-  int moe_router_num_groups = 0;   ///< 0: experts are not grouped
-  int moe_router_group_topk = 0;   ///< groups that a token may choose experts from
+  int moe_router_num_groups = 0;  ///< 0: experts are not grouped
+  int moe_router_group_topk = 0;  ///< groups that a token may choose experts from
   bool moe_router_enable_expert_bias = false;
   double moe_router_bias_update_rate = 1e-3;
   bool moe_router_force_load_balancing = false;  ///< for benchmarks: experts in turn, not by score
@@ -124,9 +125,10 @@ struct WeightedDataset {
 
 struct DataConfig {
   std::vector<WeightedDataset> data_path;  ///< YAML: one prefix, or a list weight, prefix, ...
-  std::string split;                       ///< "99,1,0": shares of data_path; empty: all is for training
-  std::string valid_data_path;  ///< prefix of the held-out set; empty: that of split, or no evaluation
-  std::string tokenizer_model;  ///< SentencePiece model file
+  std::string split;  ///< "99,1,0": shares of data_path; empty: all is for training
+  std::string
+      valid_data_path;  ///< prefix of the held-out set; empty: that of split, or no evaluation
+  std::string tokenizer_model;        ///< SentencePiece model file
   bool reset_attention_mask = false;  ///< attention stays inside a document
   bool reset_position_ids = false;    ///< positions count from the start of a document
   bool eod_mask_loss = false;         ///< the token after an end of document is not learned

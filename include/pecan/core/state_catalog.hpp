@@ -21,7 +21,7 @@ enum class Role : std::uint8_t {
   kExpAvgSq,     ///< "exp_avg_sq": Adam's second moment
   kUpdateCount,  ///< "update_count": i64, updates of the unit so far
   kAbsorbed,     ///< "absorbed_<group>": i64, token-slots whose updates the group's copy holds
-  kCounter,      ///< "counter": i64 or f64 tables of the whole job (routed, lost, ...)
+  kCounter,      ///< "counter": tables of the whole job (routed, lost, expert bias, ...)
 };
 
 /// What is restored together at one version. A unit is a set of role groups.

@@ -81,7 +81,5 @@ void derive_weights(Context& ctx, parallel::ParamSet& params);
 /// Names of parameters: Hugging Face's Qwen3-MoE (docs/formats/checkpoint.md).
 [[nodiscard]] std::string layer_name(LayerId layer);
 [[nodiscard]] std::string expert_name(LayerId layer, ExpertId expert);
-/// Name of the state of a MoE layer that the router's bias is; no parameter.
-[[nodiscard]] std::string expert_bias_name(LayerId layer);
 
 }  // namespace pecan::model

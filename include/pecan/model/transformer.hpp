@@ -45,6 +45,8 @@ struct Batch {
   ConstTensorView positions_T = {};       ///< i32, position of each token; empty: t mod S
   ConstTensorView document_start_T = {};  ///< i32, first position in its sequence that each token
                                           ///< attends to; empty: 0
+  double loss_weight = 1;  ///< factor of the main loss alone: where tokens are masked, what makes
+                           ///< it the mean over those that are not
 };
 
 /// What a micro-batch gave.
@@ -66,8 +68,8 @@ class Transformer {
               Activations& activations);
   /// Loss only. Collective over ep.
   BatchResult forward(Context& ctx, const Batch& batch);
-  /// Loss, and gradients of loss_scale * (mean loss over T + balancing losses), added to the
-  /// parameters'. Collective over ep.
+  /// Loss, and gradients of loss_scale * (loss_weight * sum of losses / T + balancing losses),
+  /// added to the parameters'. Collective over ep.
   BatchResult forward_backward(Context& ctx, const Batch& batch, double loss_scale);
   /// Token slots of this rank's last micro-batch that experts processed, by [MoE layer][expert].
   [[nodiscard]] std::span<const std::int64_t> expert_counts(int moe_layer) const;

@@ -39,6 +39,7 @@ struct StepRecord {
   double plt = 0;
   double load_max_over_mean = 0;  ///< largest of the MoE layers
   std::int64_t dispatch_growths = 0;
+  std::int64_t dropped_slots = 0;  ///< over their expert's capacity, of all MoE layers
 };
 
 struct ValidRecord {
