@@ -2,12 +2,17 @@
 
 #include <cstdio>
 #include <string>
+#include <vector>
 
 #include <CLI/CLI.hpp>
+#include <fmt/ranges.h>
 
 #include <pecan/core/build_info.hpp>
 #include <pecan/core/error.hpp>
 
+#include <pecan/config/config.hpp>
+
+#include <pecan/data/blend.hpp>
 #include <pecan/data/prepare.hpp>
 
 namespace {
@@ -15,6 +20,10 @@ namespace {
 using pecan::data::DatasetInfo;
 
 void print(const std::string& prefix, const DatasetInfo& info) {
+  if (info.vocab_size == 0) {  // merged from sets that do not tell more
+    fmt::print("{}: {} documents, {} tokens\n", prefix, info.documents, info.tokens);
+    return;
+  }
   fmt::print(
       "{}: {} documents, {} tokens, {} bytes of text ({:.2f} bytes a token), vocabulary {}\n",
       prefix,
@@ -35,6 +44,71 @@ void add_text_options(CLI::App& command, Options& options, std::string& separato
                   "blank-line, form-feed, or file (each file one document)")
       ->capture_default_str();
   command.add_option("--output", options.output, "prefix of the files to write")->required();
+}
+
+struct SampleOptions {
+  std::vector<std::string> data_path;
+  std::string split;
+  std::string which = "train";
+  int seq_length = 256;
+  std::int64_t num_samples = 0;
+  std::uint64_t seed = 1234;
+  std::int64_t begin = 0;
+  std::int64_t end = 1;
+};
+
+void add_sample_options(CLI::App& command, SampleOptions& options) {
+  command
+      .add_option("--data-path",
+                  options.data_path,
+                  "dataset without extension; or a blend, weights and datasets in turn")
+      ->required();
+  command.add_option("--split", options.split, "shares like 99,1,0; empty: all is for training");
+  command.add_option("--which", options.which, "train, valid or test")->capture_default_str();
+  command.add_option("--seq-length", options.seq_length, "tokens of a sample")
+      ->capture_default_str();
+  command
+      .add_option("--num-samples",
+                  options.num_samples,
+                  "samples of the whole run, which the order depends on: train_iters x "
+                  "global_batch_size")
+      ->required();
+  command.add_option("--seed", options.seed, "training.seed")->capture_default_str();
+  command.add_option("--begin", options.begin, "first sample to print")->capture_default_str();
+  command.add_option("--end", options.end, "sample after the last one")->capture_default_str();
+}
+
+void print_samples(const SampleOptions& options) {
+  // As data.data_path is read in a configuration.
+  std::string list;
+  for (const std::string& entry : options.data_path)
+    list += fmt::format("{}\"{}\"", list.empty() ? "" : ", ", entry);
+  const std::vector<std::string> settings{fmt::format(
+      "data.data_path={}", options.data_path.size() == 1 ? list : fmt::format("[{}]", list))};
+  const pecan::config::Config config = pecan::config::parse_config("", settings);
+  const pecan::data::BlendedDataset dataset(config.data.data_path,
+                                            options.split,
+                                            pecan::data::split_from_name(options.which),
+                                            options.seq_length,
+                                            options.num_samples,
+                                            options.seed,
+                                            0);
+  PECAN_VALIDATE(
+      options.begin >= 0 && options.begin <= options.end && options.end <= dataset.num_samples(),
+      pecan::ConfigError,
+      "samples {} to {} are not among the {} that this order has; choose --begin and --end inside",
+      options.begin,
+      options.end,
+      dataset.num_samples());
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(options.seq_length));
+  std::vector<std::int32_t> labels(tokens.size());
+  for (std::int64_t i = options.begin; i < options.end; ++i) {
+    dataset.sample(i, tokens, labels);
+    fmt::print("{{\"sample\": {}, \"tokens\": [{}], \"labels\": [{}]}}\n",
+               i,
+               fmt::join(tokens, ", "),
+               fmt::join(labels, ", "));
+  }
 }
 
 int run(int argc, char** argv) {
@@ -71,6 +145,18 @@ int run(int argc, char** argv) {
   tokenize_command.add_option("--tokenizer", tokenize.tokenizer, "SentencePiece model file")
       ->required();
 
+  SampleOptions samples;
+  CLI::App& samples_command = *app.add_subcommand(
+      "samples", "Prints training samples in the order in which a run reads them, as JSON lines");
+  add_sample_options(samples_command, samples);
+
+  std::vector<std::string> merged;
+  std::string merge_output;
+  CLI::App& merge_command =
+      *app.add_subcommand("merge", "Writes the documents of several datasets as one");
+  merge_command.add_option("--input", merged, "paths of datasets without extension")->required();
+  merge_command.add_option("--output", merge_output, "prefix of the files to write")->required();
+
   std::string prefix;
   std::string tokenizer;
   CLI::App& inspect_command =
@@ -94,6 +180,10 @@ int run(int argc, char** argv) {
   } else if (tokenize_command.parsed()) {
     tokenize.separator = pecan::data::document_separator_from_name(separator);
     print(tokenize.output, pecan::data::tokenize(tokenize));
+  } else if (samples_command.parsed()) {
+    print_samples(samples);
+  } else if (merge_command.parsed()) {
+    print(merge_output, pecan::data::merge(merged, merge_output));
   } else {
     fmt::print("{}", pecan::data::inspect(prefix, tokenizer));
   }

@@ -34,6 +34,7 @@ std::string_view name_of(Purpose purpose) {
       "combine_backward",
       "gradients",
       "grad_norm",
+      "loss_weight",
       "step_flags",
       "checkpoint_vote",
       "recovery",

@@ -8,15 +8,16 @@
 namespace pecan::data {
 namespace {
 
-/// Appends `epochs` times the numbers of all sequences, shuffled together.
-void append_epochs(std::int64_t num_sequences,
+/// Appends `epochs` times the numbers of the range's sequences, shuffled together.
+void append_epochs(SequenceRange range,
                    std::int64_t epochs,
                    NumpyRandomState& random,
                    std::vector<std::int32_t>& index) {
   const std::size_t begin = index.size();
-  index.resize(begin + static_cast<std::size_t>(num_sequences * epochs));
+  index.resize(begin + static_cast<std::size_t>(range.count * epochs));
   for (std::size_t i = begin; i < index.size(); ++i) {
-    index[i] = static_cast<std::int32_t>(static_cast<std::int64_t>(i - begin) % num_sequences);
+    index[i] =
+        static_cast<std::int32_t>(range.first + static_cast<std::int64_t>(i - begin) % range.count);
   }
   random.shuffle(std::span(index).subspan(begin));
 }
@@ -24,20 +25,25 @@ void append_epochs(std::int64_t num_sequences,
 }  // namespace
 
 GptDataset::GptDataset(const IndexedDataset& dataset,
+                       SequenceRange range,
                        int seq_length,
                        std::int64_t num_samples,
                        std::uint64_t seed)
     : dataset_(&dataset), seq_length_(seq_length) {
-  const std::int64_t epoch_tokens = dataset.num_tokens();
+  const std::int64_t epoch_tokens = num_tokens_of(dataset, range);
   PECAN_VALIDATE(seq_length >= 1 && num_samples >= 1,
                  DataError,
                  "{} samples of {} tokens cannot be planned; ask for at least one of each",
                  num_samples,
                  seq_length);
-  PECAN_VALIDATE(epoch_tokens >= 1,
-                 DataError,
-                 "{}: the dataset holds no tokens to train on; prepare it from text with documents",
-                 dataset.prefix());
+  PECAN_VALIDATE(
+      epoch_tokens >= 1,
+      DataError,
+      "{}: its sequences {} to {} hold no tokens; prepare it from text with documents, or "
+      "give this share of data.split more",
+      dataset.prefix(),
+      range.first,
+      range.first + range.count);
   PECAN_VALIDATE(
       seed <= std::numeric_limits<std::uint32_t>::max(),
       DataError,
@@ -64,11 +70,8 @@ GptDataset::GptDataset(const IndexedDataset& dataset,
       samples_of_last < static_cast<std::int64_t>(0.80 * static_cast<double>(epoch_samples));
 
   NumpyRandomState random(static_cast<std::uint32_t>(seed));
-  append_epochs(dataset.num_sequences(),
-                separate_last ? num_epochs_ - 1 : num_epochs_,
-                random,
-                document_index_);
-  if (separate_last) append_epochs(dataset.num_sequences(), 1, random, document_index_);
+  append_epochs(range, separate_last ? num_epochs_ - 1 : num_epochs_, random, document_index_);
+  if (separate_last) append_epochs(range, 1, random, document_index_);
 
   const std::int64_t planned = (num_epochs_ * epoch_tokens - 1) / seq_length;
   build_sample_index(planned);

@@ -4,14 +4,18 @@
 
 namespace pecan::data {
 
-HeldOutSet::HeldOutSet(const IndexedDataset& dataset, int seq_length)
-    : dataset_(&dataset), seq_length_(seq_length) {
+HeldOutSet::HeldOutSet(const IndexedDataset& dataset, SequenceRange range, int seq_length)
+    : dataset_(&dataset),
+      first_token_(num_tokens_of(dataset, {0, range.first})),
+      num_tokens_(num_tokens_of(dataset, range)),
+      seq_length_(seq_length) {
   PECAN_EXPECTS(seq_length >= 1);
-  PECAN_VALIDATE(dataset.num_tokens() >= 2,
+  PECAN_VALIDATE(num_tokens_ >= 2,
                  DataError,
-                 "{}: {} tokens are too few to predict one from another; hold out more documents",
+                 "{}: {} held-out tokens are too few to predict one from another; hold out more "
+                 "documents",
                  dataset.prefix(),
-                 dataset.num_tokens());
+                 num_tokens_);
 }
 
 std::int64_t HeldOutSet::num_windows() const {
@@ -36,8 +40,8 @@ void HeldOutSet::read(std::int64_t window,
   const auto predicted = static_cast<std::size_t>(
       std::clamp<std::int64_t>(num_predicted_tokens() - first, 0, seq_length_));
   if (predicted == 0) return;
-  dataset_->read(first, tokens.first(predicted));
-  dataset_->read(first + 1, labels.first(predicted));
+  dataset_->read(first_token_ + first, tokens.first(predicted));
+  dataset_->read(first_token_ + first + 1, labels.first(predicted));
   std::fill_n(mask.begin(), predicted, 1.0f);
 }
 

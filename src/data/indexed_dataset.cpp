@@ -170,6 +170,11 @@ IndexedDataset::~IndexedDataset() = default;
 IndexedDataset::IndexedDataset(IndexedDataset&&) noexcept = default;
 IndexedDataset& IndexedDataset::operator=(IndexedDataset&&) noexcept = default;
 
+std::int64_t IndexedDataset::first_sequence(std::int64_t document) const {
+  PECAN_EXPECTS(document >= 0 && document <= num_documents_);
+  return index_->load<std::int64_t>(document_offset(num_sequences_, document));
+}
+
 void IndexedDataset::check_header() {
   const MappedFile& file = *index_;
   PECAN_VALIDATE(
@@ -352,7 +357,7 @@ void IndexedDatasetWriter::end_document() {
   document_ends_.push_back(static_cast<std::int64_t>(lengths_.size()));
 }
 
-void IndexedDatasetWriter::finish(const DatasetInfo& info) {
+void IndexedDatasetWriter::finish(const std::optional<DatasetInfo>& info) {
   OutputFile index(fs_, prefix_ + ".idx");
   const auto append = [&](const auto& value) { index.append(std::as_bytes(std::span(&value, 1))); };
   index.append(std::as_bytes(std::span(kMagic)));
@@ -369,7 +374,7 @@ void IndexedDatasetWriter::finish(const DatasetInfo& info) {
   index.append(std::as_bytes(std::span(document_ends_)));
   tokens_->commit();
   index.commit();
-  require(write_text_atomically(fs_, prefix_ + ".json", to_json(info)));
+  if (info) require(write_text_atomically(fs_, prefix_ + ".json", to_json(*info)));
 }
 
 }  // namespace pecan::data

@@ -248,6 +248,53 @@ PrepareReport prepare(const PrepareOptions& options) {
   return {train.finish(), valid.finish()};
 }
 
+DatasetInfo merge(const std::vector<std::string>& inputs, const std::string& output) {
+  const std::unique_ptr<FileSystem> fs = make_posix_file_system();
+  require_absent(*fs, {output}, {});
+  PECAN_VALIDATE(!inputs.empty(), ConfigError, "there is nothing to merge; name datasets");
+  std::vector<IndexedDataset> datasets;
+  for (const std::string& input : inputs) {
+    const IndexedDataset& dataset = datasets.emplace_back(input);
+    PECAN_VALIDATE(dataset.token_type() == datasets[0].token_type(),
+                   DataError,
+                   "{} holds tokens of type {}, but {} of {}: one file has one type; tokenize the "
+                   "text again with one tokenizer",
+                   input,
+                   name_of(dataset.token_type()),
+                   inputs[0],
+                   name_of(datasets[0].token_type()));
+  }
+  require(fs->create_directories(folder_of(output)));
+  IndexedDatasetWriter writer(*fs, output, datasets[0].token_type());
+  DatasetInfo sums;
+  bool known = true;
+  for (const IndexedDataset& dataset : datasets) {
+    for (std::int64_t d = 0; d < dataset.num_documents(); ++d) {
+      for (std::int64_t s = dataset.first_sequence(d); s < dataset.first_sequence(d + 1); ++s) {
+        std::vector<std::int32_t> tokens(static_cast<std::size_t>(dataset.length(s)));
+        dataset.read(dataset.start(s), tokens);
+        writer.add_sequence(tokens);
+      }
+      writer.end_document();
+    }
+    sums.documents += dataset.num_documents();
+    sums.tokens += dataset.num_tokens();
+    const std::optional<DatasetInfo>& info = dataset.info();
+    known = known && info && datasets[0].info() &&
+            info->tokenizer_xxh3 == datasets[0].info()->tokenizer_xxh3 &&
+            info->vocab_size == datasets[0].info()->vocab_size;
+    if (info) sums.bytes += info->bytes;
+  }
+  if (known) {
+    sums.tokenizer_xxh3 = datasets[0].info()->tokenizer_xxh3;
+    sums.vocab_size = datasets[0].info()->vocab_size;
+  } else {
+    sums.bytes = 0;
+  }
+  writer.finish(known ? std::optional(sums) : std::nullopt);
+  return sums;
+}
+
 DatasetInfo tokenize(const TokenizeOptions& options) {
   const std::unique_ptr<FileSystem> fs = make_posix_file_system();
   require_absent(*fs, {options.output}, {});

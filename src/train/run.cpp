@@ -101,7 +101,7 @@ class Trainer {
               std::size_t(plan.dims.num_experts),
               plan.dims.expert_bias),
         started_(Clock::now()) {
-    if (!config.data.valid_data_path.empty())
+    if (ValidBatches::configured(config))
       valid_.emplace(config, plan.dims, plan.mesh.dp, position_.dp);
     if (plan.dims.expert_bias) state_.bind_expert_bias(model_);
   }
@@ -200,15 +200,28 @@ class Trainer {
     }
   }
 
+  /// All tokens of the global batch over those that are learned: with it the loss is the mean over
+  /// the latter, however the batch is cut.
+  double masked_loss_weight() {
+    std::int64_t learned = batches_.learned_tokens(consumed_samples_);
+    world_.all_reduce(ctx_, view_of(std::span(&learned, 1)), ReduceOp::kSum, {Purpose::kLossWeight})
+        .wait();
+    const double tokens =
+        double(config_.training.global_batch_size) * double(config_.training.seq_length);
+    return learned > 0 ? tokens / double(learned) : 0;
+  }
+
   void forward_backward() {
     sums_.clear();
     state_.params().zero_grads();
     const double scale = parallel::gradient_scale(plan_.mesh, plan_.num_micro_batches);
     const double share = scale / double(plan_.dims.tokens());
+    const double loss_weight = batches_.masks_tokens() ? masked_loss_weight() : 1;
     for (int micro = 0; micro < plan_.num_micro_batches; ++micro) {
-      const model::Batch batch = batches_.load(consumed_samples_, micro);
+      model::Batch batch = batches_.load(consumed_samples_, micro);
+      batch.loss_weight = loss_weight;
       const model::BatchResult result = model_.forward_backward(ctx_, batch, scale);
-      sums_.loss() += result.loss_sum * share;
+      sums_.loss() += result.loss_sum * share * loss_weight;
       for (std::size_t layer = 0; layer < result.routing.size(); ++layer) {
         sums_.aux_loss() += result.routing[layer].aux_loss * scale / double(result.routing.size());
         sums_.z_loss() += result.routing[layer].z_loss * scale / double(result.routing.size());

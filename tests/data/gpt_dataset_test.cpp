@@ -79,7 +79,7 @@ TEST_CASE("one epoch by hand", "[data]") {
   const auto sequences = test::counting_sequences({1, 2, 3, 4, 5, 6, 7, 8, 9, 10});
   test::write_dataset(dir / "d", sequences);
   const IndexedDataset dataset(dir / "d");
-  const GptDataset samples(dataset, 6, 8, 0);
+  const GptDataset samples(dataset, all_sequences(dataset), 6, 8, 0);
   CHECK(samples.num_epochs() == 1);
   CHECK(samples.num_samples() == 9);
   CHECK(list(samples.document_index()) == std::vector<std::int32_t>{2, 8, 4, 9, 1, 6, 7, 3, 0, 5});
@@ -109,7 +109,7 @@ TEST_CASE("a last epoch that is needed only in part is shuffled alone", "[data]"
   const pecan::test::TempDir dir;
   test::write_dataset(dir / "d", test::counting_sequences({4, 3, 5}));
   const IndexedDataset dataset(dir / "d");
-  const GptDataset samples(dataset, 2, 14, 1234);
+  const GptDataset samples(dataset, all_sequences(dataset), 2, 14, 1234);
   CHECK(samples.num_epochs() == 3);
   CHECK(list(samples.document_index()) == std::vector<std::int32_t>{2, 1, 2, 0, 1, 0, 0, 2, 1});
   CHECK(list(samples.sample_index()) == std::vector<Start>{{0, 0},
@@ -140,7 +140,7 @@ TEST_CASE("a last epoch that is needed for the most part is shuffled with the ot
   const pecan::test::TempDir dir;
   test::write_dataset(dir / "d", test::counting_sequences({4, 3, 5}));
   const IndexedDataset dataset(dir / "d");
-  const GptDataset samples(dataset, 2, 10, 42);
+  const GptDataset samples(dataset, all_sequences(dataset), 2, 10, 42);
   CHECK(list(samples.document_index()) == std::vector<std::int32_t>{0, 1, 2, 2, 1, 0});
   CHECK(list(samples.shuffle_index()) ==
         std::vector<std::uint32_t>{0, 1, 5, 3, 10, 7, 8, 9, 2, 6, 4});
@@ -165,7 +165,8 @@ TEST_CASE("samples equal those cut from the joined epochs, over many shapes", "[
       const auto N = static_cast<std::size_t>(1 + below(60));
       const auto seed = static_cast<std::uint32_t>(random());
       const Expected expected = brute_force(sequences, L, N, seed);
-      const GptDataset samples(dataset, static_cast<int>(L), static_cast<std::int64_t>(N), seed);
+      const GptDataset samples(
+          dataset, all_sequences(dataset), static_cast<int>(L), static_cast<std::int64_t>(N), seed);
       CHECK(samples.num_samples() == static_cast<std::int64_t>(expected.order.size()));
       CHECK(samples.num_samples() >= static_cast<std::int64_t>(N));
       std::vector<std::int32_t> tokens(L);
@@ -190,12 +191,13 @@ TEST_CASE("plans that cannot be made are refused", "[data]") {
   const pecan::test::TempDir dir;
   test::write_dataset(dir / "none", {{}, {}});
   const IndexedDataset none(dir / "none");
-  CHECK_THROWS_WITH(GptDataset(none, 4, 1, 0), Catch::Contains("holds no tokens"));
+  CHECK_THROWS_WITH(GptDataset(none, all_sequences(none), 4, 1, 0),
+                    Catch::Contains("hold no tokens"));
   test::write_dataset(dir / "d", {{1, 2, 3}});
   const IndexedDataset dataset(dir / "d");
-  CHECK_THROWS_AS(GptDataset(dataset, 4, 0, 0), DataError);
-  CHECK_THROWS_AS(GptDataset(dataset, 0, 1, 0), DataError);
-  CHECK_THROWS_WITH(GptDataset(dataset, 4, 1, std::uint64_t{1} << 32),
+  CHECK_THROWS_AS(GptDataset(dataset, all_sequences(dataset), 4, 0, 0), DataError);
+  CHECK_THROWS_AS(GptDataset(dataset, all_sequences(dataset), 0, 1, 0), DataError);
+  CHECK_THROWS_WITH(GptDataset(dataset, all_sequences(dataset), 4, 1, std::uint64_t{1} << 32),
                     Catch::Contains("seed 4294967296"));
 }
 

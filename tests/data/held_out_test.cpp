@@ -14,7 +14,7 @@ TEST_CASE("every token but the first is predicted once, from the token before it
     test::write_dataset(dir / "d", test::counting_sequences(lengths));  // token = position
     const IndexedDataset dataset(dir / "d");
     for (const int length : {1, 2, 3, 4, 8, 16, 40}) {
-      const HeldOutSet set(dataset, length);
+      const HeldOutSet set(dataset, all_sequences(dataset), length);
       for (const int ranks : {1, 2, 3, 5}) {
         std::vector<int> predicted(static_cast<std::size_t>(dataset.num_tokens()));
         const auto size = static_cast<std::size_t>(length);
@@ -50,7 +50,7 @@ TEST_CASE("windows by hand", "[data]") {
   const pecan::test::TempDir dir;
   test::write_dataset(dir / "d", {{10, 11, 12}, {13, 14, 15}});
   const IndexedDataset dataset(dir / "d");
-  const HeldOutSet set(dataset, 4);
+  const HeldOutSet set(dataset, all_sequences(dataset), 4);
   CHECK(set.num_windows() == 2);
   std::vector<std::int32_t> tokens(4);
   std::vector<std::int32_t> labels(4);
@@ -69,7 +69,8 @@ TEST_CASE("a set with nothing to predict is refused", "[data]") {
   const pecan::test::TempDir dir;
   test::write_dataset(dir / "d", {{1}});
   const IndexedDataset dataset(dir / "d");
-  CHECK_THROWS_WITH(HeldOutSet(dataset, 4), Catch::Contains("1 tokens are too few"));
+  CHECK_THROWS_WITH(HeldOutSet(dataset, all_sequences(dataset), 4),
+                    Catch::Contains("1 held-out tokens are too few"));
 }
 
 }  // namespace

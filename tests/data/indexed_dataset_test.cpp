@@ -88,7 +88,7 @@ TEST_CASE("documents may have several sequences, and a dataset none", "[data]") 
     writer.add_sequence(tokens);
     writer.add_sequence(tokens);
     writer.end_document();
-    writer.finish({.documents = 1, .tokens = 4});
+    writer.finish(DatasetInfo{.documents = 1, .tokens = 4});
   }
   CHECK(IndexedDataset(dir / "d").num_sequences() == 2);
   CHECK(IndexedDataset(dir / "d").num_documents() == 1);

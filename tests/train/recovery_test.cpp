@@ -41,7 +41,7 @@ class Lab {
       writer.add_sequence(tokens);
       writer.end_document();
     }
-    writer.finish({.documents = 40, .tokens = 2400, .vocab_size = kVocab});
+    writer.finish(data::DatasetInfo{.documents = 40, .tokens = 2400, .vocab_size = kVocab});
   }
 
   [[nodiscard]] config::Config config(const std::vector<std::string>& settings) const {

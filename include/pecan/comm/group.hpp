@@ -26,6 +26,7 @@ enum class Purpose : std::uint8_t {
   kCombineBackward,
   kGradients,
   kGradNorm,
+  kLossWeight,
   kStepFlags,
   kCheckpointVote,
   kRecovery,

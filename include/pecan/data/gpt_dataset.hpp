@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <pecan/data/indexed_dataset.hpp>
+#include <pecan/data/split.hpp>
 
 namespace pecan::data {
 
@@ -16,10 +17,11 @@ namespace pecan::data {
 /// GPTDataset (conventions 2.3).
 class GptDataset {
  public:
-  /// Plans at least `num_samples` samples. `dataset` must outlive this object. Keep num_samples the
-  /// same when a run is resumed: the order depends on it. DataError: no tokens, num_samples < 1, a
-  /// seed above 2^32 - 1.
+  /// Plans at least `num_samples` samples of the sequences of `range`. `dataset` must outlive this
+  /// object. Keep num_samples the same when a run is resumed: the order depends on it. DataError:
+  /// no tokens, num_samples < 1, a seed above 2^32 - 1.
   GptDataset(const IndexedDataset& dataset,
+             SequenceRange range,
              int seq_length,
              std::int64_t num_samples,
              std::uint64_t seed);

@@ -5,6 +5,7 @@
 #include <span>
 
 #include <pecan/data/indexed_dataset.hpp>
+#include <pecan/data/split.hpp>
 
 namespace pecan::data {
 
@@ -12,11 +13,12 @@ namespace pecan::data {
 /// that every token but the very first is predicted exactly once.
 class HeldOutSet {
  public:
-  /// `dataset` must outlive this object. DataError if it holds fewer than two tokens.
-  HeldOutSet(const IndexedDataset& dataset, int seq_length);
+  /// The sequences of `range`. `dataset` must outlive this object. DataError if they hold fewer
+  /// than two tokens.
+  HeldOutSet(const IndexedDataset& dataset, SequenceRange range, int seq_length);
 
   [[nodiscard]] std::int64_t num_windows() const;
-  [[nodiscard]] std::int64_t num_predicted_tokens() const { return dataset_->num_tokens() - 1; }
+  [[nodiscard]] std::int64_t num_predicted_tokens() const { return num_tokens_ - 1; }
   /// Windows that each of `num_ranks` ranks reads, equally many so that every rank enters every
   /// collective.
   [[nodiscard]] std::int64_t windows_per_rank(int num_ranks) const;
@@ -34,6 +36,8 @@ class HeldOutSet {
 
  private:
   const IndexedDataset* dataset_;
+  std::int64_t first_token_;
+  std::int64_t num_tokens_;
   int seq_length_;
 };
 

@@ -64,6 +64,8 @@ class IndexedDataset {
   [[nodiscard]] std::int64_t num_sequences() const { return num_sequences_; }
   [[nodiscard]] std::int64_t num_documents() const { return num_documents_; }
   [[nodiscard]] std::int64_t num_tokens() const { return num_tokens_; }
+  /// First sequence of a document; that of num_documents() is num_sequences().
+  [[nodiscard]] std::int64_t first_sequence(std::int64_t document) const;
   /// Tokens of a sequence; may be 0.
   [[nodiscard]] std::int32_t length(std::int64_t sequence) const;
   /// Tokens of all sequences before this one.
@@ -100,8 +102,9 @@ class IndexedDatasetWriter {
   void add_sequence(std::span<const std::int32_t> tokens);
   /// Ends a document after the sequences added so far.
   void end_document();
-  /// Makes the files durable and gives them their names: .bin, then .idx, then .json.
-  void finish(const DatasetInfo& info);
+  /// Makes the files durable and gives them their names: .bin, then .idx, then .json where the
+  /// facts are known.
+  void finish(const std::optional<DatasetInfo>& info);
 
  private:
   FileSystem& fs_;

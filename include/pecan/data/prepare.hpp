@@ -57,6 +57,11 @@ struct TokenizeOptions {
 /// Writes all documents as one dataset with an existing tokenizer.
 DatasetInfo tokenize(const TokenizeOptions& options);
 
+/// Writes the sequences and documents of `inputs`, one dataset after the other, as one; its facts
+/// are their sums where all have them and agree on the tokenizer, else only what the index tells.
+/// DataError: element types that differ, output that exists, write errors.
+DatasetInfo merge(const std::vector<std::string>& inputs, const std::string& output);
+
 /// Facts about the dataset PREFIX, or about PREFIX_train and PREFIX_valid with the unigram
 /// baseline, as JSON; with a tokenizer file also the beginning of the text.
 [[nodiscard]] std::string inspect(const std::string& prefix, const std::string& tokenizer);
