@@ -103,7 +103,8 @@ def close_to(a, b, tolerance):
 # Models and data whose sums cross ranks in their own ways.
 LAYOUT_VARIANTS = {
     "plain": [],
-    "documents": ["data.reset_attention_mask=true", "data.reset_position_ids=true", "data.eod_mask_loss=true"],
+    "documents": ["data.reset_attention_mask=true", "data.reset_position_ids=true", "data.eod_mask_loss=true",
+                  "training.global_batch_size=32"],
     "sigmoid, bias, capacity": ["moe.moe_router_score_function=sigmoid", "moe.moe_router_enable_expert_bias=true",
                                 "moe.moe_router_bias_update_rate=0.05", "moe.moe_expert_capacity_factor=1.5"],
 }
