@@ -7,6 +7,7 @@
 
 #include <pecan/core/hash.hpp>
 #include <pecan/core/log.hpp>
+#include <pecan/core/text.hpp>
 
 namespace pecan::checkpoint {
 namespace {
@@ -29,6 +30,8 @@ std::string to_json(const LockState& state) {
 }
 
 std::optional<LockState> parse_lock(const std::string& text) {
+  constexpr int kMaxDepth = 8;  // written out again below, which recurses
+  if (nests_deeper(text, kMaxDepth)) return {};
   try {
     nlohmann::json json = nlohmann::json::parse(text);
     const std::string seal = json.at("xxh3").get<std::string>();

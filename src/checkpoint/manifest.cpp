@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include <pecan/core/hash.hpp>
+#include <pecan/core/text.hpp>
 
 #include <pecan/checkpoint/manifest.hpp>
 
@@ -20,6 +21,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr std::string_view kManifestFormat = "pecan-manifest";
+/// Lists and objects inside each other; ours need eight, and the trainer's object a few.
+constexpr int kMaxDepth = 64;
 constexpr std::string_view kRankIndexFormat = "pecan-rank-index";
 
 // The document ends in this, and the checksum covers every byte before it: no bit of the text is
@@ -213,7 +216,7 @@ std::string name_at(const Node& node) {
   std::string name = node.string();
   if (name.empty() || name == "." || name == ".." ||
       name.find_first_of(std::string_view("/\0", 2)) != std::string::npos) {
-    node.fail(fmt::format("is \"{}\", which is no name", name));
+    node.fail(fmt::format("is \"{}\", which is no name", shortened(name)));
   }
   return name;
 }
@@ -237,7 +240,8 @@ std::vector<FileEntry> files_at(const Node& node, int world_size) {
   return list_of(node, [&](const Node& entry) {
     FileEntry file;
     file.name = name_at(entry["name"]);
-    if (!names.insert(file.name).second) entry.fail(fmt::format("repeats the file {}", file.name));
+    if (!names.insert(file.name).second)
+      entry.fail(fmt::format("repeats the file {}", shortened(file.name)));
     const Node kind = entry["kind"];
     file.kind =
         kind.string() == kind_name(FileKind::kState) ? FileKind::kState : FileKind::kExperts;
@@ -345,6 +349,8 @@ Result<Value> parse(const std::string& text, std::string_view format, Value (*re
   };
   const std::optional<std::string_view> body = unseal(text);
   if (!body) return corrupt("its bytes contradict the checksum at its end");
+  if (nests_deeper(text, kMaxDepth))
+    return corrupt(fmt::format("it is nested more than {} levels deep", kMaxDepth));
   try {
     const Json document = Json::parse(text);
     const Node root(document);

@@ -7,6 +7,7 @@
 #include <yaml-cpp/yaml.h>
 
 #include <pecan/core/file_system.hpp>
+#include <pecan/core/text.hpp>
 
 #include <pecan/config/config.hpp>
 
@@ -95,12 +96,16 @@ std::string_view last_part(std::string_view path) {
   return path.substr(path.rfind('.') + 1);
 }
 
+constexpr std::size_t kMaxComparedBytes = 200;
+
 /// The known path nearest to an unknown one. The same key in another section is nearest, then a key
 /// that contains it.
 std::string nearest_path(std::string_view unknown) {
   Config config;
   PathCollector known;
   visit(config, known);
+  // The distance of a key of a megabyte would take seconds, and is as good by its beginning.
+  unknown = unknown.substr(0, kMaxComparedBytes);
   const std::string_view key = last_part(unknown);
   const auto distance = [&](const std::string& path) {
     const std::string_view known_key = last_part(path);
@@ -119,7 +124,7 @@ struct Place {
   std::string path;
 
   [[noreturn]] void fail(const std::string& what, const std::string& remedy) const {
-    const std::string value = node.kind == Node::Kind::kScalar ? "=" + node.scalar : "";
+    const std::string value = node.kind == Node::Kind::kScalar ? "=" + shortened(node.scalar) : "";
     throw ConfigError(fmt::format("{}: {}{} {}; {}", node.where, path, value, what, remedy));
   }
   const std::string& scalar(const std::string& expected) const {
@@ -318,7 +323,7 @@ class Reader {
       throw ConfigError(
           fmt::format("{}: unknown key {}; the nearest is {} (docs/configuration.md lists all)",
                       map_.items[i].where,
-                      path,
+                      shortened(path),
                       nearest_path(path)));
     }
   }

@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <sstream>
 
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <pecan/core/error.hpp>
+#include <pecan/core/text.hpp>
 
 namespace pecan::config::detail {
 namespace {
@@ -28,7 +31,7 @@ std::string interpolate(std::string_view text, const std::string& where) {
           ConfigError,
           "{}: \"{}\" is not an environment variable; write ${{NAME}}, or $${{ for a literal ${{",
           where,
-          text);
+          shortened(text));
       const std::string name(text.substr(2, end - 2));
       const char* value = std::getenv(name.c_str());
       PECAN_VALIDATE(value != nullptr,
@@ -37,8 +40,15 @@ std::string interpolate(std::string_view text, const std::string& where) {
                      "it, or write the "
                      "value itself",
                      where,
-                     name,
-                     name);
+                     shortened(name),
+                     shortened(name));
+      PECAN_VALIDATE(
+          !find_invalid_utf8(value),
+          ConfigError,
+          "{}: environment variable {} is not UTF-8 text, as all values must be, so that "
+          "the configuration can be written down; give it another value",
+          where,
+          name);
       result += value;
       text.remove_prefix(end + 1);
     } else {
@@ -69,6 +79,12 @@ class Converter {
     node.where = where;
     if (yaml.IsScalar()) {
       node.kind = Node::Kind::kScalar;
+      // Paths would end there, unseen.
+      PECAN_VALIDATE(
+          yaml.Scalar().find('\0') == std::string::npos,
+          ConfigError,
+          "{}: a value holds the character \"\\0\", which no path or name can; remove it",
+          where);
       node.scalar = interpolate(yaml.Scalar(), where);
     } else if (yaml.IsSequence()) {
       node.kind = Node::Kind::kList;
@@ -86,7 +102,7 @@ class Converter {
                        ConfigError,
                        "{}: key {} is given twice in the same section (first at {}); keep one",
                        key_where,
-                       key.Scalar(),
+                       shortened(key.Scalar()),
                        node.find(key.Scalar())->where);
         node.keys.push_back(key.Scalar());
         node.items.push_back(convert(entry.second, key_where, depth + 1));
@@ -105,11 +121,72 @@ class Converter {
   int num_nodes_ = 0;
 };
 
-std::vector<YAML::Node> load_all(const std::string& yaml, const std::string& source) {
+/// yaml-cpp replaces what is not UTF-8 when it writes, and stops reading at a NUL.
+void validate_text(std::string_view yaml, const std::string& source) {
+  const std::size_t bad = std::min(find_invalid_utf8(yaml).value_or(yaml.size()), yaml.find('\0'));
+  PECAN_VALIDATE(
+      bad >= yaml.size(),
+      ConfigError,
+      "{}:{}: byte {} is {:#04x}, which is not UTF-8 text; save the configuration as UTF-8",
+      source,
+      1 + std::ranges::count(yaml.substr(0, bad), '\n'),
+      bad,
+      static_cast<unsigned char>(yaml[bad]));
+}
+
+/// Counts documents. yaml-cpp leaves a ',', ']' or '}' where none can be in its input and takes it
+/// for one more empty document, for ever.
+class DocumentCounter final : public YAML::EventHandler {
+ public:
+  int num_documents = 0;
+
+  void OnDocumentStart(const YAML::Mark& mark) override {
+    if (num_documents > 0 && mark.pos == last_.pos)
+      throw YAML::ParserException(mark, "a ',', ']' or '}' without its beginning");
+    last_ = mark;
+    ++num_documents;
+  }
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark& /*mark*/, YAML::anchor_t /*anchor*/) override {}
+  void OnAlias(const YAML::Mark& /*mark*/, YAML::anchor_t /*anchor*/) override {}
+  void OnScalar(const YAML::Mark& /*mark*/,
+                const std::string& /*tag*/,
+                YAML::anchor_t /*anchor*/,
+                const std::string& /*value*/) override {}
+  void OnSequenceStart(const YAML::Mark& /*mark*/,
+                       const std::string& /*tag*/,
+                       YAML::anchor_t /*anchor*/,
+                       YAML::EmitterStyle::value /*style*/) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark& /*mark*/,
+                  const std::string& /*tag*/,
+                  YAML::anchor_t /*anchor*/,
+                  YAML::EmitterStyle::value /*style*/) override {}
+  void OnMapEnd() override {}
+
+ private:
+  YAML::Mark last_;
+};
+
+/// The only document of a text; none if there is no text.
+std::optional<YAML::Node> load(const std::string& yaml, const std::string& source) {
+  validate_text(yaml, source);
   // yaml-cpp takes a quoted text that is never closed for whole if a line break ends the input.
   const std::string trimmed = yaml.substr(0, yaml.find_last_not_of(" \t\r\n") + 1);
   try {
-    return YAML::LoadAll(trimmed);
+    std::istringstream stream(trimmed);
+    YAML::Parser parser(stream);
+    DocumentCounter counter;
+    while (parser.HandleNextDocument(counter)) {
+    }
+    PECAN_VALIDATE(counter.num_documents <= 1,
+                   ConfigError,
+                   "{}: holds {} YAML documents, of which only one can be meant; remove the '---' "
+                   "lines or split the file",
+                   source,
+                   counter.num_documents);
+    if (counter.num_documents == 0) return std::nullopt;
+    return YAML::Load(trimmed);
   } catch (const YAML::Exception& e) {
     throw ConfigError(
         fmt::format("{}:{}:{}: malformed YAML: {}; correct the syntax there (often indentation or "
@@ -129,40 +206,37 @@ const Node* Node::find(std::string_view key) const {
 }
 
 Node parse_tree(const std::string& yaml, const std::string& source) {
-  const std::vector<YAML::Node> documents = load_all(yaml, source);
-  PECAN_VALIDATE(documents.size() <= 1,
-                 ConfigError,
-                 "{}: holds {} YAML documents, of which only one can be meant; remove the '---' "
-                 "lines or split the file",
-                 source,
-                 documents.size());
-  if (documents.empty() || documents[0].IsNull()) return {};
-  const YAML::Node& root = documents[0];
+  const std::optional<YAML::Node> root = load(yaml, source);
+  if (!root || root->IsNull()) return {};
   Converter converter(source, true);
   PECAN_VALIDATE(
-      root.IsMap(),
+      root->IsMap(),
       ConfigError,
       "{}: the configuration is not a map of sections; start with a line such as \"model:\"",
-      converter.locate(root));
-  return converter.convert(root, source);
+      converter.locate(*root));
+  return converter.convert(*root, source);
 }
 
 Node parse_setting(const std::string& setting) {
-  const std::string where = "--set " + setting;
+  const std::string where = "--set " + shortened(setting);
   const std::size_t equals = setting.find('=');
   PECAN_VALIDATE(
       equals != std::string::npos && equals > 0,
       ConfigError,
       "{}: not of the form key.path=value; write for example --set training.train_iters=100",
       where);
-  const std::vector<YAML::Node> values = load_all(setting.substr(equals + 1), where);
-  PECAN_VALIDATE(
-      values.size() <= 1, ConfigError, "{}: holds several YAML documents; give one value", where);
+  const std::optional<YAML::Node> value = load(setting.substr(equals + 1), where);
   Node node;
   node.where = where;
-  if (!values.empty()) node = Converter(where, false).convert(values[0], where);
+  if (value) node = Converter(where, false).convert(*value, where);
 
   std::string_view path = std::string_view(setting).substr(0, equals);
+  PECAN_VALIDATE(std::ranges::count(path, '.') < kMaxDepth,
+                 ConfigError,
+                 "{}: a path of more than {} parts, but no key lies that deep; write for example "
+                 "--set training.train_iters=100",
+                 where,
+                 kMaxDepth);
   while (true) {
     const std::size_t dot = path.rfind('.');
     Node parent;

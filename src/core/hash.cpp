@@ -4,6 +4,7 @@
 
 #include <pecan/core/error.hpp>
 #include <pecan/core/hash.hpp>
+#include <pecan/core/text.hpp>
 
 namespace pecan {
 
@@ -26,7 +27,7 @@ std::uint64_t from_hex(std::string_view text) {
       digits && std::from_chars(text.data(), text.data() + text.size(), hash, 16).ec == std::errc{},
       CorruptionError,
       "\"{}\" is no checksum: 16 lower-case hexadecimal digits are expected",
-      text);
+      shortened(text));
   return hash;
 }
 

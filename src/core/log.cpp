@@ -7,7 +7,6 @@
 #include <spdlog/spdlog.h>
 
 #include <pecan/core/error.hpp>
-
 #include <pecan/core/log.hpp>
 
 namespace pecan {

@@ -5,6 +5,7 @@
 
 #include <pecan/core/hash.hpp>
 #include <pecan/core/state_catalog.hpp>
+#include <pecan/core/text.hpp>
 
 namespace pecan {
 namespace {
@@ -81,7 +82,7 @@ RoleGroup role_group_from_name(std::string_view name) {
   PECAN_VALIDATE(it != kGroupNames.end(),
                  CorruptionError,
                  "\"{}\" is no role group (weight, master, moments, job)",
-                 name);
+                 shortened(name));
   return it->first;
 }
 

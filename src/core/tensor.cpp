@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 
 #include <pecan/core/tensor.hpp>
+#include <pecan/core/text.hpp>
 
 namespace pecan {
 namespace {
@@ -66,7 +67,7 @@ DType dtype_from_name(std::string_view name) {
   PECAN_VALIDATE(it != kDTypes.end(),
                  CorruptionError,
                  "\"{}\" is no element type (f32, f64, bf16, i64, i32, u8)",
-                 name);
+                 shortened(name));
   return it->dtype;
 }
 

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include <pecan/core/file_system.hpp>
+#include <pecan/core/text.hpp>
 
 #include <pecan/data/indexed_dataset.hpp>
 
@@ -87,18 +88,42 @@ void with_stored_type(TokenType type, Body body) {
   throw InternalError(fmt::format("token type {}", static_cast<int>(type)));
 }
 
+/// The non-negative integer at `key`; nlohmann's own conversion would round, wrap or overflow.
+template <typename Int>
+Int count_at(const nlohmann::json& json, const char* key, const std::string& path) {
+  const nlohmann::json& value = json.at(key);
+  PECAN_VALIDATE(
+      value.is_number_unsigned() &&
+          value.get<std::uint64_t>() <= static_cast<std::uint64_t>(std::numeric_limits<Int>::max()),
+      DataError,
+      "{}: \"{}\" is {}, not an integer from 0 to {}; {}",
+      path,
+      key,
+      value.is_primitive() ? shortened(value.dump()) : value.type_name(),
+      std::numeric_limits<Int>::max(),
+      kRemedy);
+  return value.get<Int>();
+}
+
 std::optional<DatasetInfo> read_info(const std::string& path) {
   const std::unique_ptr<FileSystem> fs = make_posix_file_system();
   if (!fs->exists(path)) return std::nullopt;
   const Result<std::string> text = read_text(*fs, path);
   require(text.status());
+  constexpr int kMaxDepth = 8;
+  PECAN_VALIDATE(!nests_deeper(text.value(), kMaxDepth),
+                 DataError,
+                 "{}: not the description of a dataset: nested more than {} levels deep; {}",
+                 path,
+                 kMaxDepth,
+                 kRemedy);
   try {
     const nlohmann::json json = nlohmann::json::parse(text.value());
-    return DatasetInfo{json.at("bytes").get<std::int64_t>(),
-                       json.at("documents").get<std::int64_t>(),
-                       json.at("tokens").get<std::int64_t>(),
+    return DatasetInfo{count_at<std::int64_t>(json, "bytes", path),
+                       count_at<std::int64_t>(json, "documents", path),
+                       count_at<std::int64_t>(json, "tokens", path),
                        json.at("tokenizer_xxh3").get<std::string>(),
-                       json.at("vocab_size").get<int>()};
+                       count_at<int>(json, "vocab_size", path)};
   } catch (const nlohmann::json::exception& e) {
     throw DataError(
         fmt::format("{}: not the description of a dataset: {}; {}", path, e.what(), kRemedy));

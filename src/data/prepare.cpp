@@ -5,6 +5,7 @@
 
 #include <pecan/core/file_system.hpp>
 #include <pecan/core/hash.hpp>
+#include <pecan/core/text.hpp>
 
 #include <pecan/data/prepare.hpp>
 #include <pecan/data/tokenizer.hpp>
@@ -12,7 +13,6 @@
 
 #include "data/mapped_file.hpp"
 #include "data/output_file.hpp"
-#include "data/utf8.hpp"
 
 namespace pecan::data {
 namespace {

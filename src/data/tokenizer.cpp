@@ -7,11 +7,11 @@
 
 #include <pecan/core/file_system.hpp>
 #include <pecan/core/hash.hpp>
+#include <pecan/core/text.hpp>
 
 #include <pecan/data/tokenizer.hpp>
 
 #include "data/output_file.hpp"
-#include "data/utf8.hpp"
 
 namespace pecan::data {
 namespace {

@@ -188,6 +188,20 @@ TEST_CASE("what does not fit the schema is named by its path", "[manifest]") {
   CHECK(contains(message([](Json& j) { j = Json{{"x", 1}}; }), "$ has no \"format\""));
 }
 
+TEST_CASE("nesting without end is refused before anything recurses", "[manifest]") {
+  std::string text = resealed(to_json(example()), [](Json& j) {
+    j["extra"] = Json{{"x", "deep"}};
+  });
+  const auto nested = [&](std::size_t levels) {
+    std::string body = text.substr(0, text.rfind(",\"xxh3\""));
+    body.replace(body.find("\"deep\""), 6, std::string(levels, '[') + std::string(levels, ']'));
+    return parse_manifest(body + ",\"xxh3\":\"" + to_hex(xxh3(body)) + "\"}\n");
+  };
+  CHECK(nested(62).ok());
+  CHECK(contains(nested(63).status().message, "it is nested more than 64 levels deep"));
+  CHECK(contains(nested(1'000'000).status().message, "it is nested more than 64 levels deep"));
+}
+
 TEST_CASE("a newer format is refused by its number", "[manifest]") {
   const std::string newer = resealed(to_json(example()), [](Json& j) { j["format_version"] = 2; });
   const Status status = parse_manifest(newer).status();

@@ -69,6 +69,28 @@ TEST_CASE("aliases work, and those that grow without end are refused", "[config]
   CHECK_THAT(refusal("a: &x [1, *x]\n"), Catch::Contains("deeper than 32 levels"));
 }
 
+TEST_CASE("what yaml-cpp would read for ever or in part is refused", "[config]") {
+  for (const char* yaml : {",", "a: 1\n]", "a: [1]}", "}", "a: 1\n---\n, 2"}) {
+    CAPTURE(yaml);
+    CHECK_THAT(refusal(yaml), Catch::Contains("malformed YAML"));
+  }
+  CHECK_THROWS_WITH(parse_setting("a=,2"), Catch::Contains("malformed YAML"));
+  using namespace std::string_literals;
+  CHECK_THAT(refusal("a: 1\nb: \0 2"s), Catch::Contains("run.yaml:2: byte 8 is 0x00"));
+  CHECK_THAT(refusal("a: caf\xE9\n"),
+             Catch::Contains("run.yaml:1: byte 6 is 0xe9, which is not UTF-8"));
+  CHECK_THAT(refusal("a: \"x\\0y\"\n"), Catch::Contains("run.yaml:1: a value holds the character"));
+  setenv("PECAN_TEST_DIR", "caf\xE9", 1);
+  CHECK_THAT(refusal("a: ${PECAN_TEST_DIR}"), Catch::Contains("PECAN_TEST_DIR is not UTF-8 text"));
+  CHECK(parse_tree("a: caf\xC3\xA9", "f").find("a")->scalar == "caf\xC3\xA9");
+}
+
+TEST_CASE("a long text is shown by its beginning", "[config]") {
+  CHECK(refusal(fmt::format("a: ${{{}}}", std::string(5000, 'V'))).size() < 600);
+  CHECK_THROWS_WITH(parse_setting(fmt::format("{}a=1", std::string(50, '.'))),
+                    Catch::Contains("more than 32 parts"));
+}
+
 TEST_CASE("merging replaces values and joins maps", "[config]") {
   Node base = parse_tree("a: {x: 1, y: 2}\nb: [1, 2, 3]\nc: 1\n", "base");
   merge(base, parse_tree("a: {y: 3, z: 4}\nb: [9]\nc: {d: 1}\ne: 5\n", "over"));

@@ -216,6 +216,19 @@ TEST_CASE("a description that does not fit the dataset is refused", "[data]") {
   CHECK_THAT(refusal(dir / "d"), Catch::Contains("describes 4 documents and 5 tokens"));
   write_file(dir / "d.json", R"({"bytes": 1})");
   CHECK_THAT(refusal(dir / "d"), Catch::Contains("not the description of a dataset"));
+  // What a conversion would round, wrap or make undefined.
+  for (const char* number : {"2.5", "-1", "1e300", "4294967298", "true", "null", "[[1]]"}) {
+    CAPTURE(number);
+    write_file(dir / "d.json",
+               fmt::format(R"({{"bytes": 1, "documents": 4, "tokens": 5, "tokenizer_xxh3": "", )"
+                           R"("vocab_size": {}}})",
+                           number));
+    CHECK_THAT(refusal(dir / "d"),
+               Catch::Contains("\"vocab_size\" is ") &&
+                   Catch::Contains("not an integer from 0 to 2147483647; "));
+  }
+  write_file(dir / "d.json", std::string(1'000'000, '['));
+  CHECK_THAT(refusal(dir / "d"), Catch::Contains("nested more than 8 levels deep"));
   write_file(dir / "d.json", "{");
   CHECK_THAT(refusal(dir / "d"), Catch::Contains("d.json"));
   std::remove((dir / "d.json").c_str());

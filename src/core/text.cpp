@@ -1,9 +1,13 @@
-#include "data/utf8.hpp"
-
 #include <cstdint>
 
-namespace pecan::data {
+#include <fmt/format.h>
+
+#include <pecan/core/text.hpp>
+
+namespace pecan {
 namespace {
+
+constexpr std::size_t kMaxShownBytes = 120;
 
 /// Bytes of the character whose first byte is `lead`; 0 if it cannot be one.
 std::size_t character_size(unsigned char lead) {
@@ -34,4 +38,28 @@ std::optional<std::size_t> find_invalid_utf8(std::string_view text) {
   return std::nullopt;
 }
 
-}  // namespace pecan::data
+std::string shortened(std::string_view text) {
+  if (text.size() <= kMaxShownBytes) return std::string(text);
+  std::size_t end = kMaxShownBytes;
+  while (end > 0 && !starts_character(text[end])) --end;
+  return fmt::format("{}... ({} bytes)", text.substr(0, end), text.size());
+}
+
+bool nests_deeper(std::string_view json, int limit) {
+  int depth = 0;
+  bool in_string = false;
+  for (std::size_t i = 0; i < json.size(); ++i) {
+    const char c = json[i];
+    if (c == '"') in_string = !in_string;
+    if (in_string) {
+      if (c == '\\') ++i;
+    } else if (c == '[' || c == '{') {
+      if (++depth > limit) return true;
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+  return false;
+}
+
+}  // namespace pecan

@@ -1,13 +1,15 @@
-#include "data/utf8.hpp"
-
 #include <string>
+
+#include <fmt/format.h>
+
+#include <pecan/core/text.hpp>
 
 #include "support/catch.hpp"
 
-namespace pecan::data {
+namespace pecan {
 namespace {
 
-TEST_CASE("well-formed UTF-8 of every length passes", "[data]") {
+TEST_CASE("well-formed UTF-8 of every length passes", "[core]") {
   for (const char* text : {"",
                            "plain",
                            "\xC2\x80",
@@ -22,7 +24,7 @@ TEST_CASE("well-formed UTF-8 of every length passes", "[data]") {
   }
 }
 
-TEST_CASE("malformed UTF-8 is found at its first byte", "[data]") {
+TEST_CASE("malformed UTF-8 is found at its first byte", "[core]") {
   for (const char* bad : {"\x80",
                           "\xBF",
                           "\xC0\xAF",
@@ -47,5 +49,26 @@ TEST_CASE("malformed UTF-8 is found at its first byte", "[data]") {
   }
 }
 
+TEST_CASE("a long text is shown by its beginning", "[core]") {
+  CHECK(shortened("short") == "short");
+  CHECK(shortened(std::string(120, 'x')) == std::string(120, 'x'));
+  CHECK(shortened(std::string(121, 'x')) ==
+        fmt::format("{}... (121 bytes)", std::string(120, 'x')));
+  std::string accents = "x";
+  for (int i = 0; i < 100; ++i) accents += "\xC3\xA9";
+  CHECK(shortened(accents) == fmt::format("{}... (201 bytes)", accents.substr(0, 119)));
+}
+
+TEST_CASE("nesting is counted outside of strings", "[core]") {
+  CHECK_FALSE(nests_deeper("", 0));
+  CHECK_FALSE(nests_deeper("[]", 1));
+  CHECK(nests_deeper("[]", 0));
+  CHECK(nests_deeper(R"({"a": [{}]})", 2));
+  CHECK_FALSE(nests_deeper(R"({"a": [{}], "b": [{}]})", 3));
+  CHECK_FALSE(nests_deeper(R"(["[[[", "\"[[[", "\\"])", 1));
+  CHECK(nests_deeper(R"(["\\", [1]])", 1));
+  CHECK(nests_deeper(std::string(1'000'000, '['), 64));
+}
+
 }  // namespace
-}  // namespace pecan::data
+}  // namespace pecan
