@@ -1,0 +1,73 @@
+#include <filesystem>
+#include <map>
+
+#include <pecan/train/plan.hpp>
+
+#include "support/catch.hpp"
+
+using namespace pecan;
+
+namespace {
+
+/// The papers' GPT models by hand: biases everywhere, LayerNorms, tied embeddings, learned
+/// positions, FFNs of 4 * hidden without a gate.
+train::ParameterCounts gpt(std::int64_t layers,
+                           std::int64_t hidden,
+                           std::int64_t experts,
+                           std::int64_t moe_layers) {
+  const std::int64_t vocabulary = 50257, positions = 2048;
+  const std::int64_t norm = 2 * hidden;
+  const std::int64_t attention = 4 * (hidden * hidden + hidden);
+  const std::int64_t ffn = hidden * 4 * hidden + 4 * hidden + 4 * hidden * hidden + hidden;
+  train::ParameterCounts counts;
+  counts.expert = moe_layers * experts * ffn;
+  counts.non_expert = (vocabulary + positions) * hidden + layers * (2 * norm + attention) + norm +
+                      (layers - moe_layers) * ffn + moe_layers * experts * hidden;
+  counts.total = counts.expert + counts.non_expert;
+  counts.active = counts.non_expert + moe_layers * ffn;
+  return counts;
+}
+
+}  // namespace
+
+TEST_CASE("every model of configs/models has exactly its published parameters", "[train]") {
+  // Total, active a token with the embedding, in experts, in the rest.
+  const std::map<std::string, train::ParameterCounts> published{
+      {"mixtral-8x7b", {46'702'792'704, 12'879'925'248, 45'097'156'608, 1'605'636'096}},
+      {"mixtral-8x22b", {140'630'071'296, 39'161'468'928, 135'291'469'824, 5'338'601'472}},
+      {"qwen3-30b-a3b", {30'532'122'624, 3'353'032'704, 28'991'029'248, 1'541'093'376}},
+      {"qwen3-235b-a22b", {235'093'634'560, 22'190'763'520, 227'096'395'776, 7'997'238'784}},
+      {"olmoe-1b-7b", {6'919'161'856, 1'282'017'280, 6'442'450'944, 476'710'912}},
+      {"gpt-125m-8e", gpt(12, 768, 8, 6)},
+      {"gpt-125m-8e-all-layers", gpt(12, 768, 8, 12)},
+      {"gpt-350m-16e", gpt(24, 1024, 16, 12)},
+  };
+  CHECK(published.at("gpt-125m-8e").total / 1'000'000 == 323);  // as the paper says
+  std::size_t found = 0;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(PECAN_SOURCE_DIR "/configs/models")) {
+    const std::string name = entry.path().stem().string();
+    CAPTURE(name);
+    REQUIRE(published.contains(name));
+    const std::vector<std::string> files{entry.path().string()};
+    const config::Config config = config::load_config(files, {});
+    const train::TrainPlan plan = train::make_plan(config, config.model.vocab_size, 64);
+    const train::ParameterCounts& expected = published.at(name);
+    CHECK(plan.parameters.total == expected.total);
+    CHECK(plan.parameters.active == expected.active);
+    CHECK(plan.parameters.expert == expected.expert);
+    CHECK(plan.parameters.non_expert == expected.non_expert);
+    // Masters and two moments of every parameter, f32, and some counters.
+    CHECK(plan.full_checkpoint_bytes / 12 >= expected.total);
+    CHECK(plan.full_checkpoint_bytes < 12 * expected.total + 10'000'000);
+    ++found;
+  }
+  CHECK(found == published.size());
+}
+
+TEST_CASE("the first release of Mixtral-8x22B had a smaller vocabulary", "[train]") {
+  const std::vector<std::string> files{PECAN_SOURCE_DIR "/configs/models/mixtral-8x22b.yaml"};
+  const std::vector<std::string> settings{"model.vocab_size=32000"};
+  const config::Config config = config::load_config(files, settings);
+  CHECK(train::make_plan(config, config.model.vocab_size, 8).parameters.total == 140'620'634'112);
+}
