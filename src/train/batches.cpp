@@ -15,6 +15,23 @@ model::Batch as_batch(const std::vector<std::int32_t>& tokens_T,
   return {const_view_of(std::span(tokens_T)), const_view_of(std::span(labels_T)), mask_T};
 }
 
+/// A dataset without PREFIX.json may hold any ids. Those between the vocabulary and its padding
+/// would even find a row of the embedding, and make the loss infinite.
+void check_ids(const data::IndexedDataset& dataset,
+               const std::vector<std::int32_t>& ids,
+               std::int64_t vocab_size) {
+  const auto highest = std::ranges::max_element(ids);
+  PECAN_VALIDATE(
+      highest == ids.end() || *highest < vocab_size,
+      DataError,
+      "{}.bin holds token {}, but the model's vocabulary has {} entries (0 to {}); use the "
+      "tokenizer that the dataset was prepared with, or prepare it again",
+      dataset.prefix(),
+      *highest,
+      vocab_size,
+      vocab_size - 1);
+}
+
 /// The ids must be of the vocabulary that the model is built for; PREFIX.json says which it was.
 void check_vocabulary(const data::IndexedDataset& dataset, std::int64_t vocab_size) {
   PECAN_VALIDATE(!dataset.info() || dataset.info()->vocab_size <= vocab_size,
@@ -62,6 +79,8 @@ model::Batch TrainBatches::load(std::int64_t consumed_samples, int micro) {
                     std::span(tokens_T_).subspan(first, length),
                     std::span(labels_T_).subspan(first, length));
   }
+  check_ids(dataset_, tokens_T_, dims_.vocab);
+  check_ids(dataset_, labels_T_, dims_.vocab);
   return as_batch(tokens_T_, labels_T_, {});
 }
 
@@ -112,6 +131,8 @@ model::Batch ValidBatches::load(int index) {
     default:
       std::ranges::copy(mask_, mask_T.as<float>().begin());
   }
+  check_ids(dataset_, tokens_T_, dims_.vocab);
+  check_ids(dataset_, labels_T_, dims_.vocab);
   return as_batch(tokens_T_, labels_T_, mask_T);
 }
 
