@@ -368,7 +368,7 @@ Result<Value> parse(const std::string& text, std::string_view format, Value (*re
   } catch (const Malformed& error) {
     return corrupt(error.what());
   } catch (const nlohmann::json::exception& error) {
-    return corrupt(error.what());
+    return corrupt(shortened(error.what()));  // ends in what was read last, however long
   }
 }
 

@@ -228,7 +228,13 @@ Node parse_setting(const std::string& setting) {
   const std::optional<YAML::Node> value = load(setting.substr(equals + 1), where);
   Node node;
   node.where = where;
-  if (value) node = Converter(where, false).convert(*value, where);
+  PECAN_VALIDATE(value && !value->IsNull(),
+                 ConfigError,
+                 "{}: {} has no value, so nothing would be set; give one ('' for an empty text) or "
+                 "leave the setting out",
+                 where,
+                 shortened(std::string_view(setting).substr(0, equals)));
+  node = Converter(where, false).convert(*value, where);
 
   std::string_view path = std::string_view(setting).substr(0, equals);
   PECAN_VALIDATE(std::ranges::count(path, '.') < kMaxDepth,

@@ -125,8 +125,8 @@ std::optional<DatasetInfo> read_info(const std::string& path) {
                        json.at("tokenizer_xxh3").get<std::string>(),
                        count_at<int>(json, "vocab_size", path)};
   } catch (const nlohmann::json::exception& e) {
-    throw DataError(
-        fmt::format("{}: not the description of a dataset: {}; {}", path, e.what(), kRemedy));
+    throw DataError(fmt::format(
+        "{}: not the description of a dataset: {}; {}", path, shortened(e.what()), kRemedy));
   }
 }
 

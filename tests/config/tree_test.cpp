@@ -109,7 +109,9 @@ TEST_CASE("merging replaces values and joins maps", "[config]") {
 TEST_CASE("a setting is a tree of its own", "[config]") {
   const Node tree = parse_setting("a.b.c=[1, {d: x}]");
   CHECK(tree.find("a")->find("b")->find("c")->items[1].find("d")->scalar == "x");
-  CHECK(parse_setting("a=").find("a")->kind == Node::Kind::kNull);
+  CHECK(parse_setting("a=''").find("a")->kind == Node::Kind::kScalar);
+  for (const char* empty : {"a.b=", "a.b=~", "a.b= "})
+    CHECK_THROWS_WITH(parse_setting(empty), Catch::Contains("a.b has no value"));
   CHECK_THROWS_WITH(parse_setting("a=[1"),
                     Catch::Contains("--set a=[1:1:") && Catch::Contains("malformed YAML"));
 }

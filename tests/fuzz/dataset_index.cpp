@@ -105,6 +105,19 @@ std::optional<Index> read_index(const std::uint8_t* data, std::size_t size) {
   return index;
 }
 
+/// Bytes of tokens that the lengths ask for, whatever else is wrong with the index: else a .bin
+/// file of the wrong size would be what is refused, and nothing behind it tried.
+std::uint64_t wanted_bytes(const std::uint8_t* data, std::size_t size) {
+  if (size < 34 || data[17] == 0 || data[17] > 8) return 0;
+  constexpr std::array<std::uint64_t, 9> kBytes{0, 1, 1, 2, 4, 8, 8, 4, 2};
+  const std::uint64_t sequences =
+      std::min<std::uint64_t>(little_endian(data + 18, 8), (size - 34) / 4);
+  std::uint64_t bytes = 0;
+  for (std::uint64_t s = 0; s < sequences; ++s)
+    bytes += kBytes[data[17]] * little_endian(data + 34 + 4 * s, 4);
+  return bytes;
+}
+
 std::int64_t stored_token(const Index& index, const std::uint8_t* at) {
   const std::uint64_t bits = little_endian(at, index.element_bytes);
   switch (index.code) {
@@ -154,8 +167,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   static Files files;
   std::optional<Index> index = read_index(data, size);
   std::vector<std::uint8_t> tokens;
-  if (index && index->token_bytes <= kMaxTokenBytes) {
-    tokens.resize(index->token_bytes);
+  if (const std::uint64_t bytes = wanted_bytes(data, size); bytes <= kMaxTokenBytes) {
+    tokens.resize(bytes);
     for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = data[i * 7 % size];
   } else {
     index.reset();  // legal but for tokens that are not there

@@ -11,6 +11,7 @@
 ///    the blocks' checksums, and what reads with success must be the bytes that were written.
 /// Sealed metadata that no writer of ours made is the matter of shard_content.
 
+#include <optional>
 #include <random>
 #include <utility>
 
@@ -77,9 +78,12 @@ std::uint64_t word_at(std::span<const std::byte> bytes, std::size_t offset) {
   return word;
 }
 
+enum class Table { kLegal, kAny };
+
 /// What the seal's checksum must be: over the table and all bytes outside of its ranges. Empty
-/// unless the file's end is a seal with a table that is legal.
-std::optional<std::uint64_t> right_checksum(std::span<const std::byte> file) {
+/// unless the file's end is a seal; kLegal: with a table that is legal. kAny takes ranges that
+/// overlap, fall back or leave the file as a careless reader would.
+std::optional<std::uint64_t> right_checksum(std::span<const std::byte> file, Table table) {
   if (file.size() < kTailBytes) return {};
   const std::size_t tail = file.size() - kTailBytes;
   if (std::memcmp(file.data() + tail + 16, kMagic.data(), kMagic.size()) != 0) return {};
@@ -87,18 +91,46 @@ std::optional<std::uint64_t> right_checksum(std::span<const std::byte> file) {
   if (ranges > tail / 16) return {};
   const std::size_t end = tail - 16 * ranges;
   Bytes covered(file.begin() + std::ptrdiff_t(end), file.begin() + std::ptrdiff_t(tail));
+  const auto cover = [&](std::uint64_t from, std::uint64_t to) {
+    to = std::min<std::uint64_t>(to, end);
+    if (from < to)
+      covered.insert(
+          covered.end(), file.begin() + std::ptrdiff_t(from), file.begin() + std::ptrdiff_t(to));
+  };
   std::uint64_t at = 0;
   for (std::size_t i = 0; i < ranges; ++i) {
     const std::uint64_t offset = word_at(file, end + 16 * i);
     const std::uint64_t length = word_at(file, end + 16 * i + 8);
-    if (offset < at || offset > end || length > end - offset) return {};
-    covered.insert(
-        covered.end(), file.begin() + std::ptrdiff_t(at), file.begin() + std::ptrdiff_t(offset));
+    if (table == Table::kLegal && (offset < at || offset > end || length > end - offset)) return {};
+    cover(at, offset);
     at = offset + length;
   }
-  covered.insert(
-      covered.end(), file.begin() + std::ptrdiff_t(at), file.begin() + std::ptrdiff_t(end));
+  cover(at, end);
   return xxh3(std::span<const std::byte>(covered));
+}
+
+/// Another value for a word of the table, or for the number of ranges.
+void edit_table(std::span<std::byte> file, std::mt19937& rng) {
+  const std::size_t tail = file.size() - kTailBytes;
+  const std::uint64_t ranges = word_at(file, tail);
+  if (ranges > tail / 16) return;
+  const std::size_t words = 2 * std::size_t(ranges) + 1;
+  const std::size_t at = tail - 16 * std::size_t(ranges) + 8 * (rng() % words);
+  std::uint64_t word = word_at(file, at);
+  switch (rng() % 4) {
+    case 0:
+      word += rng() % 64;
+      break;
+    case 1:
+      word -= rng() % 64;
+      break;
+    case 2:
+      word = rng() % (2 * file.size());
+      break;
+    default:
+      word = ~std::uint64_t(0) >> (rng() % 64);
+  }
+  for (std::size_t i = 0; i < 8; ++i) file[at + i] = std::byte(word >> (8 * i) & 0xFF);
 }
 
 /// Whether only data differs from the genuine shard, by that shard's own table.
@@ -154,8 +186,9 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data,
   const std::span<std::byte> bytes(reinterpret_cast<std::byte*>(data), size);
   if (size >= kTailBytes && rng() % 4 == 0)
     std::memcpy(data + size - kMagic.size(), kMagic.data(), kMagic.size());
-  if (rng() % 4 == 0) {
-    if (const std::optional<std::uint64_t> checksum = right_checksum(bytes)) {
+  if (size >= kTailBytes && rng() % 4 == 0) edit_table(bytes, rng);
+  if (rng() % 3 == 0) {
+    if (const std::optional<std::uint64_t> checksum = right_checksum(bytes, Table::kAny)) {
       for (unsigned i = 0; i < 8; ++i)
         data[size - 16 + i] = std::uint8_t(*checksum >> (8 * i) & 0xFF);
     }
@@ -167,7 +200,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   fuzz::OneFile fs;
   fs.bytes.assign(reinterpret_cast<const std::byte*>(data),
                   reinterpret_cast<const std::byte*>(data) + size);
-  const std::optional<std::uint64_t> checksum = right_checksum(fs.bytes);
+  const std::optional<std::uint64_t> checksum = right_checksum(fs.bytes, Table::kLegal);
   const bool intact = checksum && *checksum == word_at(fs.bytes, size - 16);
   fuzz::BytesFile file(fs.bytes);
   const Result<std::uint64_t> end = check_seal(file, "/s.h5");
