@@ -98,14 +98,16 @@ void BlendedDataset::sample(std::int64_t i,
 
 void check_ids(std::span<const std::int32_t> ids, std::int64_t vocab_size, std::string_view where) {
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    PECAN_VALIDATE(ids[i] >= 0 && ids[i] < vocab_size,
-                   DataError,
-                   "{} holds token {} at position {}, but the vocabulary ends at {}; use the "
-                   "tokenizer that the dataset was made with, or prepare it again",
-                   where,
-                   ids[i],
-                   i,
-                   vocab_size - 1);
+    PECAN_VALIDATE(
+        ids[i] >= 0 && ids[i] < vocab_size,
+        DataError,
+        "{} holds token {} at position {}, but the vocabulary has {} entries (0 to {}); use "
+        "the tokenizer that the dataset was made with, or prepare it again",
+        where,
+        ids[i],
+        i,
+        vocab_size,
+        vocab_size - 1);
   }
 }
 

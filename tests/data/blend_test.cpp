@@ -97,7 +97,8 @@ TEST_CASE("an id outside the vocabulary is found when it is read, with its place
       CHECK_THAT(
           e.what(),
           Catch::Contains(dir / "a") &&
-              Catch::Contains("holds token 99 at position 3, but the vocabulary ends at 49"));
+              Catch::Contains(
+                  "holds token 99 at position 3, but the vocabulary has 50 entries (0 to 49)"));
     }
   }
   CHECK(refused == 1);
