@@ -64,12 +64,49 @@ struct Harness {
     model::initialise(ctx, params, seed);
   }
 
-  /// Gradients of one micro-batch in the flat buffers.
+  /// Gradients of one micro-batch in the flat buffers. Empty positions and document starts: none
+  /// given.
   model::BatchResult run(const std::vector<std::int32_t>& tokens,
                          const std::vector<std::int32_t>& labels,
-                         double scale) {
-    return transformer.forward_backward(
-        ctx, {const_view_of(std::span(tokens)), const_view_of(std::span(labels)), {}}, scale);
+                         double scale,
+                         const std::vector<std::int32_t>& positions = {},
+                         const std::vector<std::int32_t>& document_starts = {}) {
+    const auto view_or_none = [](const std::vector<std::int32_t>& values) {
+      return values.empty() ? ConstTensorView{} : const_view_of(std::span(values));
+    };
+    return transformer.forward_backward(ctx,
+                                        {.tokens_T = view_or_none(tokens),
+                                         .labels_T = view_or_none(labels),
+                                         .mask_T = {},
+                                         .positions_T = view_or_none(positions),
+                                         .document_start_T = view_or_none(document_starts)},
+                                        scale);
+  }
+
+  /// Gives vectors, which start at 0 or 1, and biases of routers values that show.
+  void scatter_vectors() {
+    for (const parallel::Param& param : params.params()) {
+      if (param.spec.shape.num_dims() != 1) continue;
+      const TensorView values = param.master.row_major();
+      for (std::int64_t i = 0; i < values.num_elements(); ++i) {
+        set(values,
+            i,
+            param.spec.init_value +
+                0.6 * philox_uniform(7, stream_of(param.spec.name), std::uint64_t(i)) - 0.3);
+      }
+    }
+    for (int layer = 0; layer < dims.num_moe_layers(); ++layer) {
+      const TensorView bias = transformer.moe_layer(layer).expert_bias();
+      for (std::int64_t e = 0; dims.expert_bias && e < dims.num_experts; ++e)
+        set(bias, e, philox_uniform(8, std::uint64_t(layer), std::uint64_t(e)) - 0.5);
+    }
+  }
+  static void set(const TensorView& values, std::int64_t i, double value) {
+    if (values.dtype == DType::kF64) {
+      values.as<double>()[std::size_t(i)] = value;
+    } else {
+      values.as<float>()[std::size_t(i)] = float(value);
+    }
   }
 
   model::ModelDims dims;
@@ -103,6 +140,54 @@ inline std::vector<double> values_of(const parallel::ParamSpec& spec,
     }
   }
   return values;
+}
+
+/// small_dims as the GPT models of the papers: LayerNorm, GELU, biases, learned positions, top-1
+/// with a capacity.
+inline model::ModelDims gpt_dims(DType dtype) {
+  model::ModelDims dims = small_dims(dtype);
+  dims.normalization = config::Normalization::kLayerNorm;
+  dims.position_embedding = config::PositionEmbedding::kLearnedAbsolute;
+  dims.max_positions = 12;
+  dims.qk_norm = model::QkNorm::kNone;
+  dims.gated_ffn = false;
+  dims.linear_bias = true;
+  dims.kv_groups = dims.heads;
+  dims.shared_ffn = 0;
+  dims.topk = 1;
+  dims.router_pre_softmax = true;
+  dims.capacity_factor = 1;
+  dims.is_moe = {false, true};
+  return dims;
+}
+
+/// small_dims with the router of DeepSeek-V3: sigmoid scores with a bias, in groups.
+inline model::ModelDims sigmoid_dims(DType dtype) {
+  model::ModelDims dims = small_dims(dtype);
+  dims.score_function = config::ScoreFunction::kSigmoid;
+  dims.expert_bias = true;
+  dims.router_scaling = 2.5;
+  dims.num_groups = 4;
+  dims.group_topk = 2;
+  return dims;
+}
+
+/// Documents of different lengths in the sequences of a micro-batch: the first position of each
+/// token's document.
+inline std::vector<std::int32_t> document_starts(const model::ModelDims& dims) {
+  std::vector<std::int32_t> starts;
+  for (std::int64_t t = 0; t < dims.tokens(); ++t) {
+    const bool begins = t % dims.sequence == 0 || t % 5 == 3 || t % 7 == 4;
+    starts.push_back(begins ? std::int32_t(t % dims.sequence) : starts.back());
+  }
+  return starts;
+}
+/// Positions that count from there.
+inline std::vector<std::int32_t> reset_positions(const model::ModelDims& dims) {
+  std::vector<std::int32_t> positions = document_starts(dims);
+  for (std::size_t t = 0; t < positions.size(); ++t)
+    positions[t] = std::int32_t(std::int64_t(t) % dims.sequence) - positions[t];
+  return positions;
 }
 
 /// Token ids of micro-batch `index`: tokens and labels.

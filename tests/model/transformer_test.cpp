@@ -1,5 +1,6 @@
 #include <cmath>
 #include <mutex>
+#include <numeric>
 
 #include <pecan/model/transformer.hpp>
 
@@ -17,22 +18,58 @@ Weights weights_of(Harness& harness) {
   for (const parallel::Param& param : harness.params.params()) {
     weights[param.spec.name] = values_of(param.spec, param.weight);
   }
+  for (int i = 0, layer = 0; layer < int(harness.dims.num_layers); ++layer) {
+    if (!harness.dims.is_moe[std::size_t(layer)]) continue;
+    const TensorView bias = harness.transformer.moe_layer(i++).expert_bias();
+    if (!harness.dims.expert_bias) continue;
+    auto& values = weights[model::layer_name(LayerId{layer}) + ".mlp.gate.expert_bias"];
+    for (std::size_t e = 0; e < std::size_t(harness.dims.num_experts); ++e) {
+      values.push_back(bias.dtype == DType::kF64 ? bias.as<double>()[e]
+                                                 : double(bias.as<float>()[e]));
+    }
+  }
   return weights;
 }
 
+enum class Documents : std::uint8_t { kNone, kMasked, kMaskedWithPositions };
+
 /// Loss against the reference, and gradients against central differences of the reference's
 /// objective.
-void check_against_reference(const model::ModelDims& dims) {
+void check_against_reference(const model::ModelDims& dims, Documents documents = Documents::kNone) {
   const auto world = comm::make_self_group();
   Harness harness(dims, *world, 1);
+  harness.scatter_vectors();
   Weights weights = weights_of(harness);
   const auto tokens = random_ids(dims, 0, 1), labels = random_ids(dims, 0, 2);
+  std::vector<std::int32_t> positions, starts;
+  if (documents != Documents::kNone) starts = document_starts(dims);
+  if (documents == Documents::kMaskedWithPositions) positions = reset_positions(dims);
+  const auto reference_of = [&] {
+    ReferenceModel reference(dims, weights);
+    reference.positions = positions;
+    reference.document_starts = starts;
+    return reference;
+  };
   const double scale = 0.25;
-  const model::BatchResult result = harness.run(tokens, labels, scale);
+  const model::BatchResult result = harness.run(tokens, labels, scale, positions, starts);
 
-  ReferenceModel reference(dims, weights);
+  ReferenceModel reference = reference_of();
   (void)reference.objective(tokens, labels);
   CHECK(result.loss_sum == Approx(reference.cross_entropy_sum()).epsilon(1e-12));
+  std::int64_t dropped = 0;
+  for (std::size_t layer = 0; layer < result.routing.size(); ++layer) {
+    dropped += result.routing[layer].dropped_slots;
+    const auto processed = harness.transformer.expert_counts(int(layer));
+    const auto chosen = harness.transformer.chosen_counts(int(layer));
+    CHECK(std::accumulate(chosen.begin(), chosen.end(), std::int64_t{0}) ==
+          dims.tokens() * dims.topk);
+    CHECK(std::accumulate(processed.begin(), processed.end(), std::int64_t{0}) ==
+          dims.tokens() * dims.topk - result.routing[layer].dropped_slots);
+    for (std::size_t e = 0; dims.capacity_factor > 0 && e < chosen.size(); ++e)
+      CHECK(processed[e] == std::min(chosen[e], dims.capacity()));
+  }
+  CHECK(dropped == reference.dropped());
+  CHECK((dropped > 0) == (dims.capacity_factor > 0 && !dims.force_balance));
 
   constexpr double kStep = 1e-5;
   for (const parallel::Param& param : harness.params.params()) {
@@ -44,9 +81,9 @@ void check_against_reference(const model::ModelDims& dims) {
                                         double(values.size()));
       const double kept = values[i];
       values[i] = kept + kStep;
-      const double above = ReferenceModel(dims, weights).objective(tokens, labels);
+      const double above = reference_of().objective(tokens, labels);
       values[i] = kept - kStep;
-      const double below = ReferenceModel(dims, weights).objective(tokens, labels);
+      const double below = reference_of().objective(tokens, labels);
       values[i] = kept;
       CAPTURE(param.spec.name, i);
       CHECK(gradient[i] ==
@@ -78,6 +115,61 @@ TEST_CASE("a whole two-layer MoE agrees with an independent reference, forward a
     dims.topk = 1;
     dims.router_pre_softmax = true;
     dims.kv_groups = dims.heads;
+    check_against_reference(dims);
+  }
+  SECTION("sigmoid router with bias in groups") {
+    check_against_reference(sigmoid_dims(DType::kF64));
+  }
+  SECTION("sigmoid router without bias, top-1") {
+    dims.score_function = config::ScoreFunction::kSigmoid;
+    dims.topk = 1;
+    check_against_reference(dims);
+  }
+  SECTION("softmax routers in groups") {
+    dims.num_groups = 4;
+    dims.group_topk = 1;
+    dims.router_pre_softmax = GENERATE(false, true);
+    check_against_reference(dims);
+  }
+  SECTION("capacity, the largest weights first") {
+    dims.capacity_factor = 1;
+    check_against_reference(dims);
+  }
+  SECTION("capacity, the earliest tokens first, less than an even share") {
+    dims.capacity_factor = 0.6;
+    dims.drop_policy = config::TokenDropPolicy::kPosition;
+    check_against_reference(dims);
+  }
+  SECTION("GPT: LayerNorm, GELU, biases, learned positions, top-1 with capacity") {
+    check_against_reference(gpt_dims(DType::kF64));
+  }
+  SECTION("biases of gated experts and of the shared one, LayerNorm of queries and keys") {
+    dims.linear_bias = true;
+    dims.normalization = config::Normalization::kLayerNorm;
+    check_against_reference(dims);
+  }
+  SECTION("QK-norm over all heads") {
+    dims.qk_norm = model::QkNorm::kWhole;
+    dims.normalization =
+        GENERATE(config::Normalization::kRmsNorm, config::Normalization::kLayerNorm);
+    check_against_reference(dims);
+  }
+  SECTION("no positions at all, an odd head") {
+    dims.position_embedding = config::PositionEmbedding::kNone;
+    dims.head_dim = 5;
+    check_against_reference(dims);
+  }
+  SECTION("documents, with and without positions of their own") {
+    check_against_reference(dims, Documents::kMasked);
+    check_against_reference(dims, Documents::kMaskedWithPositions);
+    check_against_reference(gpt_dims(DType::kF64), Documents::kMaskedWithPositions);
+  }
+  SECTION("forced balance") {
+    dims.force_balance = true;
+    // 18 tokens with 2 choices are not divisible by 8 experts.
+    check_against_reference(dims);
+    dims.capacity_factor = 1;
+    dims.score_function = config::ScoreFunction::kSigmoid;
     check_against_reference(dims);
   }
 }
@@ -212,4 +304,70 @@ TEST_CASE(
   CHECK(growths > 0);
   CHECK(expected.contains("dispatch_buffer_factor"));
   CHECK(roomy == tight);
+}
+
+TEST_CASE("the router's bias follows the load by steps of the rate", "[model]") {
+  std::vector<float> bias{0.5F, 0, -0.25F, 1};
+  model::update_expert_bias(view_of(std::span(bias)), std::vector<double>{10, 20, 15, 15}, 0.125);
+  CHECK(bias == std::vector<float>{0.625F, -0.125F, -0.25F, 1});
+  std::vector<double> wide{0, 0, 0};
+  model::update_expert_bias(view_of(std::span(wide)), std::vector<double>{0, 0, 1}, 1e-3);
+  CHECK(wide == std::vector<double>{1e-3, 1e-3, -1e-3});
+  CHECK_THROWS_AS(
+      model::update_expert_bias(view_of(std::span(wide)), std::vector<double>{1, 2}, 1e-3),
+      ShapeError);
+}
+
+TEST_CASE("the bias balances a skewed router over steps", "[model]") {
+  model::ModelDims dims = sigmoid_dims(DType::kF32);
+  dims.num_groups = dims.group_topk = 0;
+  dims.aux_loss_coeff = 0;
+  const auto world = comm::make_self_group();
+  Harness harness(dims, *world, 1);
+  const auto tokens = random_ids(dims, 0, 1), labels = random_ids(dims, 0, 2);
+  const auto spread = [&] {
+    (void)harness.run(tokens, labels, 1);
+    const auto counts = harness.transformer.chosen_counts(0);
+    return *std::max_element(counts.begin(), counts.end()) -
+           *std::min_element(counts.begin(), counts.end());
+  };
+  const std::int64_t before = spread();
+  for (int step = 0; step < 200; ++step) {
+    const auto counts = harness.transformer.chosen_counts(0);
+    model::update_expert_bias(harness.transformer.moe_layer(0).expert_bias(),
+                              std::vector<double>(counts.begin(), counts.end()),
+                              5e-3);
+    (void)spread();
+  }
+  CAPTURE(before, spread());
+  CHECK(spread() < before / 2);
+}
+
+TEST_CASE("forced balance loads all experts of all ranks alike", "[model]") {
+  model::ModelDims dims = small_dims(DType::kF32);
+  dims.force_balance = true;
+  dims.sequence = 9;
+  dims.micro_batch = 2;  // 36 slots a rank, 72 on two: 9 for each of 8 experts
+  std::mutex mutex;
+  std::vector<std::int64_t> totals(8, 0);
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    Harness harness(dims, world, 2);
+    const std::uint64_t rank = std::uint64_t(world.rank().value);
+    (void)harness.run(random_ids(dims, rank, 1), random_ids(dims, rank, 2), 1);
+    const std::lock_guard lock(mutex);
+    const auto counts = harness.transformer.expert_counts(1);
+    for (std::size_t e = 0; e < counts.size(); ++e) totals[e] += counts[e];
+  });
+  CHECK(totals == std::vector<std::int64_t>(8, 9));
+}
+
+TEST_CASE("with a capacity dispatch memory is planned for all that can come", "[model]") {
+  model::ModelDims dims = small_dims(DType::kF32);
+  dims.dispatch_buffer_factor = 100;
+  CHECK(model::planned_dispatch_rows(dims, 4) == 4 * 36);
+  dims.capacity_factor = 1;
+  CHECK(dims.capacity() == 5);
+  CHECK(model::planned_dispatch_rows(dims, 4) == 8 * 5);
+  dims.dispatch_buffer_factor = 1;
+  CHECK(model::planned_dispatch_rows(dims, 4) == 36);
 }
