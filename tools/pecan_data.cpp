@@ -4,16 +4,16 @@
 #include <string>
 #include <vector>
 
-#include <CLI/CLI.hpp>
 #include <fmt/ranges.h>
 
-#include <pecan/core/build_info.hpp>
 #include <pecan/core/error.hpp>
 
 #include <pecan/config/config.hpp>
 
 #include <pecan/data/blend.hpp>
 #include <pecan/data/prepare.hpp>
+
+#include "command_line.hpp"
 
 namespace {
 
@@ -37,13 +37,44 @@ void print(const std::string& prefix, const DatasetInfo& info) {
 /// Options that both ways of making a dataset have.
 template <typename Options>
 void add_text_options(CLI::App& command, Options& options, std::string& separator) {
-  command.add_option("--input", options.inputs, "UTF-8 text files")->required();
+  command.add_option("--input", options.inputs, "UTF-8 text files")->required()->type_name("FILE");
   command
       .add_option("--document-separator",
                   separator,
                   "blank-line, form-feed, or file (each file one document)")
+      ->type_name("WORD")
+      ->check(pecan::tools::one_of({"blank-line", "form-feed", "file"}))
       ->capture_default_str();
-  command.add_option("--output", options.output, "prefix of the files to write")->required();
+  command.add_option("--output", options.output, "prefix of the files to write")
+      ->required()
+      ->type_name("PREFIX");
+}
+
+pecan::tools::Manual manual() {
+  using pecan::ExitCode;
+  return {.name = "pecan-data",
+          .version = {},
+          .summary = "make and show the token files that pecan-train reads",
+          .synopsis = {"pecan-data prepare --input FILE... --output PREFIX [options]",
+                       "pecan-data tokenize --input FILE... --output PREFIX --tokenizer FILE",
+                       "pecan-data samples --data-path PREFIX|WEIGHT PREFIX... --num-samples N",
+                       "        [--split SHARES] [--which WORD] [--begin N] [--end N] [options]",
+                       "pecan-data merge --input PREFIX... --output PREFIX",
+                       "pecan-data inspect PREFIX [--tokenizer FILE]"},
+          .description = {"Turns UTF-8 text into a SentencePiece tokenizer and into token files in "
+                          "Megatron's format: PREFIX.bin holds the ids, PREFIX.idx where each "
+                          "document lies. PREFIX.json says what they were made with.",
+                          "Files that exist are never overwritten."},
+          .exit_codes = {ExitCode::kDone, ExitCode::kUsage, ExitCode::kData, ExitCode::kInternal},
+          .environment = {},
+          .files = {{"PREFIX.bin, PREFIX.idx, PREFIX.json", "docs/formats/dataset.md"},
+                    {"PREFIX.tokenizer.model", "the SentencePiece model that prepare trained"}},
+          .examples = {{"A corpus whose documents blank lines separate",
+                        "pecan-data prepare --input my.txt --output data/my --vocab-size 4096"},
+                       {"More text with the same tokenizer",
+                        "pecan-data tokenize --input more.txt --output data/more "
+                        "--tokenizer data/my.tokenizer.model"}},
+          .see_also = {"pecan-train(1)", "docs/formats/dataset.md"}};
 }
 
 struct SampleOptions {
@@ -62,20 +93,34 @@ void add_sample_options(CLI::App& command, SampleOptions& options) {
       .add_option("--data-path",
                   options.data_path,
                   "dataset without extension; or a blend, weights and datasets in turn")
-      ->required();
-  command.add_option("--split", options.split, "shares like 99,1,0; empty: all is for training");
-  command.add_option("--which", options.which, "train, valid or test")->capture_default_str();
+      ->required()
+      ->type_name("PREFIX");
+  command.add_option("--split", options.split, "shares like 99,1,0; empty: all is for training")
+      ->type_name("SHARES");
+  command.add_option("--which", options.which, "share to read")
+      ->type_name("WORD")
+      ->check(pecan::tools::one_of({"train", "valid", "test"}))
+      ->capture_default_str();
   command.add_option("--seq-length", options.seq_length, "tokens of a sample")
+      ->type_name("N")
+      ->check(pecan::tools::at_least(1, "tokens"))
       ->capture_default_str();
   command
       .add_option("--num-samples",
                   options.num_samples,
                   "samples of the whole run, which the order depends on: train_iters x "
                   "global_batch_size")
+      ->type_name("N")
       ->required();
-  command.add_option("--seed", options.seed, "training.seed")->capture_default_str();
-  command.add_option("--begin", options.begin, "first sample to print")->capture_default_str();
-  command.add_option("--end", options.end, "sample after the last one")->capture_default_str();
+  command.add_option("--seed", options.seed, "training.seed")
+      ->type_name("N")
+      ->capture_default_str();
+  command.add_option("--begin", options.begin, "first sample to print")
+      ->type_name("N")
+      ->capture_default_str();
+  command.add_option("--end", options.end, "sample after the last one")
+      ->type_name("N")
+      ->capture_default_str();
 }
 
 void print_samples(const SampleOptions& options) {
@@ -112,8 +157,8 @@ void print_samples(const SampleOptions& options) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app("Makes and shows the token files that pecan-train reads.", "pecan-data");
-  app.set_version_flag("--version", pecan::build_info().version);
+  pecan::tools::CommandLine line(manual());
+  CLI::App& app = line.app();
   app.require_subcommand(1);
   std::string separator = "blank-line";
 
@@ -125,17 +170,22 @@ int run(int argc, char** argv) {
   add_text_options(prepare_command, prepare, separator);
   prepare_command
       .add_option("--vocab-size", prepare.vocab_size, "entries of the tokenizer to train")
+      ->type_name("N")
       ->capture_default_str();
   prepare_command
       .add_option(
           "--held-out", prepare.held_out_percent, "percent of the documents, chosen by hash")
+      ->type_name("PERCENT")
       ->capture_default_str();
-  prepare_command.add_option(
-      "--tokenizer", prepare.tokenizer, "use this SentencePiece model instead of training one");
+  prepare_command
+      .add_option(
+          "--tokenizer", prepare.tokenizer, "use this SentencePiece model instead of training one")
+      ->type_name("FILE");
   prepare_command
       .add_option("--tokenizer-train-bytes",
                   prepare.tokenizer_train_bytes,
                   "train the tokenizer on at most so much text")
+      ->type_name("BYTES")
       ->capture_default_str();
 
   pecan::data::TokenizeOptions tokenize;
@@ -143,7 +193,8 @@ int run(int argc, char** argv) {
       "tokenize", "Writes OUTPUT.bin, .idx and .json with an existing tokenizer");
   add_text_options(tokenize_command, tokenize, separator);
   tokenize_command.add_option("--tokenizer", tokenize.tokenizer, "SentencePiece model file")
-      ->required();
+      ->required()
+      ->type_name("FILE");
 
   SampleOptions samples;
   CLI::App& samples_command = *app.add_subcommand(
@@ -154,8 +205,12 @@ int run(int argc, char** argv) {
   std::string merge_output;
   CLI::App& merge_command =
       *app.add_subcommand("merge", "Writes the documents of several datasets as one");
-  merge_command.add_option("--input", merged, "paths of datasets without extension")->required();
-  merge_command.add_option("--output", merge_output, "prefix of the files to write")->required();
+  merge_command.add_option("--input", merged, "paths of datasets without extension")
+      ->required()
+      ->type_name("PREFIX");
+  merge_command.add_option("--output", merge_output, "prefix of the files to write")
+      ->required()
+      ->type_name("PREFIX");
 
   std::string prefix;
   std::string tokenizer;
@@ -163,15 +218,15 @@ int run(int argc, char** argv) {
       *app.add_subcommand("inspect",
                           "Prints facts about PREFIX, or about PREFIX_train and PREFIX_valid with "
                           "the unigram baseline, as JSON");
-  inspect_command.add_option("prefix", prefix, "path without extension")->required();
-  inspect_command.add_option(
-      "--tokenizer", tokenizer, "SentencePiece model to show the beginning of the text with");
+  inspect_command.add_option("PREFIX", prefix, "path without extension")
+      ->required()
+      ->type_name("PREFIX");
+  inspect_command
+      .add_option(
+          "--tokenizer", tokenizer, "SentencePiece model to show the beginning of the text with")
+      ->type_name("FILE");
 
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& e) {
-    return app.exit(e) == 0 ? 0 : static_cast<int>(pecan::ExitCode::kUsage);
-  }
+  if (const std::optional<int> done = line.parse(argc, argv)) return *done;
   if (prepare_command.parsed()) {
     prepare.separator = pecan::data::document_separator_from_name(separator);
     const pecan::data::PrepareReport report = pecan::data::prepare(prepare);
@@ -193,13 +248,5 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
-    return run(argc, argv);
-  } catch (const pecan::Error& e) {
-    fmt::print(stderr, "pecan-data: {}\n", e.what());
-    return static_cast<int>(e.exit_code());
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "pecan-data: internal error: {}\n", e.what());
-    return static_cast<int>(pecan::ExitCode::kInternal);
-  }
+  return pecan::tools::run_program("pecan-data", [&] { return run(argc, argv); });
 }

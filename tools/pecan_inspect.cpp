@@ -3,11 +3,11 @@
 #include <iostream>
 #include <string>
 
-#include <CLI/CLI.hpp>
-
 #include <pecan/core/file_system.hpp>
 
 #include <pecan/checkpoint/render.hpp>
+
+#include "command_line.hpp"
 
 namespace {
 
@@ -31,38 +31,59 @@ std::string render(const RunReport& report, const Arguments& arguments) {
   return render_summary(report, format);
 }
 
-}  // namespace
+tools::Manual manual() {
+  return {
+      .name = "pecan-inspect",
+      .version = {},
+      .summary = "show what the checkpoints of a run hold",
+      .synopsis = {"pecan-inspect DIR [summary|list|experts|coverage|verify] [--json]",
+                   "pecan-inspect DIR show STEP [--json]"},
+      .description =
+          {"Reads the manifests of a run directory and shows what is saved of which expert, how "
+           "old it is, and what a recovery would use. It changes nothing, and may look at a run "
+           "that is training.",
+           "summary is the short answer; list has one line a checkpoint; show all of one "
+           "checkpoint; experts the newest copy of each expert; coverage which experts each "
+           "checkpoint holds; verify reads every file, compares checksums, and names what is "
+           "damaged."},
+      .exit_codes = {ExitCode::kDone, ExitCode::kUsage, ExitCode::kCheckpoint, ExitCode::kInternal},
+      .environment = {},
+      .files = {{"DIR/checkpoints/step-NNNNNNNN/", "one checkpoint (docs/formats/checkpoint.md)"}},
+      .examples = {{"What would a recovery lose?", "pecan-inspect runs/my experts"},
+                   {"Are all files whole?", "pecan-inspect runs/my verify && echo yes"}},
+      .see_also = {"pecan-train(1)", "docs/formats/inspect.md"}};
+}
 
-int main(int argc, char** argv) {
-  Arguments arguments;
-  CLI::App app{
-      "Shows what the checkpoints of a run hold; reads only. Exit code 4: damage was found.",
-      "pecan-inspect"};
-  app.add_option("DIR", arguments.directory, "run directory")->required();
-  app.add_option(
-         "VIEW", arguments.view, "summary (default), list, show STEP, experts, coverage or verify")
-      ->check(CLI::IsMember({"summary", "list", "show", "experts", "coverage", "verify"}));
+void describe_arguments(CLI::App& app, Arguments& arguments) {
+  app.add_option("DIR", arguments.directory, "run directory")->required()->type_name("DIR");
+  app.add_option("VIEW", arguments.view, "what to show; summary if nothing is said")
+      ->type_name("VIEW")
+      ->check(tools::one_of({"summary", "list", "show", "experts", "coverage", "verify"}));
   auto* step = app.add_option("STEP", arguments.step, "with show: the checkpoint's step")
-                   ->check(CLI::NonNegativeNumber);
+                   ->type_name("N")
+                   ->check(tools::at_least(0, "steps"));
   app.add_flag("--json", arguments.json, "machine-readable (docs/formats/inspect.md)");
-  try {
-    app.parse(argc, argv);
+  app.callback([&arguments, step] {
     if ((arguments.view == "show") != (step->count() > 0)) {
       throw CLI::ValidationError(
           "STEP", "goes with show and with nothing else: pecan-inspect DIR show STEP");
     }
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? int(ExitCode::kDone) : int(ExitCode::kUsage);
-  }
-  try {
+  });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return tools::run_program("pecan-inspect", [&] {
+    Arguments arguments;
+    tools::CommandLine line(manual());
+    describe_arguments(line.app(), arguments);
+    if (const std::optional<int> done = line.parse(argc, argv)) return *done;
     const std::unique_ptr<FileSystem> fs = make_posix_file_system();
     const RunReport report = inspect_run(
         *fs, arguments.directory, arguments.view == "verify" ? Verify::kYes : Verify::kNo);
     std::cout << render(report, arguments);
     return int(arguments.view == "verify" && count_problems(report) > 0 ? ExitCode::kCheckpoint
                                                                         : ExitCode::kDone);
-  } catch (const Error& error) {
-    std::cerr << "pecan-inspect: " << error.what() << std::endl;
-    return int(error.exit_code());
-  }
+  });
 }

@@ -9,10 +9,8 @@
 #include <thread>
 #include <vector>
 
-#include <CLI/CLI.hpp>
 #include <unistd.h>
 
-#include <pecan/core/build_info.hpp>
 #include <pecan/core/log.hpp>
 
 #include <pecan/config/config.hpp>
@@ -22,40 +20,93 @@
 #include <pecan/train/plan.hpp>
 #include <pecan/train/run.hpp>
 
+#include "command_line.hpp"
+
 namespace {
 
 using namespace pecan;
 
 struct Arguments {
-  std::vector<std::string> configs;
-  std::vector<std::string> settings;
+  tools::ConfigArguments config;
   train::RunOptions run;
   bool resume_from_failure = false;
   bool dump_config = false;
   bool dry_run = false;
 };
 
-void describe_arguments(CLI::App& app, Arguments& arguments) {
-  app.set_version_flag("--version", build_info().version + " " + build_info().git_id);
-  app.add_option("--config", arguments.configs, "YAML file; several are merged left to right")
-      ->required()
-      ->take_all()
-      ->allow_extra_args(false);
-  app.add_option("--set", arguments.settings, "key.path=value, over the files")
-      ->take_all()
-      ->allow_extra_args(false);
-  app.add_option("--run-dir",
-                 arguments.run.run_directory,
-                 "where checkpoints and metrics go (default: runs/default)")
-      ->default_val("runs/default");
+tools::Manual manual() {
+  return {
+      .name = "pecan-train",
+      .version = {},
+      .summary = "train a sparse mixture-of-experts model",
+      .synopsis = {"mpirun -n N pecan-train --config FILE [--config FILE2 ...]",
+                   "        [--set key.path=value ...] [--run-dir DIR]",
+                   "        [--resume-from-failure | --resume DIR]",
+                   "pecan-train --config FILE --dump-config | --dry-run"},
+      .description =
+          {"Trains on the N processes that mpirun started. The model, its layout over the "
+           "processes, "
+           "data, optimizer and checkpoints are described by YAML files, merged left to right, and "
+           "by settings over them; docs/configuration.md explains every key.",
+           "While it trains it writes partial experts checkpoints: all non-expert state and some "
+           "of "
+           "the experts each time. After a failure, the same command with --resume-from-failure "
+           "rebuilds the newest recoverable state from them, and prints what was restored from "
+           "where and what was lost.",
+           "A run directory that holds an earlier run is refused without a resume option. SIGUSR1, "
+           "which mpirun forwards, stops all processes together after a whole step and a last "
+           "checkpoint."},
+      .exit_codes = {ExitCode::kDone,
+                     ExitCode::kUsage,
+                     ExitCode::kData,
+                     ExitCode::kCheckpoint,
+                     ExitCode::kWatchdog,
+                     ExitCode::kDivergence,
+                     ExitCode::kInternal,
+                     ExitCode::kStoppedOnRequest},
+      .environment =
+          {{"OMPI_ALLOW_RUN_AS_ROOT, OMPI_ALLOW_RUN_AS_ROOT_CONFIRM",
+            "both 1 let Open MPI's mpirun start as root"},
+           {"OMPI_MCA_*",
+            "Open MPI's parameters; mpi_yield_when_idle is set to 1 unless it is set already"},
+           {"any NAME", "replaces ${NAME} in a value of the configuration"}},
+      .files = {{"DIR/config.yaml", "the resolved configuration of the newest start"},
+                {"DIR/metrics.jsonl",
+                 "one record a line: steps, evaluations, checkpoints, recoveries"},
+                {"DIR/checkpoints/step-NNNNNNNN/", "manifest and HDF5 shards of one checkpoint"},
+                {"DIR/lock.json", "which start of the run may write"}},
+      .examples =
+          {{"What a configuration needs, on 4 processes", "pecan-plan --config my.yaml --world 4"},
+           {"Train", "mpirun -n 4 pecan-train --config my.yaml --run-dir runs/my"},
+           {"Go on after a failure",
+            "mpirun -n 4 pecan-train --config my.yaml --run-dir runs/my --resume-from-failure"}},
+      .see_also = {"pecan-plan(1)", "pecan-data(1)", "pecan-inspect(1)", "mpirun(1)"}};
+}
+
+void describe_arguments(tools::CommandLine& line, Arguments& arguments) {
+  arguments.config.add_to(line, config::config_keys());
+  CLI::App& app = line.app();
+  app.add_option("--run-dir", arguments.run.run_directory, "where checkpoints and metrics go")
+      ->default_val("runs/default")
+      ->type_name("DIR")
+      ->group("Run");
   auto* from_failure = app.add_flag("--resume-from-failure",
                                     arguments.resume_from_failure,
-                                    "continue from the newest recoverable state");
-  auto* from_path = app.add_option(
-      "--resume", arguments.run.resume_path, "continue from this checkpoint directory");
+                                    "continue from the newest recoverable state of the run "
+                                    "directory; start fresh if there is none")
+                           ->group("Run");
+  auto* from_path = app.add_option("--resume",
+                                   arguments.run.resume_path,
+                                   "continue from this checkpoint directory of the run directory")
+                        ->type_name("DIR")
+                        ->group("Run");
   from_failure->excludes(from_path);
-  app.add_flag("--dump-config", arguments.dump_config, "print the resolved configuration and exit");
-  app.add_flag("--dry-run", arguments.dry_run, "print the plan and exit");
+  app.add_flag("--dump-config", arguments.dump_config, "print the resolved configuration and exit")
+      ->group("Instead of training");
+  app.add_flag("--dry-run",
+               arguments.dry_run,
+               "print the plan for the processes that were started and exit")
+      ->group("Instead of training");
 }
 
 /// Whether a person watches. mpirun gives every rank a pseudo-terminal: its own output, one process
@@ -82,7 +133,8 @@ int run(const Arguments& arguments, comm::MpiEnvironment& mpi) {
   std::unique_ptr<comm::Group> world = mpi.world(group_options);
   int code = 0;
   try {
-    const config::Config config = config::load_config(arguments.configs, arguments.settings);
+    const config::Config config =
+        config::load_config(arguments.config.files, arguments.config.settings);
     if (arguments.dump_config) {
       if (world->rank().value == 0) std::cout << config::dump_config(config);
       return int(ExitCode::kDone);
@@ -112,26 +164,19 @@ int run(const Arguments& arguments, comm::MpiEnvironment& mpi) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  Arguments arguments;
-  CLI::App app{"Trains a sparse mixture-of-experts model. Start it with mpirun, see README.md.",
-               "pecan-train"};
-  describe_arguments(app, arguments);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    // Every rank has the same arguments: the first one speaks. Before MPI_Init Open MPI's variable
-    // is the only sign.
-    const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
-    const bool speaks = rank == nullptr || std::string(rank) == "0";
-    const int code = speaks ? app.exit(error) : error.get_exit_code();
-    return code == 0 ? int(ExitCode::kDone) : int(ExitCode::kUsage);
-  }
-  if (arguments.resume_from_failure) arguments.run.resume = checkpoint::ResumeMode::kFromFailure;
-  if (!arguments.run.resume_path.empty()) arguments.run.resume = checkpoint::ResumeMode::kFromPath;
-  arguments.run.out = &std::cout;
-  arguments.run.terminal = writes_to_terminal();
+  return tools::run_program("pecan-train", [&] {
+    Arguments arguments;
+    tools::CommandLine line(manual());
+    describe_arguments(line, arguments);
+    if (const std::optional<int> done = line.parse(argc, argv)) return *done;
+    if (arguments.resume_from_failure) arguments.run.resume = checkpoint::ResumeMode::kFromFailure;
+    if (!arguments.run.resume_path.empty())
+      arguments.run.resume = checkpoint::ResumeMode::kFromPath;
+    arguments.run.out = &std::cout;
+    arguments.run.terminal = writes_to_terminal();
 
-  comm::MpiEnvironment mpi(&argc, &argv);
-  std::signal(SIGUSR1, [](int) { train::request_stop(); });
-  return run(arguments, mpi);
+    comm::MpiEnvironment mpi(&argc, &argv);
+    std::signal(SIGUSR1, [](int) { train::request_stop(); });
+    return run(arguments, mpi);
+  });
 }

@@ -7,6 +7,7 @@
 #include <yaml-cpp/yaml.h>
 
 #include <pecan/core/file_system.hpp>
+#include <pecan/core/nearest.hpp>
 #include <pecan/core/text.hpp>
 
 #include <pecan/config/config.hpp>
@@ -56,27 +57,14 @@ std::string describe(const Range& range) {
 // ---- Reading
 // --------------------------------------------------------------------------------------------------------
 
-/// Number of insertions, deletions and substitutions between two names.
-std::size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<std::size_t> row(b.size() + 1);
-  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (std::size_t i = 1; i <= a.size(); ++i) {
-    std::size_t diagonal = std::exchange(row[0], i);
-    for (std::size_t j = 1; j <= b.size(); ++j) {
-      const std::size_t substituted = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-      diagonal = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1, substituted}));
-    }
-  }
-  return row.back();
-}
-
 /// All paths of the configuration, sections included.
 class PathCollector {
  public:
   explicit PathCollector(std::string prefix = {}) : prefix_(std::move(prefix)) {}
   template <typename T, typename Rule>
   void operator()(std::string_view key, T&, const Rule&, std::string_view) {
-    paths.push_back(prefix_ + std::string(key));
+    keys.push_back(prefix_ + std::string(key));
+    paths.push_back(keys.back());
   }
   template <typename Section>
   void section(std::string_view key, Section& value) {
@@ -85,8 +73,10 @@ class PathCollector {
     PathCollector inner(path + ".");
     visit(value, inner);
     paths.insert(paths.end(), inner.paths.begin(), inner.paths.end());
+    keys.insert(keys.end(), inner.keys.begin(), inner.keys.end());
   }
   std::vector<std::string> paths;
+  std::vector<std::string> keys;  ///< without sections
 
  private:
   std::string prefix_;
@@ -547,6 +537,13 @@ std::string dump_config(const Config& config) {
   detail::Writer writer;
   writer.map(copy);
   return writer.text();
+}
+
+std::vector<std::string> config_keys() {
+  Config config;
+  detail::PathCollector known;
+  detail::visit(config, known);
+  return known.keys;
 }
 
 std::string config_reference() {

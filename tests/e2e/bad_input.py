@@ -120,7 +120,7 @@ def flags(t):
     lab = t.lab
     t.add("flag: unknown", USAGE, ["--resum", "--help"], t.train("--resum"))
     t.add("flag: --config without a value", USAGE, ["--config", "--help"], [lab.bin / "pecan-train", "--config"])
-    t.add("flag: no --config", USAGE, ["--config is required", "--help"], [lab.bin / "pecan-train", "--dry-run"])
+    t.add("flag: no --config", USAGE, ["needs --config FILE", "--help"], [lab.bin / "pecan-train", "--dry-run"])
     t.add("flag: a configuration that is not there", USAGE, ["nowhere.yaml", "No such file", "--config"],
           t.dry(config=lab.folder / "nowhere.yaml"))
     t.add("flag: a folder as configuration", USAGE, [str(lab.folder), "irectory", "--config"], t.dry(config=lab.folder))
@@ -129,7 +129,7 @@ def flags(t):
     t.add("flag: --world 0", USAGE, ["--world", "0", "--help"], t.plan(0))
     t.add("flag: an unknown view", USAGE, ["gaze", "summary", "--help"], t.inspect(lab.used, "gaze"))
     t.add("flag: show without a step", USAGE, ["STEP", "show"], t.inspect(lab.used, "show"))
-    t.add("flag: no subcommand", USAGE, ["subcommand", "--help"], t.data())
+    t.add("flag: no subcommand", USAGE, ["needs a command", "prepare", "--help"], t.data())
     for world, settings, texts in (
             (3, ["parallel.expert_model_parallel_size=3", "training.global_batch_size=3"],
              ["expert_model_parallel_size=3", "num_experts=8", "; "]),

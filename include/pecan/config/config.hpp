@@ -200,6 +200,8 @@ struct Config {
 /// Every key with values, default and meaning as Markdown tables: the body of
 /// docs/configuration.md.
 [[nodiscard]] std::string config_reference();
+/// The path of every key ("model.num_layers"), in the order of the sections.
+[[nodiscard]] std::vector<std::string> config_keys();
 /// Checks what depends on the number of processes; ConfigError otherwise. Pure.
 void validate_for_world(const Config& config, int world_size);
 

@@ -1,0 +1,223 @@
+#include "completion.hpp"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+namespace pecan::tools {
+namespace {
+
+std::string function_name(const Command& program) {
+  std::string name = "_" + program.name;
+  std::ranges::replace(name, '-', '_');
+  return name;
+}
+
+/// In single quotes, for either shell.
+std::string quoted(std::string_view text) {
+  std::string result = "'";
+  for (const char c : text) {
+    if (c == '\'') {
+      result += "'\\''";
+    } else {
+      result += c;
+    }
+  }
+  return result + "'";
+}
+
+/// Whether words end in '=', so that no blank may follow them.
+bool are_keys(const Argument& argument) {
+  return std::ranges::any_of(argument.words, [](const std::string& w) { return w.ends_with('='); });
+}
+
+/// The command that offers an argument's values.
+std::string bash_values(const Argument& argument) {
+  switch (argument.values) {
+    case Values::kFiles:
+      return "_values -f";
+    case Values::kDirectories:
+      return "_values -d";
+    case Values::kWords:
+      return fmt::format("_values -W {}{}",
+                         quoted(fmt::format("{}", fmt::join(argument.words, " "))),
+                         are_keys(argument) ? "; compopt -o nospace" : "");
+    case Values::kNone:
+    case Values::kAnything:
+      return ":";
+  }
+  return ":";
+}
+
+std::string names_of(const std::vector<Argument>& options) {
+  std::vector<std::string> names;
+  for (const Argument& option : options)
+    names.insert(names.end(), option.names.begin(), option.names.end());
+  return fmt::format("{}", fmt::join(names, " "));
+}
+
+/// Cases of one command: option values and positional arguments.
+struct BashCases {
+  std::string values, takes_value, positionals, options;
+
+  void add(const Command& command, std::string_view key) {
+    for (const Argument& option : command.options) {
+      if (option.placeholder.empty()) continue;
+      for (const std::string& name : option.names) {
+        takes_value += fmt::format("{}{}:{}", takes_value.empty() ? "" : "|", key, name);
+        values += fmt::format("    {}:{}) {} ;;\n", key, name, bash_values(option));
+      }
+    }
+    for (std::size_t i = 0; i < command.positionals.size(); ++i) {
+      positionals += fmt::format("    {}:{}) {} ;;\n", key, i, bash_values(command.positionals[i]));
+    }
+    options += fmt::format("    '{}') words={} ;;\n", key, quoted(names_of(command.options)));
+  }
+};
+
+// Zsh: a specification of _arguments stands in single quotes; its fields end at ':' and ']'.
+std::string zsh_text(std::string_view text) {
+  std::string result;
+  for (const char c : text) {
+    if (c == '[' || c == ']' || c == ':' || c == '\\') result += '\\';
+    result += c;
+  }
+  return result;
+}
+
+std::string zsh_action(const Argument& argument) {
+  switch (argument.values) {
+    case Values::kFiles:
+      return "_files";
+    case Values::kDirectories:
+      return "_files -/";
+    case Values::kWords: {
+      if (!are_keys(argument)) return fmt::format("({})", fmt::join(argument.words, " "));
+      std::vector<std::string> keys;
+      for (const std::string& word : argument.words) keys.push_back(word.substr(0, word.find('=')));
+      return fmt::format("{{compadd -S = -q -- {}}}", fmt::join(keys, " "));
+    }
+    case Values::kNone:
+    case Values::kAnything:
+      return " ";
+  }
+  return " ";
+}
+
+std::string zsh_arguments(const Command& command, std::string_view indent) {
+  std::string text;
+  for (const Argument& option : command.options) {
+    for (const std::string& name : option.names) {
+      std::string spec =
+          fmt::format("{}{}{}[{}]",
+                      option.repeats ? "*" : "",
+                      name,
+                      // Both "--option value" and "--option=value".
+                      option.placeholder.empty() || !name.starts_with("--") ? "" : "=",
+                      zsh_text(option.description));
+      if (!option.placeholder.empty()) {
+        spec += fmt::format(":{}:{}", zsh_text(option.placeholder), zsh_action(option));
+      }
+      text += fmt::format(" \\\n{}{}", indent, quoted(spec));
+    }
+  }
+  for (std::size_t i = 0; i < command.positionals.size(); ++i) {
+    const Argument& argument = command.positionals[i];
+    const std::string spec = fmt::format("{}:{}:{}",
+                                         argument.repeats ? "*" : std::to_string(i + 1),
+                                         zsh_text(argument.placeholder),
+                                         zsh_action(argument));
+    text += fmt::format(" \\\n{}{}", indent, quoted(spec));
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string bash_completion(const Command& program) {
+  BashCases cases;
+  cases.add(program, "");
+  std::vector<std::string> commands;
+  for (const Command& command : program.commands) {
+    cases.add(command, command.name);
+    commands.push_back(command.name);
+  }
+  std::string text =
+      fmt::format("# bash completion of {0}, generated by `{0} --completion bash`.\n{1}() {{\n",
+                  program.name,
+                  function_name(program));
+  text += R"(  local current previous option command="" positional=0 words="" i
+  COMPREPLY=()
+  current=${COMP_WORDS[COMP_CWORD]}
+  previous=${COMP_WORDS[COMP_CWORD-1]}
+  # Bash splits --option=value at the sign.
+  option=$previous
+  if [ "$current" = "=" ]; then
+    current=""
+  elif [ "$previous" = "=" ]; then
+    option=${COMP_WORDS[COMP_CWORD-2]}
+  fi
+  _values() { mapfile -t COMPREPLY < <(compgen "$@" -- "$current"); [ "$1" = -W ] || compopt -o filenames; }
+  for ((i = 1; i < COMP_CWORD; ++i)); do
+    case "${COMP_WORDS[i]}" in
+      =) ((++i)) ;;
+      -*) if _takes_value "$command:${COMP_WORDS[i]}" && [ "${COMP_WORDS[i+1]}" != "=" ]; then ((++i)); fi ;;
+      *) )";
+  text += commands.empty() ? std::string("((++positional))")
+                           : std::string(
+                                 "if [ -z \"$command\" ]; then command=${COMP_WORDS[i]}; else "
+                                 "((++positional)); fi");
+  text += " ;;\n    esac\n  done\n";
+  text += fmt::format("  case \"$command:$option\" in\n{}", cases.values);
+  text +=
+      "    *)\n    if [[ \"$previous\" = \"=\" || \"${COMP_WORDS[COMP_CWORD]}\" = \"=\" ]]; then "
+      "return; fi\n";
+  text += fmt::format("    case \"$command\" in\n{}    esac\n", cases.options);
+  text += "    if [[ \"$current\" = -* ]]; then _values -W \"$words\"; return; fi\n";
+  if (!commands.empty()) {
+    text += fmt::format("    if [ -z \"$command\" ]; then _values -W {}; return; fi\n",
+                        quoted(fmt::format("{}", fmt::join(commands, " "))));
+  }
+  text += fmt::format(
+      "    case \"$command:$positional\" in\n{}    *) _values -W \"$words\" ;;\n    esac ;;\n",
+      cases.positionals);
+  text += fmt::format("  esac\n}}\ncomplete -F {} {}\n", function_name(program), program.name);
+  // Names of the helpers carry the program's, since all scripts share one shell.
+  const auto replace = [&](std::string_view from, const std::string& to) {
+    for (std::size_t at = text.find(from); at != std::string::npos;
+         at = text.find(from, at + to.size()))
+      text.replace(at, from.size(), to);
+  };
+  replace("_values ", function_name(program) + "_values ");
+  replace("_values()", function_name(program) + "_values()");
+  replace("_takes_value ", function_name(program) + "_takes_value ");
+  return text + fmt::format("{}_takes_value() {{ case \"$1\" in {}) true ;; *) false ;; esac; }}\n",
+                            function_name(program),
+                            cases.takes_value.empty() ? "''" : cases.takes_value);
+}
+
+std::string zsh_completion(const Command& program) {
+  std::string text =
+      fmt::format("#compdef {0}\n# zsh completion of {0}, generated by `{0} --completion zsh`.\n",
+                  program.name);
+  if (program.commands.empty()) {
+    return text + fmt::format("_arguments{}\n", zsh_arguments(program, "  "));
+  }
+  std::string commands;
+  std::string cases;
+  for (const Command& command : program.commands) {
+    commands += fmt::format(
+        "{}{}\\:{}", commands.empty() ? "" : " ", command.name, quoted(zsh_text(command.summary)));
+    cases +=
+        fmt::format("    {}) _arguments{} ;;\n", command.name, zsh_arguments(command, "      "));
+  }
+  text += "local state line\ntypeset -A opt_args\n";
+  text += fmt::format("_arguments -C{} \\\n  {} \\\n  '*::argument:->argument'\n",
+                      zsh_arguments(program, "  "),
+                      quoted(fmt::format("1:command:(({}))", commands)));
+  return text + fmt::format("if [[ $state = argument ]]; then\n  case $words[1] in\n{}  esac\nfi\n",
+                            cases);
+}
+
+}  // namespace pecan::tools
