@@ -286,7 +286,8 @@ std::vector<BlockEntry> blocks_at(const Node& items,
 RankIndex rank_index_at(const Node& root) {
   RankIndex index;
   index.version = version_at(root["version"]);
-  index.rank = Rank(root["rank"].number<std::int32_t>());
+  // One more rank than this must be countable.
+  index.rank = Rank(root["rank"].number(std::numeric_limits<std::int32_t>::max() - 1));
   index.files = files_at(root["files"], index.rank.value + 1);
   // The units' names stand in the manifest alone.
   index.blocks = blocks_at(root["items"],

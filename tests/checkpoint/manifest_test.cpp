@@ -188,6 +188,15 @@ TEST_CASE("what does not fit the schema is named by its path", "[manifest]") {
   CHECK(contains(message([](Json& j) { j = Json{{"x", 1}}; }), "$ has no \"format\""));
 }
 
+TEST_CASE("a rank that cannot be one of a world is refused", "[manifest]") {
+  const auto ranked = [](std::int64_t rank) {
+    return resealed(to_json(example_index()), [&](Json& j) { j["rank"] = rank; });
+  };
+  CHECK(parse_rank_index(ranked(2147483646)).ok());
+  CHECK(contains(parse_rank_index(ranked(2147483647)).status().message,
+                 "$.rank is no integer from 0 to 2147483646"));
+}
+
 TEST_CASE("nesting without end is refused before anything recurses", "[manifest]") {
   std::string text = resealed(to_json(example()), [](Json& j) {
     j["extra"] = Json{{"x", "deep"}};
