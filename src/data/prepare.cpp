@@ -99,22 +99,30 @@ class DatasetBuilder {
   DatasetInfo info_;
 };
 
-/// Documents of at least `bytes` in all, spread over the whole text by their hash; all if they are
-/// fewer.
+/// At most `bytes` of `text`, of which no character is cut.
+std::string_view first_bytes(std::string_view text, std::size_t bytes) {
+  if (text.size() <= bytes) return text;
+  while (bytes > 0 && !starts_character(text[bytes])) --bytes;
+  return text.substr(0, bytes);
+}
+
+/// Documents of `bytes` in all, spread over the whole text by their hash, the last one cut; all if
+/// they are fewer.
 std::vector<std::string_view> sample_documents(const std::vector<std::string_view>& documents,
                                                std::int64_t bytes) {
   std::vector<std::pair<std::uint64_t, std::size_t>> by_hash;
   for (std::size_t i = 0; i < documents.size(); ++i) by_hash.emplace_back(xxh3(documents[i]), i);
   std::sort(by_hash.begin(), by_hash.end());
-  std::vector<std::size_t> chosen;
+  std::vector<std::pair<std::size_t, std::string_view>> chosen;
   for (const auto& [hash, i] : by_hash) {
     if (bytes <= 0) break;
-    chosen.push_back(i);
+    const std::string_view document = first_bytes(documents[i], static_cast<std::size_t>(bytes));
+    chosen.emplace_back(i, document);
     bytes -= static_cast<std::int64_t>(documents[i].size());
   }
   std::sort(chosen.begin(), chosen.end());
   std::vector<std::string_view> sample;
-  for (const std::size_t i : chosen) sample.push_back(documents[i]);
+  for (const auto& [i, document] : chosen) sample.push_back(document);
   return sample;
 }
 

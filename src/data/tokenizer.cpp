@@ -21,6 +21,10 @@ constexpr std::string_view kSpace = "\xE2\x96\x81";
 /// The trainer silently skips sentences above 4192 bytes.
 constexpr std::size_t kTrainingChunkBytes = 4000;
 constexpr std::size_t kEncodingChunkBytes = 4096;
+/// What SentencePiece is given at once: it takes about two hundred bytes of memory for each.
+constexpr std::size_t kMaxEncodingBytes = 8'000'000;
+/// Bytes in words longer than a chunk that the trainer is given: it keeps suffixes of them all.
+constexpr std::size_t kMaxLongWordBytes = 8'000'000;
 
 /// Position of the first space at or after `from` that follows another character and does not end
 /// the text.
@@ -44,6 +48,14 @@ class ChunkIterator : public sentencepiece::SentenceIterator {
   void Next() override {
     value_.clear();
     while (value_.empty()) {
+      PECAN_VALIDATE(long_word_bytes_ <= kMaxLongWordBytes,
+                     DataError,
+                     "more than {} bytes of the text stand in words of over {} bytes, which the "
+                     "tokenizer's training keeps in memory whole; give a tokenizer with "
+                     "--tokenizer, train on less text with --tokenizer-train-bytes, or break long "
+                     "lines at spaces",
+                     kMaxLongWordBytes,
+                     kTrainingChunkBytes);
       if (rest_.empty()) {
         if (next_document_ == documents_.size()) {
           done_ = true;
@@ -63,12 +75,13 @@ class ChunkIterator : public sentencepiece::SentenceIterator {
  private:
   /// At a space (which the next chunk gets back as the usual leading space) if there is one, else
   /// between two characters.
-  static std::size_t end_of_chunk(std::string_view line) {
+  std::size_t end_of_chunk(std::string_view line) {
     if (line.size() <= kTrainingChunkBytes) return line.size();
     const std::size_t space = line.substr(0, kTrainingChunkBytes).rfind(' ');
     if (space != std::string_view::npos && space > 0) return space;
     std::size_t end = kTrainingChunkBytes;
     while (!starts_character(line[end])) --end;
+    long_word_bytes_ += end;
     return end;
   }
 
@@ -76,6 +89,7 @@ class ChunkIterator : public sentencepiece::SentenceIterator {
   std::size_t next_document_ = 0;
   std::string_view rest_;
   std::string value_;
+  std::size_t long_word_bytes_ = 0;
   bool done_ = false;
 };
 
@@ -181,13 +195,25 @@ std::int32_t Tokenizer::end_of_document() const {
 
 std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
   std::vector<std::int32_t> ids;
+  const std::size_t size = text.size();
+  const auto encode_at_once = [&](std::string_view stretch) {
+    PECAN_VALIDATE(stretch.size() <= kMaxEncodingBytes,
+                   DataError,
+                   "{} bytes from byte {} of a document have no space at which they could be cut, "
+                   "and the tokenizer takes at most {} bytes at once; break long lines, or leave "
+                   "out what is not text",
+                   stretch.size(),
+                   size - text.size(),
+                   kMaxEncodingBytes);
+    model_->encode(stretch, ids);
+  };
   while (model_->splits_at_spaces && text.size() > kEncodingChunkBytes) {
     const std::size_t cut = find_cut(text, kEncodingChunkBytes);
     if (cut == std::string_view::npos) break;
-    model_->encode(text.substr(0, cut), ids);
+    encode_at_once(text.substr(0, cut));
     text.remove_prefix(cut + 1);  // encoding adds the space again
   }
-  model_->encode(text, ids);
+  encode_at_once(text);
   return ids;
 }
 

@@ -180,7 +180,11 @@ void multiply(BF16Path path,
 
 BF16Path best_bf16_path() {
 #if defined(__x86_64__)
-  static const bool native = __builtin_cpu_supports("avx512bf16") != 0;
+  // oneDNN knows both what the processor can do and what ONEDNN_MAX_CPU_ISA leaves of it.
+  static const bool native =
+      __builtin_cpu_supports("avx512bf16") != 0 &&
+      (unsigned(dnnl::get_effective_cpu_isa()) & unsigned(dnnl::cpu_isa::avx512_core_bf16)) ==
+          unsigned(dnnl::cpu_isa::avx512_core_bf16);
   return native ? BF16Path::kNative : BF16Path::kConverted;
 #else
   return BF16Path::kConverted;

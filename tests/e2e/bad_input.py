@@ -149,6 +149,10 @@ def corpora(t):
     t.add("corpus: empty", DATA, [empty.name, "; "], prepare("--input", empty))
     t.add("corpus: one letter", DATA, ["; "], prepare("--input", one))
     t.add("corpus: not UTF-8", DATA, [latin.name, "10", "UTF-8", "; "], prepare("--input", latin))
+    letters = t.file(b"abcdefghij" * 10_000_000 + b"".join(b"\n\nshort %d" % i for i in range(300)), ".txt")
+    t.add("corpus: a line of 100 MB without spaces", DATA, ["8000000", "--tokenizer-train-bytes", "; "], prepare("--input", letters))
+    t.add("corpus: a line of 100 MB without spaces, with a tokenizer", DATA, ["100000000 bytes", "byte 0", "no space", "; break"],
+          t.data("tokenize", "--input", letters, "--output", out(), "--tokenizer", lab.folder / "corpus.tokenizer.model"))
     t.add("corpus: a vocabulary of nothing", DATA, ["2 entries", "; use a vocabulary that is larger"],
           t.data("prepare", "--output", out(), "--input", lab.folder / "text.txt", "--vocab-size", "2"))
     t.add("corpus: an unknown separator", USAGE, ["comma", "blank-line"],
