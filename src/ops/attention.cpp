@@ -79,8 +79,8 @@ void attention_forward(Context& ctx,
   }
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
-      return cpu::attention_forward(
-          ctx, shape, document_start_T, q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
+      cpu::attention_forward(ctx, shape, document_start_T, q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
+      return ctx.advance();
     case DeviceKind::kCuda:
       break;
   }
@@ -121,18 +121,19 @@ void attention_backward(Context& ctx,
   }
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
-      return cpu::attention_backward(ctx,
-                                     shape,
-                                     document_start_T,
-                                     dout_TND,
-                                     q_TND,
-                                     k_TGD,
-                                     v_TGD,
-                                     out_TND,
-                                     lse_BNS,
-                                     dq_TND,
-                                     dk_TGD,
-                                     dv_TGD);
+      cpu::attention_backward(ctx,
+                              shape,
+                              document_start_T,
+                              dout_TND,
+                              q_TND,
+                              k_TGD,
+                              v_TGD,
+                              out_TND,
+                              lse_BNS,
+                              dq_TND,
+                              dk_TGD,
+                              dv_TGD);
+      return ctx.advance();
     case DeviceKind::kCuda:
       break;
   }

@@ -92,6 +92,12 @@ void store(Matrix<M> staged, std::int64_t rows, std::int64_t dim, Matrix<T> to) 
   }
 }
 
+/// A moment for the background, where the calling thread works alone: its exceptions could not
+/// leave a parallel region.
+void between_tiles(Context& ctx) {
+  if (omp_in_parallel() == 0) ctx.advance();
+}
+
 std::int64_t work_of(const AttentionShape& shape) {
   return shape.batch * shape.heads * shape.sequence * shape.sequence * shape.head_dim;
 }
@@ -292,6 +298,7 @@ void attention_forward(Context& ctx,
           {out_TND.as<T>().data() + q_offset, q_stride},
           lse_BNS.as<M>().data() + (batch * shape.heads + head) * shape.sequence + query,
           own_tiles<M>(tiles));
+      between_tiles(ctx);
     });
   });
 }
@@ -366,6 +373,7 @@ void attention_backward(Context& ctx,
                            scores,
                            scores + kQueryTile * kKeyTile);
           store(dq, rows, dim, dq_stored);
+          between_tiles(ctx);
         }
       }
       store(dk, length, dim, dk_stored);

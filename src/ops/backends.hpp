@@ -57,6 +57,26 @@ void cross_entropy_forward_backward(Context& ctx,
                                     TensorView loss_T);
 void fill(Context& ctx, double value, TensorView y);
 void copy(Context& ctx, ConstTensorView x, TensorView y);
+void cross_entropy_max(Context& ctx, ConstTensorView logits_TV, VocabShard shard, TensorView max_T);
+void cross_entropy_sums(Context& ctx,
+                        ConstTensorView logits_TV,
+                        VocabShard shard,
+                        ConstTensorView labels_T,
+                        ConstTensorView mask_T,
+                        ConstTensorView max_T,
+                        TensorView sums_2T);
+void cross_entropy_from_sums(Context& ctx,
+                             ConstTensorView sums_2T,
+                             ConstTensorView mask_T,
+                             TensorView loss_T);
+void cross_entropy_backward(Context& ctx,
+                            TensorView logits_TV,
+                            VocabShard shard,
+                            ConstTensorView labels_T,
+                            ConstTensorView mask_T,
+                            ConstTensorView max_T,
+                            ConstTensorView sums_2T,
+                            double scale);
 void add_bias(Context& ctx, ConstTensorView b_O, TensorView y_TO);
 void bias_backward(Context& ctx, ConstTensorView dy_TO, TensorView db_O);
 void cast(Context& ctx, ConstTensorView x, TensorView y);
@@ -66,10 +86,12 @@ void scale(Context& ctx, double alpha, TensorView y);
 void embedding_forward(Context& ctx,
                        ConstTensorView tokens_T,
                        const ParamStorage& w_VH,
+                       VocabShard shard,
                        TensorView y_TH);
 void embedding_backward(Context& ctx,
                         ConstTensorView dy_TH,
                         ConstTensorView tokens_T,
+                        VocabShard shard,
                         const ParamStorage& dw_VH);
 void gelu_forward(Context& ctx, ConstTensorView x_TF, TensorView h_TF);
 void gelu_backward(Context& ctx, ConstTensorView dh_TF, ConstTensorView x_TF, TensorView dx_TF);
@@ -170,12 +192,18 @@ void router_forward(Context& ctx,
                     TensorView topk_ids_TK,
                     TensorView weights_TK,
                     TensorView probs_TE);
+void router_counts(Context& ctx,
+                   const RouterOptions& options,
+                   ConstTensorView logits_TE,
+                   ConstTensorView topk_ids_TK,
+                   BalanceGroups groups,
+                   TensorView counts_GE);
 [[nodiscard]] RouterLosses router_losses(Context& ctx,
-                                         const RouterOptions& options,
                                          ConstTensorView logits_TE,
                                          ConstTensorView probs_TE,
-                                         ConstTensorView topk_ids_TK,
-                                         TensorView counts_E);
+                                         ConstTensorView counts_GE,
+                                         BalanceGroups groups,
+                                         BalanceScales scales);
 void router_backward(Context& ctx,
                      const RouterOptions& options,
                      ConstTensorView logits_TE,
@@ -183,7 +211,8 @@ void router_backward(Context& ctx,
                      ConstTensorView topk_ids_TK,
                      ConstTensorView weights_TK,
                      ConstTensorView dweights_TK,
-                     ConstTensorView counts_E,
+                     ConstTensorView counts_GE,
+                     BalanceGroups groups,
                      double aux_coeff,
                      double z_coeff,
                      TensorView dlogits_TE);

@@ -45,6 +45,20 @@ void Checks::num_dims(std::string_view name, const Shape& shape, int dims) const
                  dims);
 }
 
+void Checks::holds(std::string_view name, std::int64_t extent, const VocabShard& shard) const {
+  PECAN_VALIDATE(shard.first >= 0 && shard.count >= 0 && shard.count <= extent &&
+                     (shard.count == 0 || shard.first + shard.count <= shard.total),
+                 ShapeError,
+                 "{}: entries [{}, {}) of a vocabulary of {} do not lie in it or in the {} rows or "
+                 "columns of {}",
+                 op_,
+                 shard.first,
+                 shard.first + shard.count,
+                 shard.total,
+                 extent,
+                 name);
+}
+
 void Checks::is_true(bool condition, std::string_view what) const {
   PECAN_VALIDATE(condition, ShapeError, "{}: {}", op_, what);
 }

@@ -18,6 +18,8 @@ class Checks {
   void storable(std::string_view name, DType dtype) const;
   void is(std::string_view name, const ConstTensorView& x, DType dtype, const Shape& shape) const;
   void num_dims(std::string_view name, const Shape& shape, int dims) const;
+  /// The shard lies in its vocabulary, and the `extent` rows or columns of `name` hold it.
+  void holds(std::string_view name, std::int64_t extent, const VocabShard& shard) const;
   void is_true(bool condition, std::string_view what) const;
   /// The tensors share no byte.
   void disjoint(std::string_view name,

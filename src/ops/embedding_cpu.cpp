@@ -28,13 +28,18 @@ Row<T> row_of(const ParamStorage& w_VH, std::int64_t row) {
 void embedding_forward(Context& ctx,
                        ConstTensorView tokens_T,
                        const ParamStorage& w_VH,
+                       VocabShard shard,
                        TensorView y_TH) {
   with_storage_type(w_VH.dtype(), [&]<typename T>(T) {
     const std::int64_t width = w_VH.shape()[1];
     const std::int32_t* tokens = tokens_T.as<std::int32_t>().data();
     T* y = y_TH.as<T>().data();
     parallel_for(ctx, tokens_T.num_elements(), y_TH.num_elements(), [&](std::int64_t t) {
-      const Row<const T> row = row_of<const T>(w_VH, tokens[t]);
+      if (!shard.holds(tokens[t])) {
+        std::fill_n(y + t * width, width, T(MathOf<T>(0)));
+        return;
+      }
+      const Row<const T> row = row_of<const T>(w_VH, tokens[t] - shard.first);
       if (row.stride == 1) {
         std::copy_n(row.first, width, y + t * width);
       } else {
@@ -47,6 +52,7 @@ void embedding_forward(Context& ctx,
 void embedding_backward(Context& ctx,
                         ConstTensorView dy_TH,
                         ConstTensorView tokens_T,
+                        VocabShard shard,
                         const ParamStorage& dw_VH) {
   with_storage_type(dy_TH.dtype, [&]<typename T>(T) {
     using M = MathOf<T>;
@@ -60,7 +66,8 @@ void embedding_backward(Context& ctx,
       const std::int64_t begin = std::min(width, part * strip);
       const std::int64_t end = std::min(width, begin + strip);
       for (std::int64_t t = 0; t < num_tokens; ++t) {
-        const Row<M> row = row_of<M>(dw_VH, tokens[t]);
+        if (!shard.holds(tokens[t])) continue;
+        const Row<M> row = row_of<M>(dw_VH, tokens[t] - shard.first);
         if (row.stride == 1) {
           for (std::int64_t h = begin; h < end; ++h) row.first[h] += M(dy[t * width + h]);
         } else {

@@ -42,7 +42,8 @@ void matmul_forward(Context& ctx, ConstTensorView x_TI, const ParamStorage& w_OI
   check.disjoint("y", y_TO, "w", bytes_of(w_OI));
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
-      return cpu::matmul_forward(ctx, x_TI, w_OI, y_TO);
+      cpu::matmul_forward(ctx, x_TI, w_OI, y_TO);
+      return ctx.advance();
     case DeviceKind::kCuda:
       break;
   }
@@ -60,7 +61,8 @@ void matmul_backward_input(Context& ctx,
   check.disjoint("dx", dx_TI, "w", bytes_of(w_OI));
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
-      return cpu::matmul_backward_input(ctx, dy_TO, w_OI, dx_TI, accumulate);
+      cpu::matmul_backward_input(ctx, dy_TO, w_OI, dx_TI, accumulate);
+      return ctx.advance();
     case DeviceKind::kCuda:
       break;
   }
@@ -77,7 +79,8 @@ void matmul_backward_weight(Context& ctx,
   check.disjoint("dw", bytes_of(dw_OI), "x", x_TI);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
-      return cpu::matmul_backward_weight(ctx, dy_TO, x_TI, dw_OI);
+      cpu::matmul_backward_weight(ctx, dy_TO, x_TI, dw_OI);
+      return ctx.advance();
     case DeviceKind::kCuda:
       break;
   }

@@ -21,9 +21,10 @@ struct Panel {
   Matrix<T> matrix;  ///< kYes: memory holds the transpose
 };
 
-/// Calls body(panel) for each panel in ascending order; a row-major weight is one panel.
+/// Calls body(panel) for each panel in ascending order, with a moment for the background between
+/// them; a row-major weight is one panel.
 template <typename T, typename Body>
-void for_each_panel(const ParamStorage& w_OI, Body&& body) {
+void for_each_panel(Context& ctx, const ParamStorage& w_OI, Body&& body) {
   const std::int64_t rows = w_OI.shape()[0];
   const std::int64_t columns = w_OI.shape()[1];
   T* memory = reinterpret_cast<T*>(w_OI.memory());
@@ -32,6 +33,7 @@ void for_each_panel(const ParamStorage& w_OI, Body&& body) {
     return;
   }
   for (std::int64_t first = 0; first < rows; first += w_OI.panel_rows()) {
+    if (first > 0) ctx.advance();
     const std::int64_t count = std::min(w_OI.panel_rows(), rows - first);
     body(Panel<T>{first, count, {memory + first * columns, count, Transpose::kYes}});
   }
@@ -83,7 +85,7 @@ class Gemm {
 void matmul_forward(Context& ctx, ConstTensorView x_TI, const ParamStorage& w_OI, TensorView y_TO) {
   with_storage_type(w_OI.dtype(), [&]<typename T>(T) {
     const Gemm<T> multiply(ctx);
-    for_each_panel<const T>(w_OI, [&](const Panel<const T>& panel) {
+    for_each_panel<const T>(ctx, w_OI, [&](const Panel<const T>& panel) {
       Matrix<T> y = matrix_of<T>(y_TO);
       y.data += panel.first;
       Matrix<const T> w = panel.matrix;
@@ -109,7 +111,7 @@ void matmul_backward_input(Context& ctx,
     if (w_OI.shape()[0] == 0 && accumulate == Accumulate::kOverwrite) {
       std::ranges::fill(dx_TI.as<T>(), T(MathOf<T>(0)));
     }
-    for_each_panel<const T>(w_OI, [&](const Panel<const T>& panel) {
+    for_each_panel<const T>(ctx, w_OI, [&](const Panel<const T>& panel) {
       Matrix<const T> dy = matrix_of<const T>(dy_TO);
       dy.data += panel.first;
       multiply(dy_TO.shape[0],
@@ -129,7 +131,7 @@ void matmul_backward_weight(Context& ctx,
                             const ParamStorage& dw_OI) {
   with_storage_type(x_TI.dtype, [&]<typename T>(T) {
     const Gemm<T> multiply(ctx);
-    for_each_panel<MathOf<T>>(dw_OI, [&](Panel<MathOf<T>> panel) {
+    for_each_panel<MathOf<T>>(ctx, dw_OI, [&](Panel<MathOf<T>> panel) {
       Matrix<const T> dy = matrix_of<const T>(dy_TO);
       dy.data += panel.first;
       Matrix<const T> x = matrix_of<const T>(x_TI);

@@ -49,6 +49,22 @@ void check_ids(const ConstTensorView& topk_ids_TK, std::int64_t num_experts) {
   }
 }
 
+/// Every token's group has a row of counts [G, E].
+void check_groups(const Checks& check,
+                  const ConstTensorView& logits_TE,
+                  const ConstTensorView& counts_GE,
+                  const BalanceGroups& groups) {
+  check.num_dims("counts", counts_GE.shape, 2);
+  const std::int64_t num_groups = counts_GE.shape[0];
+  check.is("counts", counts_GE, DType::kI64, {num_groups, logits_TE.shape[1]});
+  const std::int64_t tokens = logits_TE.shape[0];
+  if (tokens == 0) return;
+  check.is_true(groups.first_token >= 0 && groups.tokens_per_group >= 1,
+                "first_token is negative or tokens_per_group not positive");
+  check.is_true(groups.group_of(tokens - 1) < num_groups,
+                "the last token belongs to a group that counts have no row for");
+}
+
 }  // namespace
 
 void router_forward(Context& ctx,
@@ -87,24 +103,45 @@ void router_forward(Context& ctx,
   check.refuse(ctx.device);
 }
 
-RouterLosses router_losses(Context& ctx,
-                           const RouterOptions& options,
-                           ConstTensorView logits_TE,
-                           ConstTensorView probs_TE,
-                           ConstTensorView topk_ids_TK,
-                           TensorView counts_E) {
-  const Checks check("router_losses");
+void router_counts(Context& ctx,
+                   const RouterOptions& options,
+                   ConstTensorView logits_TE,
+                   ConstTensorView probs_TE,
+                   ConstTensorView topk_ids_TK,
+                   BalanceGroups groups,
+                   TensorView counts_GE) {
+  const Checks check("router_counts");
   check_choice(check, logits_TE, topk_ids_TK);
   check_ids(topk_ids_TK, logits_TE.shape[1]);
   check_options(check, options, logits_TE.shape[1], topk_ids_TK.shape[1]);
   check.is("probs", probs_TE, logits_TE.dtype, logits_TE.shape);
-  check.is("counts", counts_E, DType::kI64, {logits_TE.shape[1]});
-  check.disjoint("counts", counts_E, "logits", logits_TE);
-  check.disjoint("counts", counts_E, "probs", probs_TE);
-  check.disjoint("counts", counts_E, "topk_ids", topk_ids_TK);
+  check_groups(check, logits_TE, counts_GE, groups);
+  check.disjoint("counts", counts_GE, "logits", logits_TE);
+  check.disjoint("counts", counts_GE, "probs", probs_TE);
+  check.disjoint("counts", counts_GE, "topk_ids", topk_ids_TK);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
-      return cpu::router_losses(ctx, options, logits_TE, probs_TE, topk_ids_TK, counts_E);
+      return cpu::router_counts(ctx, options, logits_TE, topk_ids_TK, groups, counts_GE);
+    case DeviceKind::kCuda:
+      break;
+  }
+  check.refuse(ctx.device);
+}
+
+RouterLosses router_losses(Context& ctx,
+                           ConstTensorView logits_TE,
+                           ConstTensorView probs_TE,
+                           ConstTensorView counts_GE,
+                           BalanceGroups groups,
+                           BalanceScales scales) {
+  const Checks check("router_losses");
+  check.floating("logits", logits_TE.dtype);
+  check.num_dims("logits", logits_TE.shape, 2);
+  check.is("probs", probs_TE, logits_TE.dtype, logits_TE.shape);
+  check_groups(check, logits_TE, counts_GE, groups);
+  switch (ctx.device.kind) {
+    case DeviceKind::kCpu:
+      return cpu::router_losses(ctx, logits_TE, probs_TE, counts_GE, groups, scales);
     case DeviceKind::kCuda:
       break;
   }
@@ -118,7 +155,8 @@ void router_backward(Context& ctx,
                      ConstTensorView topk_ids_TK,
                      ConstTensorView weights_TK,
                      ConstTensorView dweights_TK,
-                     ConstTensorView counts_E,
+                     ConstTensorView counts_GE,
+                     BalanceGroups groups,
                      double aux_coeff,
                      double z_coeff,
                      TensorView dlogits_TE) {
@@ -129,14 +167,14 @@ void router_backward(Context& ctx,
   check.is("probs", probs_TE, logits_TE.dtype, logits_TE.shape);
   check.is("weights", weights_TK, logits_TE.dtype, topk_ids_TK.shape);
   check.is("dweights", dweights_TK, logits_TE.dtype, topk_ids_TK.shape);
-  check.is("counts", counts_E, DType::kI64, {logits_TE.shape[1]});
+  check_groups(check, logits_TE, counts_GE, groups);
   check.is("dlogits", dlogits_TE, logits_TE.dtype, logits_TE.shape);
   check.disjoint("dlogits", dlogits_TE, "logits", logits_TE);
   check.disjoint("dlogits", dlogits_TE, "probs", probs_TE);
   check.disjoint("dlogits", dlogits_TE, "topk_ids", topk_ids_TK);
   check.disjoint("dlogits", dlogits_TE, "weights", weights_TK);
   check.disjoint("dlogits", dlogits_TE, "dweights", dweights_TK);
-  check.disjoint("dlogits", dlogits_TE, "counts", counts_E);
+  check.disjoint("dlogits", dlogits_TE, "counts", counts_GE);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       return cpu::router_backward(ctx,
@@ -146,7 +184,8 @@ void router_backward(Context& ctx,
                                   topk_ids_TK,
                                   weights_TK,
                                   dweights_TK,
-                                  counts_E,
+                                  counts_GE,
+                                  groups,
                                   aux_coeff,
                                   z_coeff,
                                   dlogits_TE);

@@ -191,47 +191,62 @@ void router_forward(Context& ctx,
   });
 }
 
-RouterLosses router_losses(Context& /*ctx*/,
-                           const RouterOptions& options,
-                           ConstTensorView logits_TE,
-                           ConstTensorView probs_TE,
-                           ConstTensorView topk_ids_TK,
-                           TensorView counts_E) {
-  const auto ids = topk_ids_TK.as<std::int32_t>();
-  const auto counts = counts_E.as<std::int64_t>();
-  std::ranges::fill(counts, 0);
-  const std::int64_t tokens = logits_TE.shape[0];
+void router_counts(Context& /*ctx*/,
+                   const RouterOptions& options,
+                   ConstTensorView logits_TE,
+                   ConstTensorView topk_ids_TK,
+                   BalanceGroups groups,
+                   TensorView counts_GE) {
+  std::ranges::fill(counts_GE.as<std::int64_t>(), 0);
   const std::int64_t num_experts = logits_TE.shape[1];
   const std::int64_t k = topk_ids_TK.shape[1];
-  RouterLosses losses;
-  if (tokens == 0) return losses;
   const bool ids_are_of_scores =
       options.choice == RouterChoice::kInTurn ||
       (options.scores != RouterScores::kSigmoid && options.num_groups == 0);
   with_float_type(logits_TE.dtype, [&]<typename T>(T) {
-    const T* logits = logits_TE.as<T>().data();
-    const T* probs = probs_TE.as<T>().data();
-    if (ids_are_of_scores) {
-      for (const std::int32_t id : ids) ++counts[std::size_t(id)];
-    } else {
-      for (std::int64_t t = 0; t < tokens; ++t) {
-        visit_largest(logits + t * num_experts, num_experts, k, [&](std::int64_t e) {
-          ++counts[std::size_t(e)];
-        });
+    for (std::int64_t t = 0; t < logits_TE.shape[0]; ++t) {
+      std::int64_t* counts = counts_GE.as<std::int64_t>().data() + groups.group_of(t) * num_experts;
+      if (ids_are_of_scores) {
+        const std::int32_t* ids = topk_ids_TK.as<std::int32_t>().data() + t * k;
+        for (std::int64_t i = 0; i < k; ++i) ++counts[ids[i]];
+      } else {
+        visit_largest(
+            logits_TE.as<T>().data() + t * num_experts, num_experts, k, [&](std::int64_t e) {
+              ++counts[e];
+            });
       }
     }
-    for (std::int64_t t = 0; t < tokens; ++t) {
+  });
+}
+
+RouterLosses router_losses(Context& /*ctx*/,
+                           ConstTensorView logits_TE,
+                           ConstTensorView probs_TE,
+                           ConstTensorView counts_GE,
+                           BalanceGroups groups,
+                           BalanceScales scales) {
+  const std::int64_t tokens = logits_TE.shape[0];
+  const std::int64_t num_experts = logits_TE.shape[1];
+  RouterLosses losses;
+  // Scales over the number of tokens are infinite without any.
+  if (tokens == 0) return losses;
+  with_float_type(logits_TE.dtype, [&]<typename T>(T) {
+    for (std::int64_t t = 0; t < tokens && scales.aux != 0; ++t) {
+      const T* probs = probs_TE.as<T>().data() + t * num_experts;
+      const std::int64_t* counts =
+          counts_GE.as<std::int64_t>().data() + groups.group_of(t) * num_experts;
       double balance = 0;
-      for (std::int64_t e = 0; e < num_experts; ++e) {
-        balance += double(counts[std::size_t(e)]) * double(probs[t * num_experts + e]);
-      }
+      for (std::int64_t e = 0; e < num_experts; ++e)
+        balance += double(counts[e]) * double(probs[e]);
       losses.aux += balance;
-      const double lse = log_sum_exp(logits + t * num_experts, num_experts);
+    }
+    for (std::int64_t t = 0; t < tokens && scales.z != 0; ++t) {
+      const double lse = log_sum_exp(logits_TE.as<T>().data() + t * num_experts, num_experts);
       losses.z += lse * lse;
     }
   });
-  losses.aux *= double(num_experts) / (double(k) * double(tokens) * double(tokens));
-  losses.z /= double(tokens);
+  losses.aux *= scales.aux;
+  losses.z *= scales.z;
   return losses;
 }
 
@@ -326,29 +341,28 @@ void router_backward(Context& ctx,
                      ConstTensorView topk_ids_TK,
                      ConstTensorView weights_TK,
                      ConstTensorView dweights_TK,
-                     ConstTensorView counts_E,
+                     ConstTensorView counts_GE,
+                     BalanceGroups groups,
                      double aux_coeff,
                      double z_coeff,
                      TensorView dlogits_TE) {
   with_float_type(logits_TE.dtype, [&]<typename T>(T) {
-    const std::int64_t tokens = logits_TE.shape[0];
     const std::int64_t num_experts = logits_TE.shape[1];
     const std::int64_t k = topk_ids_TK.shape[1];
-    const double aux_factor =
-        aux_coeff * double(num_experts) / (double(k) * double(tokens) * double(tokens));
-    parallel_for(ctx, tokens, logits_TE.num_elements() * 8, [&](std::int64_t t) {
-      const TokenGradient<T> gradient{num_experts,
-                                      k,
-                                      logits_TE.as<T>().data() + t * num_experts,
-                                      probs_TE.as<T>().data() + t * num_experts,
-                                      topk_ids_TK.as<std::int32_t>().data() + t * k,
-                                      weights_TK.as<T>().data() + t * k,
-                                      dweights_TK.as<T>().data() + t * k,
-                                      counts_E.as<std::int64_t>().data(),
-                                      options.scaling_factor,
-                                      aux_factor,
-                                      2 * z_coeff / double(tokens),
-                                      dlogits_TE.as<T>().data() + t * num_experts};
+    parallel_for(ctx, logits_TE.shape[0], logits_TE.num_elements() * 8, [&](std::int64_t t) {
+      const TokenGradient<T> gradient{
+          num_experts,
+          k,
+          logits_TE.as<T>().data() + t * num_experts,
+          probs_TE.as<T>().data() + t * num_experts,
+          topk_ids_TK.as<std::int32_t>().data() + t * k,
+          weights_TK.as<T>().data() + t * k,
+          dweights_TK.as<T>().data() + t * k,
+          counts_GE.as<std::int64_t>().data() + groups.group_of(t) * num_experts,
+          options.scaling_factor,
+          aux_coeff,
+          2 * z_coeff,
+          dlogits_TE.as<T>().data() + t * num_experts};
       if (options.scores == RouterScores::kSigmoid) {
         sigmoid_gradient(gradient);
       } else {

@@ -45,8 +45,12 @@ struct Outcome {
   Values out, lse, dq, dk, dv;
 };
 
-Outcome run(const Problem& problem, DType dtype, int threads) {
+Outcome run(const Problem& problem,
+            DType dtype,
+            int threads,
+            device::Background* background = nullptr) {
   CpuContext ctx(threads, 1 << 20);
+  ctx.set_background(background);
   const ops::AttentionShape& s = problem.shape;
   const Shape q_shape{s.batch * s.sequence, s.heads, s.head_dim};
   const Shape k_shape{s.batch * s.sequence, s.kv_groups, s.head_dim};
@@ -241,6 +245,20 @@ TEST_CASE("attention: the plan takes exactly what the run takes") {
                             dv);
     CHECK(served.high_water() == measured.high_water());
   });
+}
+
+TEST_CASE("attention: the background is given a moment after tiles and at the end") {
+  // Two query tiles of each of four heads, which two threads share out.
+  const ops::AttentionShape shape{1, 65, 4, 2, 8};
+  const Problem problem = make_problem(shape);
+  const Outcome alone = run(problem, DType::kF32, 1);
+  for (const auto& [threads, expected] : {std::pair{1, 2 * (2 * 4 + 1)}, {2, 2}}) {
+    CountingBackground background;
+    const Outcome outcome = run(problem, DType::kF32, threads, &background);
+    CHECK(background.count == expected);
+    CHECK(outcome.out == alone.out);
+    CHECK(outcome.dq == alone.dq);
+  }
 }
 
 }  // namespace pecan::test

@@ -1,3 +1,5 @@
+#include <deque>
+
 #include <pecan/ops/cross_entropy.hpp>
 
 #include "ops/op_test.hpp"
@@ -6,10 +8,111 @@
 namespace pecan::test {
 namespace {
 
+using ops::VocabShard;
+
 Values labels_of(std::int64_t tokens, std::int64_t vocab) {
   Values labels = random_values(tokens, 5);
   for (double& label : labels) label = std::floor((label + 1) / 2 * double(vocab));
   return labels;
+}
+
+/// Columns that one rank holds of a vocabulary.
+struct Cut {
+  VocabShard shard;
+  std::int64_t columns;
+};
+
+/// 1, 2 and 3 shards of `vocab` entries; of the last, one is padding alone.
+std::vector<std::vector<Cut>> cuts_of(std::int64_t vocab) {
+  const std::int64_t half = vocab / 2 + vocab % 2;
+  const Cut left{{0, half, vocab}, half}, right{{half, vocab - half, vocab}, half + 1};
+  return {{{VocabShard::whole(vocab), vocab + 2}},
+          {left, right},
+          {left, right, {{vocab + 1, 0, vocab}, 3}}};
+}
+
+struct LossAndGradient {
+  Values loss;
+  Values gradient;  ///< [T, V], without padding
+};
+
+/// Runs the sharded operators over all shards and reduces between them as ranks would. `mask` may
+/// be empty: none.
+LossAndGradient sharded(Context& ctx,
+                        DType dtype,
+                        const std::vector<Cut>& cuts,
+                        std::int64_t vocab,
+                        const Values& logits,
+                        const Values& labels,
+                        const Values& mask,
+                        double scale) {
+  const auto tokens = std::int64_t(labels.size());
+  Guarded labels_tensor(DType::kI32, {tokens}, labels);
+  Guarded mask_tensor(dtype, {std::int64_t(mask.size())}, mask);
+  const ConstTensorView mask_view = mask.empty() ? ConstTensorView{} : ConstTensorView(mask_tensor);
+  std::deque<Guarded> shards;
+  Values maxima(labels.size(), -double(INFINITY)), sums(2 * labels.size());
+  for (const auto& [shard, columns] : cuts) {
+    Values part(std::size_t(tokens * columns), double(INFINITY));
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      std::copy_n(logits.begin() + t * vocab + (shard.count == 0 ? 0 : shard.first),
+                  shard.count,
+                  part.begin() + t * columns);
+    }
+    Guarded& tensor = shards.emplace_back(dtype, Shape{tokens, columns}, part);
+    Guarded max(DType::kF64, {tokens});
+    ops::cross_entropy_max(ctx, tensor, shard, max);
+    for (std::size_t t = 0; t < maxima.size(); ++t)
+      maxima[t] = std::max(maxima[t], max.values()[t]);
+  }
+  Guarded max(DType::kF64, {tokens}, maxima);
+  for (std::size_t i = 0; i < cuts.size(); ++i) {
+    Guarded part(DType::kF64, {2, tokens});
+    ops::cross_entropy_sums(ctx, shards[i], cuts[i].shard, labels_tensor, mask_view, max, part);
+    const Values values = part.values();
+    for (std::size_t j = 0; j < sums.size(); ++j) sums[j] += values[j];
+  }
+  Guarded all_sums(DType::kF64, {2, tokens}, sums), loss(DType::kF64, {tokens});
+  ops::cross_entropy_from_sums(ctx, all_sums, mask_view, loss);
+  LossAndGradient result{loss.values(), Values(logits.size())};
+  for (std::size_t i = 0; i < cuts.size(); ++i) {
+    const auto& [shard, columns] = cuts[i];
+    ops::cross_entropy_backward(
+        ctx, shards[i], shard, labels_tensor, mask_view, max, all_sums, scale);
+    const Values part = shards[i].values();
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      for (std::int64_t v = 0; v < columns; ++v) {
+        const double value = part[std::size_t(t * columns + v)];
+        if (v < shard.count) {
+          result.gradient[std::size_t(t * vocab + shard.first + v)] = value;
+        } else {
+          CHECK(value == 0);
+        }
+      }
+    }
+  }
+  return result;
+}
+
+LossAndGradient fused(Context& ctx,
+                      DType dtype,
+                      std::int64_t vocab,
+                      const Values& logits,
+                      const Values& labels,
+                      const Values& mask,
+                      double scale) {
+  const auto tokens = std::int64_t(labels.size());
+  Guarded tensor(dtype, {tokens, vocab}, logits), loss(DType::kF64, {tokens});
+  Guarded mask_tensor(dtype, {std::int64_t(mask.size())}, mask);
+  ops::cross_entropy_forward_backward(
+      ctx,
+      tensor,
+      vocab,
+      Guarded(DType::kI32, {tokens}, labels),
+      mask.empty() ? ConstTensorView{} : ConstTensorView(mask_tensor),
+      scale,
+      loss);
+  return {loss.values(), tensor.values()};
 }
 
 }  // namespace
@@ -128,6 +231,100 @@ TEST_CASE("cross_entropy: extreme logits stay finite") {
   CHECK(loss.values()[0] == 0);
   CHECK(loss.values()[1] == Approx(400));
   CHECK(logits.values() == Values{0, 0, 0, -1, 0, 1});
+}
+
+TEST_CASE("cross_entropy: shards of any cut give the loss and gradient of the whole") {
+  const std::int64_t shapes[][2] = {{0, 3}, {1, 1}, {3, 7}, {2, 1025}, {65, 1000}};
+  constexpr double kScale = 0.125;
+  for_each_storage_kind([&](DType dtype, int threads) {
+    CpuContext ctx(threads);
+    for (const auto& [tokens, vocab] : shapes) {
+      Values logits = random_values(tokens * vocab, 1);
+      for (double& logit : logits) logit *= 10;
+      logits = stored(dtype, logits);
+      const Values labels = labels_of(tokens, vocab);
+      for (const bool masked : {false, true}) {
+        Values mask = masked ? stored(dtype, random_values(tokens, 6)) : Values{};
+        if (masked && tokens > 2) mask[1] = 0;
+        const LossAndGradient whole = fused(ctx, dtype, vocab, logits, labels, mask, kScale);
+        Values losses, gradient;
+        for (std::size_t t = 0; t < labels.size(); ++t) {
+          const double* row = logits.data() + t * std::size_t(vocab);
+          const double factor = masked ? mask[t] : 1;
+          losses.push_back(
+              factor * reference::cross_entropy(row, std::size_t(vocab), std::size_t(labels[t])));
+          const Values p = reference::softmax(row, std::size_t(vocab));
+          for (std::size_t v = 0; v < p.size(); ++v)
+            gradient.push_back((p[v] - (double(v) == labels[t] ? 1 : 0)) * kScale * factor);
+        }
+        for (const std::vector<Cut>& cuts : cuts_of(vocab)) {
+          INFO("T " << tokens << " V " << vocab << " in " << cuts.size() << ", masked " << masked);
+          const LossAndGradient cut =
+              sharded(ctx, dtype, cuts, vocab, logits, labels, mask, kScale);
+          if (cuts.size() == 1) {
+            CHECK(cut.loss == whole.loss);
+            CHECK(cut.gradient == whole.gradient);
+          }
+          check_close(cut.loss, whole.loss, tolerance(DType::kF64, 16));
+          check_close(cut.gradient, whole.gradient, tolerance(dtype, 1));
+          check_close(cut.loss, losses, tolerance(master_of(dtype), 16));
+          check_close(cut.gradient, gradient, tolerance(dtype, 16));
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("cross_entropy: NaN, infinite and masked tokens of shards count as in the whole") {
+  constexpr std::int64_t kVocab = 8;
+  const double infinity = INFINITY, nan = std::nan("");
+  for (const DType dtype : {DType::kF32, DType::kF64, DType::kBF16}) {
+    CpuContext ctx;
+    // A NaN in the label's shard and in another, infinities, one token sound, the last masked.
+    Values logits = stored(dtype, random_values(7 * kVocab, 1));
+    logits[0 * kVocab + 1] = nan;
+    logits[1 * kVocab + 6] = nan;
+    logits[2 * kVocab + 6] = infinity;
+    logits[3 * kVocab + 1] = -infinity;
+    for (std::size_t v = 0; v < 4; ++v) logits[4 * kVocab + v] = -infinity;
+    for (std::size_t v = 0; v < kVocab; ++v) logits[6 * kVocab + v] = nan;
+    const Values labels{2, 2, 2, 1, 5, 0, -7}, mask{1, 1, 1, 1, 1, 1, 0};
+    const LossAndGradient whole = fused(ctx, dtype, kVocab, logits, labels, mask, 1);
+    for (const std::vector<Cut>& cuts : cuts_of(kVocab)) {
+      const LossAndGradient cut = sharded(ctx, dtype, cuts, kVocab, logits, labels, mask, 1);
+      for (std::size_t t = 0; t < 3; ++t)
+        CHECK((std::isnan(cut.loss[t]) && std::isnan(whole.loss[t])));
+      CHECK(cut.loss[3] == infinity);
+      for (std::size_t t = 3; t < 7; ++t) {
+        INFO("token " << t);
+        CHECK((cut.loss[t] == whole.loss[t] ||
+               std::abs(cut.loss[t] - whole.loss[t]) <= 1e-14 * std::abs(whole.loss[t])));
+      }
+      CHECK(cut.loss[6] == 0);
+      for (std::size_t i = 0; i < whole.gradient.size(); ++i) {
+        INFO("element " << i);
+        CHECK(std::isnan(cut.gradient[i]) == std::isnan(whole.gradient[i]));
+        if (i >= 6 * kVocab) CHECK(cut.gradient[i] == 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("cross_entropy: shards and labels that do not fit are refused") {
+  CpuContext ctx;
+  Guarded logits(DType::kF32, {1, 4}, Values(4)), max(DType::kF64, {1}, {0});
+  Guarded sums(DType::kF64, {2, 1}, {1, 0}), labels(DType::kI32, {1}, {9});
+  const VocabShard wrong[] = {{0, 5, 10}, {8, 3, 10}, {-1, 2, 10}, {0, -1, 10}};
+  for (const VocabShard& shard : wrong) {
+    CHECK_THROWS_AS(ops::cross_entropy_max(ctx, logits, shard, max), ShapeError);
+    CHECK_THROWS_AS(ops::cross_entropy_sums(ctx, logits, shard, labels, {}, max, sums), ShapeError);
+  }
+  const VocabShard fits{0, 4, 10}, smaller{0, 4, 9};
+  CHECK_NOTHROW(ops::cross_entropy_sums(ctx, logits, fits, labels, {}, max, sums));
+  CHECK_THROWS_AS(ops::cross_entropy_sums(ctx, logits, smaller, labels, {}, max, sums), ShapeError);
+  CHECK_THROWS_AS(ops::cross_entropy_backward(ctx, logits, smaller, labels, {}, max, sums, 1.0),
+                  ShapeError);
+  CHECK_THROWS_AS(ops::cross_entropy_max(ctx, logits, fits, sums), ShapeError);
 }
 
 }  // namespace pecan::test

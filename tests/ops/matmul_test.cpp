@@ -125,6 +125,28 @@ TEST_CASE("matmul: the plan takes exactly what a product takes") {
   }
 }
 
+TEST_CASE("matmul: the background is given a moment between panels and at the end") {
+  for (const int threads : {1, 2}) {
+    CpuContext ctx(threads);
+    CountingBackground background;
+    ctx.set_background(&background);
+    Guarded x(DType::kF32, {2, 3}, Values(6)), y(DType::kF32, {2, 5}), dx(DType::kF32, {2, 3});
+    const auto moments = [&](const auto& op) {
+      const int before = background.count;
+      op();
+      return background.count - before;
+    };
+    for (const auto& [panel, expected] : {std::pair{0, 1}, {2, 3}}) {
+      const Weight w(DType::kF32, {5, 3}, panel, Values(15));
+      CHECK(moments([&] { ops::matmul_forward(ctx, x, w.storage(), y); }) == expected);
+      CHECK(moments([&] {
+              ops::matmul_backward_input(ctx, y, w.storage(), dx, Accumulate::kOverwrite);
+            }) == expected);
+      CHECK(moments([&] { ops::matmul_backward_weight(ctx, y, x, w.storage()); }) == expected);
+    }
+  }
+}
+
 TEST_CASE("matmul: a realistic shape repeats bit by bit") {
   for (const int threads : {1, 2}) {
     CpuContext ctx(threads);

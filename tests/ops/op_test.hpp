@@ -124,11 +124,19 @@ class CpuContext {
         context_{device::cpu(), stream_, workspace_, threads} {}
   operator Context&() { return context_; }  // NOLINT
   [[nodiscard]] device::Arena& workspace() { return workspace_; }
+  void set_background(device::Background* background) { context_.background = background; }
 
  private:
   device::Stream stream_;
   device::Arena workspace_;
   Context context_;
+};
+
+/// Counts the moments that it is given.
+class CountingBackground : public device::Background {
+ public:
+  void advance() override { ++count; }
+  int count = 0;
 };
 
 /// Calls body(dtype, threads) for each combination to be tested.

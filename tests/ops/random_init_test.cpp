@@ -31,6 +31,43 @@ TEST_CASE(
   });
 }
 
+TEST_CASE("random_init: a matrix cut into rows, columns or both is the same matrix") {
+  constexpr std::int64_t kRows = 7, kColumns = 10;
+  const Shape global{kRows, kColumns};
+  for_each_kind([&](DType dtype, int threads) {
+    CpuContext ctx(threads);
+    Guarded whole(dtype, global);
+    ops::init_normal(ctx, whole.storage(), global, {0, 0}, 7, stream_of("w"), 0.5);
+    for (const auto& [row_parts, column_parts] :
+         {std::pair{2, 1}, {7, 1}, {1, 3}, {1, 10}, {3, 4}}) {
+      for (const std::int64_t panel : {0, 2}) {
+        INFO(row_parts << " x " << column_parts << " blocks, panel " << panel);
+        Guarded joined(dtype, global);
+        const ops::ParamStorage all = joined.storage();
+        for (std::int64_t i = 0; i < row_parts; ++i) {
+          for (std::int64_t j = 0; j < column_parts; ++j) {
+            const Shape offset{kRows * i / row_parts, kColumns * j / column_parts};
+            const Shape shape{kRows * (i + 1) / row_parts - offset[0],
+                              kColumns * (j + 1) / column_parts - offset[1]};
+            Guarded memory(dtype, shape), logical(dtype, shape);
+            const ops::ParamStorage block(
+                memory.view().data,
+                dtype,
+                shape,
+                panel == 0 ? device::StorageOrder::kRowMajor : device::StorageOrder::kRowPanels,
+                panel);
+            ops::init_normal(ctx, block, global, offset, 7, stream_of("w"), 0.5);
+            const std::span<std::byte> bytes{logical.view().data, logical.view().num_bytes()};
+            block.copy_out(Block::whole(shape), bytes);
+            all.copy_in(Block{offset, shape}, bytes);
+          }
+        }
+        CHECK(joined.values() == whole.values());
+      }
+    }
+  });
+}
+
 TEST_CASE("random_init: a packed matrix holds the same logical elements") {
   CpuContext ctx;
   const Shape shape{7, 5};

@@ -9,6 +9,8 @@
 namespace pecan::test {
 namespace {
 
+using ops::BalanceGroups;
+using ops::BalanceScales;
 using ops::RouterChoice;
 using ops::RouterOptions;
 using ops::RouterScores;
@@ -98,24 +100,58 @@ Routing reference_routing(const RouterOptions& options,
   return routing;
 }
 
+/// One way to group tokens: of some tokens, with rows for `num_groups` groups.
+struct Grouping {
+  BalanceGroups groups;
+  std::int64_t num_groups;
+  BalanceScales scales;
+};
+
+/// A micro-batch of its own.
+Grouping whole_batch(std::int64_t tokens, std::int64_t num_experts, std::int64_t k) {
+  const double t = double(tokens);
+  return {{0, tokens}, 1, {double(num_experts) / (double(k) * t * t), 1 / t}};
+}
+
+/// That, three sequences (the last one short), and a later part of a micro-batch that begins and
+/// ends inside a group, with one group more than there are tokens of.
+std::vector<Grouping> groupings(std::int64_t tokens, std::int64_t num_experts, std::int64_t k) {
+  const std::int64_t length = (tokens + 2) / 3;
+  const double factor = double(num_experts) / (double(k) * double(tokens) * double(length));
+  return {whole_batch(tokens, num_experts, k),
+          {{0, length}, 3, {factor, 1 / double(tokens)}},
+          {{5, 4}, (5 + tokens - 1) / 4 + 2, {0.3, 0.7}}};
+}
+
+/// Counts [G, E] that the auxiliary loss is of.
+Values reference_counts(const Routing& routing, const Grouping& grouping, std::size_t num_experts) {
+  Values counts(std::size_t(grouping.num_groups) * num_experts);
+  for (std::size_t t = 0; t < routing.balanced.size(); ++t) {
+    const std::size_t group = (std::size_t(grouping.groups.first_token) + t) /
+                              std::size_t(grouping.groups.tokens_per_group);
+    for (const std::size_t e : routing.balanced[t]) counts[group * num_experts + e] += 1;
+  }
+  return counts;
+}
+
 ops::RouterLosses reference_losses(const Routing& routing,
+                                   const Grouping& grouping,
                                    const Values& logits,
-                                   std::size_t num_experts,
-                                   std::size_t k) {
-  const std::size_t tokens = routing.ids.size();
-  Values counts(num_experts), prob_sums(num_experts);
+                                   std::size_t num_experts) {
+  const Values counts = reference_counts(routing, grouping, num_experts);
+  Values prob_sums(counts.size());
   ops::RouterLosses losses;
-  for (std::size_t t = 0; t < tokens; ++t) {
-    for (const std::size_t e : routing.balanced[t]) counts[e] += 1;
+  for (std::size_t t = 0; t < routing.ids.size(); ++t) {
+    const std::size_t group = (std::size_t(grouping.groups.first_token) + t) /
+                              std::size_t(grouping.groups.tokens_per_group);
     double sum = 0;
     for (std::size_t e = 0; e < num_experts; ++e) {
-      prob_sums[e] += routing.probs[t * num_experts + e];
+      prob_sums[group * num_experts + e] += routing.probs[t * num_experts + e];
       sum += std::exp(logits[t * num_experts + e]);
     }
-    losses.z += std::log(sum) * std::log(sum) / double(tokens);
+    losses.z += grouping.scales.z * std::log(sum) * std::log(sum);
   }
-  losses.aux =
-      double(num_experts) / (double(k) * double(tokens) * double(tokens)) * dot(counts, prob_sums);
+  losses.aux = grouping.scales.aux * dot(counts, prob_sums);
   return losses;
 }
 
@@ -127,6 +163,7 @@ Values flat(const std::vector<std::vector<std::size_t>>& ids) {
 
 struct Routed {
   DType dtype;
+  Grouping grouping;
   Guarded logits, bias, ids, weights, probs, counts;
   Routed(DType type,
          std::int64_t tokens,
@@ -134,13 +171,22 @@ struct Routed {
          std::int64_t k,
          const Values& values,
          const Values& biases = {})
+      : Routed(type, tokens, num_experts, k, whole_batch(tokens, num_experts, k), values, biases) {}
+  Routed(DType type,
+         std::int64_t tokens,
+         std::int64_t num_experts,
+         std::int64_t k,
+         const Grouping& grouped,
+         const Values& values,
+         const Values& biases)
       : dtype(type),
+        grouping(grouped),
         logits(dtype, {tokens, num_experts}, values),
         bias(dtype, {std::int64_t(biases.size())}, biases),
         ids(DType::kI32, {tokens, k}),
         weights(dtype, {tokens, k}),
         probs(dtype, {tokens, num_experts}),
-        counts(DType::kI64, {num_experts}) {}
+        counts(DType::kI64, {grouping.num_groups, num_experts}) {}
   void forward(Context& ctx, const RouterOptions& options) {
     const ConstTensorView none;
     ops::router_forward(ctx,
@@ -152,8 +198,10 @@ struct Routed {
                         probs);
   }
   ops::RouterLosses losses(Context& ctx, const RouterOptions& options) {
-    return ops::router_losses(ctx, options, logits, probs, ids, counts);
+    ops::router_counts(ctx, options, logits, probs, ids, grouping.groups, counts);
+    return ops::router_losses(ctx, logits, probs, counts, grouping.groups, grouping.scales);
   }
+  /// `aux` and `z` are coefficients of the scaled losses.
   Values backward(
       Context& ctx, const RouterOptions& options, const Values& dweights, double aux, double z) {
     Guarded dlogits(dtype, logits.view().shape);
@@ -165,8 +213,9 @@ struct Routed {
                          weights,
                          Guarded(dtype, ids.view().shape, dweights),
                          counts,
-                         aux,
-                         z,
+                         grouping.groups,
+                         aux * grouping.scales.aux,
+                         z * grouping.scales.z,
                          dlogits);
     return dlogits.values();
   }
@@ -237,16 +286,21 @@ TEST_CASE("router: choices, weights and losses of every kind agree with the refe
         CHECK(routed.ids.values() == flat(exact.ids));
         check_close(routed.weights.values(), exact.weights, tolerance(dtype, 4));
         check_close(routed.probs.values(), exact.probs, tolerance(dtype, 4));
-        const ops::RouterLosses losses = routed.losses(ctx, options);
-        const ops::RouterLosses expected =
-            reference_losses(exact, logits, std::size_t(num_experts), std::size_t(k));
-        const double epsilon = dtype == DType::kF32 ? 1e-6 : 1e-13;
-        CHECK(losses.aux == Approx(expected.aux).epsilon(epsilon));
-        CHECK(losses.z == Approx(expected.z).epsilon(epsilon));
-        Values counts(static_cast<std::size_t>(num_experts));
-        for (const double e : flat(exact.balanced)) counts[std::size_t(e)] += 1;
-        CHECK(routed.counts.values() == counts);
-        CHECK(std::accumulate(counts.begin(), counts.end(), 0.0) == double(tokens * k));
+        for (const Grouping& grouping : groupings(tokens, num_experts, k)) {
+          INFO("groups of " << grouping.groups.tokens_per_group << " tokens from "
+                            << grouping.groups.first_token);
+          Routed grouped(dtype, tokens, num_experts, k, grouping, logits, bias);
+          grouped.forward(ctx, options);
+          const ops::RouterLosses losses = grouped.losses(ctx, options);
+          const ops::RouterLosses expected =
+              reference_losses(exact, grouping, logits, std::size_t(num_experts));
+          const double epsilon = dtype == DType::kF32 ? 1e-6 : 1e-13;
+          CHECK(losses.aux == Approx(expected.aux).epsilon(epsilon));
+          CHECK(losses.z == Approx(expected.z).epsilon(epsilon));
+          const Values counts = grouped.counts.values();
+          CHECK(counts == reference_counts(exact, grouping, std::size_t(num_experts)));
+          CHECK(std::accumulate(counts.begin(), counts.end(), 0.0) == double(tokens * k));
+        }
       }
     }
   });
@@ -264,30 +318,125 @@ TEST_CASE("router: the gradient agrees with central differences through weights 
       INFO("E " << num_experts << " K " << k << ", " << variant.name << ", groups "
                 << options.num_groups << ", choice " << int(options.choice));
       const Values bias = some_bias(num_experts, variant.biased);
-      Routed routed(DType::kF64, tokens, num_experts, k, logits, bias);
-      routed.forward(ctx, options);
-      static_cast<void>(routed.losses(ctx, options));
-      const Values exact = routed.backward(ctx, options, dweights, kAux, kZ);
-      check_gradient(logits, exact, [&] {
-        const Routing now = reference_routing(options,
-                                              logits,
-                                              zeros_for(bias, num_experts),
-                                              std::size_t(num_experts),
-                                              std::size_t(k));
-        const ops::RouterLosses losses =
-            reference_losses(now, logits, std::size_t(num_experts), std::size_t(k));
-        return dot(now.weights, dweights) + kAux * losses.aux + kZ * losses.z;
-      });
-      for_each_kind([&](DType dtype, int threads) {
-        CpuContext other(threads);
-        Routed again(dtype, tokens, num_experts, k, logits, bias);
-        again.forward(other, options);
-        static_cast<void>(again.losses(other, options));
-        check_close(
-            again.backward(other, options, dweights, kAux, kZ), exact, tolerance(dtype, 16));
-      });
+      for (const Grouping& grouping : groupings(tokens, num_experts, k)) {
+        INFO("groups of " << grouping.groups.tokens_per_group << " tokens from "
+                          << grouping.groups.first_token);
+        Routed routed(DType::kF64, tokens, num_experts, k, grouping, logits, bias);
+        routed.forward(ctx, options);
+        static_cast<void>(routed.losses(ctx, options));
+        const Values exact = routed.backward(ctx, options, dweights, kAux, kZ);
+        check_gradient(logits, exact, [&] {
+          const Routing now = reference_routing(options,
+                                                logits,
+                                                zeros_for(bias, num_experts),
+                                                std::size_t(num_experts),
+                                                std::size_t(k));
+          const ops::RouterLosses losses =
+              reference_losses(now, grouping, logits, std::size_t(num_experts));
+          return dot(now.weights, dweights) + kAux * losses.aux + kZ * losses.z;
+        });
+        for_each_kind([&](DType dtype, int threads) {
+          CpuContext other(threads);
+          Routed again(dtype, tokens, num_experts, k, grouping, logits, bias);
+          again.forward(other, options);
+          static_cast<void>(again.losses(other, options));
+          check_close(
+              again.backward(other, options, dweights, kAux, kZ), exact, tolerance(dtype, 16));
+        });
+      }
     }
   }
+}
+
+TEST_CASE("router: parts of a batch add up to the whole in counts, losses and gradients") {
+  constexpr std::int64_t kTokens = 13, kFirst = 5, kExperts = 8, kChoices = 2;
+  // The parts meet inside a group; a group of 100 stands for a global batch.
+  for (const std::int64_t tokens_per_group : {4, 100}) {
+    for_each_kind([&](DType dtype, int threads) {
+      CpuContext ctx(threads);
+      for (const Variant& variant : variants(kExperts, kChoices)) {
+        INFO(variant.name << ", groups of " << tokens_per_group);
+        const Values logits = random_values(kTokens * kExperts, 1);
+        const Values dweights = random_values(kTokens * kChoices, 2);
+        const Values bias = some_bias(kExperts, variant.biased);
+        const auto part_of = [&](const Values& values, std::int64_t width, bool later) {
+          const auto middle = values.begin() + kFirst * width;
+          return later ? Values(middle, values.end()) : Values(values.begin(), middle);
+        };
+        const Grouping all{{2, tokens_per_group}, 4, {0.3, 0.7}};
+        Grouping rest = all;
+        rest.groups.first_token += kFirst;
+        RouterOptions rest_options = variant.options;
+        if (rest_options.choice == RouterChoice::kInTurn)
+          rest_options.first_in_turn += kFirst * kChoices;
+        Routed whole(dtype, kTokens, kExperts, kChoices, all, logits, bias);
+        Routed early(
+            dtype, kFirst, kExperts, kChoices, all, part_of(logits, kExperts, false), bias);
+        Routed later(dtype,
+                     kTokens - kFirst,
+                     kExperts,
+                     kChoices,
+                     rest,
+                     part_of(logits, kExperts, true),
+                     bias);
+        whole.forward(ctx, variant.options);
+        early.forward(ctx, variant.options);
+        later.forward(ctx, rest_options);
+        const ops::RouterLosses losses = whole.losses(ctx, variant.options);
+        static_cast<void>(early.losses(ctx, variant.options));
+        static_cast<void>(later.losses(ctx, rest_options));
+        const auto early_counts = early.counts.view().as<std::int64_t>();
+        const auto later_counts = later.counts.view().as<std::int64_t>();
+        for (std::size_t i = 0; i < early_counts.size(); ++i)
+          early_counts[i] = later_counts[i] = early_counts[i] + later_counts[i];
+        CHECK(early.counts.values() == whole.counts.values());
+        double aux = 0, z = 0;
+        for (Routed* part : {&early, &later}) {
+          const ops::RouterLosses of_part = ops::router_losses(ctx,
+                                                               part->logits,
+                                                               part->probs,
+                                                               part->counts,
+                                                               part->grouping.groups,
+                                                               part->grouping.scales);
+          aux += of_part.aux;
+          z += of_part.z;
+        }
+        CHECK(aux == Approx(losses.aux).epsilon(1e-14));
+        CHECK(z == Approx(losses.z).epsilon(1e-14));
+        Values gradient =
+            early.backward(ctx, variant.options, part_of(dweights, kChoices, false), 1.5, 2.5);
+        const Values end =
+            later.backward(ctx, rest_options, part_of(dweights, kChoices, true), 1.5, 2.5);
+        gradient.insert(gradient.end(), end.begin(), end.end());
+        CHECK(gradient == whole.backward(ctx, variant.options, dweights, 1.5, 2.5));
+      }
+    });
+  }
+}
+
+TEST_CASE("router: groups without a row of counts, and counts of other experts, are refused") {
+  CpuContext ctx;
+  Routed routed(DType::kF32, 4, 3, 1, Values(12, 0.5));
+  routed.forward(ctx, {});
+  const auto refused = [&](const BalanceGroups& groups, const Shape& counts_shape) {
+    Guarded counts(DType::kI64, counts_shape, Values(std::size_t(counts_shape.num_elements())));
+    CHECK_THROWS_AS(
+        ops::router_counts(ctx, {}, routed.logits, routed.probs, routed.ids, groups, counts),
+        ShapeError);
+    CHECK_THROWS_AS(static_cast<void>(ops::router_losses(
+                        ctx, routed.logits, routed.probs, counts, groups, BalanceScales{1, 1})),
+                    ShapeError);
+  };
+  refused({0, 2}, {1, 3});
+  refused({1, 4}, {1, 3});
+  refused({-1, 4}, {1, 3});
+  refused({0, 0}, {1, 3});
+  refused({0, 4}, {1, 4});
+  refused({0, 4}, {3});
+  Guarded counts(DType::kI64, {2, 3});
+  CHECK_NOTHROW(
+      ops::router_counts(ctx, {}, routed.logits, routed.probs, routed.ids, {4, 4}, counts));
+  CHECK(counts.values() == Values{0, 0, 0, 4, 0, 0});
 }
 
 TEST_CASE("router: equal logits go to the lower index, balance gives an aux loss of 1") {

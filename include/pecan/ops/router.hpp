@@ -26,8 +26,31 @@ struct RouterOptions {
   std::int64_t first_in_turn = 0;  ///< >= 0
 };
 
-/// Values before coefficients: aux is E/(K T^2) * sum_e n_e * sum_t p_te (1 at perfect balance), z
-/// is mean_t logsumexp(logits_t)^2. Both 0 without tokens.
+/// The groups of tokens over which load is balanced: token t of a call belongs to group
+/// (first_token + t) / tokens_per_group. One group is a micro-batch, a sequence or a global batch,
+/// and a call may be over any part of it.
+struct BalanceGroups {
+  std::int64_t first_token = 0;       ///< position of the call's first token, >= 0
+  std::int64_t tokens_per_group = 0;  ///< >= 1 where there are tokens
+  [[nodiscard]] constexpr std::int64_t group_of(std::int64_t token) const {
+    return (first_token + token) / tokens_per_group;
+  }
+};
+
+/// Factors of the losses' sums; 0 leaves a loss out. Over T tokens with K choices of E experts,
+/// the losses of Megatron, of which an auxiliary loss of 1 is perfect balance, are
+///   z, mean of the tokens:                              z = 1/T
+///   aux of the micro-batch, one group:                  aux = E/(K T^2)
+///   aux of sequences of S tokens, a group each, mean:   aux = E/(K S T)
+///   aux of a global batch of N tokens, one group, whose counts are the sums over all of them,
+///   mean over micro-batches of T tokens:                aux = E/(K N T)
+struct BalanceScales {
+  double aux = 0;
+  double z = 0;
+};
+
+/// aux is scales.aux * sum over t and e of counts[group of t][e] * p_te, z is
+/// scales.z * sum over t of logsumexp(logits_t)^2. Both 0 without tokens, whatever the scales.
 struct RouterLosses {
   double aux = 0;
   double z = 0;
@@ -50,20 +73,32 @@ void router_forward(Context& ctx,
                     TensorView weights_TK,
                     TensorView probs_TE);
 
-/// Counts into counts_E (i64, overwritten) the token-slots an expert that enter the auxiliary loss
-/// as n_e, and returns both losses, summed in double. These are the choices that the scores alone
-/// would make, without bias and groups, as in Megatron; of choices in turn, those made.
+/// Counts into counts_GE (i64, overwritten; zeros for groups without tokens) the token-slots an
+/// expert that enter the auxiliary loss, from what router_forward was given and made. These are the
+/// choices that the scores alone would make, without bias and groups of experts, as in Megatron; of
+/// choices in turn, those made. G here and below: groups of tokens; a token of group G or above
+/// throws ShapeError. Counts of the parts of a group add up to those of the whole.
+void router_counts(Context& ctx,
+                   const RouterOptions& options,
+                   ConstTensorView logits_TE,
+                   ConstTensorView probs_TE,
+                   ConstTensorView topk_ids_TK,
+                   BalanceGroups groups,
+                   TensorView counts_GE);
+
+/// Returns both losses, summed in double. counts_GE are router_counts' of the whole groups, of
+/// which the call's tokens may be a part: losses of the parts add up to those of the whole.
 [[nodiscard]] RouterLosses router_losses(Context& ctx,
-                                         const RouterOptions& options,
                                          ConstTensorView logits_TE,
                                          ConstTensorView probs_TE,
-                                         ConstTensorView topk_ids_TK,
-                                         TensorView counts_E);
+                                         ConstTensorView counts_GE,
+                                         BalanceGroups groups,
+                                         BalanceScales scales);
 
-/// Computes dlogits_TE (overwritten) from dweights_TK plus the gradients of aux_coeff * aux +
-/// z_coeff * z. `weights_TK` is router_forward's, with those of dropped choices, and `counts_E`
-/// router_losses' (counts and choices carry no gradient); coefficients come with every scale
-/// already multiplied in.
+/// Computes dlogits_TE (overwritten) from dweights_TK plus the gradient of the losses with the
+/// scales aux_coeff and z_coeff: BalanceScales times coefficients and whatever else scales the
+/// loss. `weights_TK` is router_forward's, with those of dropped choices; counts and choices carry
+/// no gradient.
 void router_backward(Context& ctx,
                      const RouterOptions& options,
                      ConstTensorView logits_TE,
@@ -71,7 +106,8 @@ void router_backward(Context& ctx,
                      ConstTensorView topk_ids_TK,
                      ConstTensorView weights_TK,
                      ConstTensorView dweights_TK,
-                     ConstTensorView counts_E,
+                     ConstTensorView counts_GE,
+                     BalanceGroups groups,
                      double aux_coeff,
                      double z_coeff,
                      TensorView dlogits_TE);

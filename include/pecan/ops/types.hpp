@@ -24,4 +24,16 @@ using device::ParamStorage;
 /// Whether an output replaces what its tensor held or is added to it.
 enum class Accumulate : std::uint8_t { kOverwrite, kAdd };
 
+/// The part of a vocabulary that a table's first `count` rows, or the first `count` columns of
+/// logits, stand for; further ones are padding. A shard may be all padding, wherever it starts.
+struct VocabShard {
+  std::int64_t first = 0;  ///< entries [first, first + count) of the vocabulary
+  std::int64_t count = 0;
+  std::int64_t total = 0;  ///< entries of the whole vocabulary, without padding
+  [[nodiscard]] static constexpr VocabShard whole(std::int64_t total) { return {0, total, total}; }
+  [[nodiscard]] constexpr bool holds(std::int64_t entry) const {
+    return entry >= first && entry < first + count;
+  }
+};
+
 }  // namespace pecan::ops
