@@ -28,18 +28,29 @@ void drain(std::unique_ptr<Pending::Operation> operation) {
 std::string_view name_of(Purpose purpose) {
   static constexpr std::array<std::string_view, std::size_t(Purpose::kCount)> kNames = {
       "setup",
+      "dispatch_plan",
       "dispatch",
       "combine",
       "dispatch_backward",
       "combine_backward",
+      "dispatch_again",
+      "combine_again",
+      "tensor_gather",
+      "tensor_reduce",
+      "tensor_gather_backward",
+      "tensor_reduce_backward",
+      "routing",
+      "loss",
       "gradients",
+      "parameters",
       "grad_norm",
       "loss_weight",
       "step_flags",
       "checkpoint_vote",
       "recovery",
       "evaluation",
-      "test"};
+      "test",
+  };
   PECAN_EXPECTS(purpose < Purpose::kCount);
   return kNames[std::size_t(purpose)];
 }

@@ -18,7 +18,6 @@ namespace pecan::comm {
 namespace {
 
 /// Below this, one round of whole vectors beats two rounds of pieces.
-constexpr std::size_t kSmallAllReduceBytes = 4096;
 
 /// The members' pieces of a packed buffer.
 class Pieces {
@@ -194,6 +193,14 @@ void PeerGroup::validate_member(Rank member, std::string_view name) const {
                  size() - 1);
 }
 
+std::vector<std::int64_t> all_reduce_counts(std::int64_t num_elements, int group_size) {
+  std::vector<std::int64_t> counts(std::size_t(group_size), num_elements / group_size);
+  for (std::int64_t rest = num_elements % group_size; rest > 0; --rest) {
+    ++counts[std::size_t(rest - 1)];
+  }
+  return counts;
+}
+
 std::size_t plan_all_reduce_scratch(std::int64_t num_elements, DType dtype, int group_size) {
   PECAN_EXPECTS(num_elements >= 0 && group_size >= 1);
   if (group_size == 1) return 0;
@@ -223,11 +230,7 @@ Pending PeerGroup::all_reduce(Context& ctx, TensorView inout, ReduceOp op, Tag t
         op);
     return launch(std::move(operation));
   }
-  std::vector<std::int64_t> counts(std::size_t(size()), inout.num_elements() / size());
-  for (std::int64_t rest = inout.num_elements() % size(); rest > 0; --rest) {
-    ++counts[std::size_t(rest - 1)];
-  }
-  const Pieces pieces(counts, inout.dtype);
+  const Pieces pieces(all_reduce_counts(inout.num_elements(), size()), inout.dtype);
   const std::span<std::byte> own = pieces.of(inout.data, transport.rank());
   post_reduce(
       *operation,
@@ -254,9 +257,11 @@ Pending PeerGroup::reduce_scatter_v(Context& ctx,
   validate_reducible(input.dtype, op);
   validate_elements(input, validated_sum(counts, size(), kName), kName, "input");
   validate_elements(output, counts[std::size_t(rank().value)], kName, "output");
-  validate_apart(input, output, kName);
-  auto operation = begin_collective(kName, tag);
   const Pieces pieces(counts, input.dtype);
+  if (output.data != pieces.of(input.data, rank().value).data()) {
+    validate_apart(input, output, kName);
+  }
+  auto operation = begin_collective(kName, tag);
   post_reduce(
       *operation,
       *peers_.transport,

@@ -14,6 +14,12 @@
 
 namespace pecan::comm {
 
+/// An all_reduce of less is one exchange of the whole: latency counts more than bytes.
+inline constexpr std::size_t kSmallAllReduceBytes = 4096;
+/// The elements that each member reduces for all in a larger one.
+[[nodiscard]] std::vector<std::int64_t> all_reduce_counts(std::int64_t num_elements,
+                                                          int group_size);
+
 /// Group over any transport. A member's calls all come from one thread; abort() from any.
 class PeerGroup final : public Group {
  public:

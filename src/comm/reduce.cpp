@@ -25,54 +25,53 @@ bool is_nan(T value) {
   return value != value;
 }
 
-template <typename T, typename Combine>
+/// Elements are T, sums over them Sum, rounded once at the end.
+template <typename T, typename Sum, typename Combine>
 void reduce(std::span<const std::byte* const> pieces,
             std::byte* output,
             std::int64_t num_elements,
             Combine combine) {
   // Partial sums stay in the nearest cache; and output, which may be a piece, is written last.
-  constexpr std::int64_t kChunk = 8192 / std::int64_t(sizeof(T));
-  std::array<T, std::size_t(kChunk)> sums;
+  constexpr std::int64_t kChunk = 8192 / std::int64_t(sizeof(Sum));
+  std::array<Sum, std::size_t(kChunk)> sums;
   for (std::int64_t begin = 0; begin < num_elements; begin += kChunk) {
     const std::int64_t count = std::min(kChunk, num_elements - begin);
     const auto elements_of = [&](const std::byte* piece) {
       return reinterpret_cast<const T*>(piece) + begin;
     };
-    std::memcpy(sums.data(), elements_of(pieces[0]), std::size_t(count) * sizeof(T));
+    const T* first = elements_of(pieces[0]);
+    for (std::int64_t i = 0; i < count; ++i) sums[std::size_t(i)] = Sum(first[i]);
     for (const std::byte* piece : pieces.subspan(1)) {
       const T* elements = elements_of(piece);
       for (std::int64_t i = 0; i < count; ++i) {
-        sums[std::size_t(i)] = combine(sums[std::size_t(i)], elements[i]);
+        sums[std::size_t(i)] = combine(sums[std::size_t(i)], Sum(elements[i]));
       }
     }
-    std::memcpy(reinterpret_cast<T*>(output) + begin, sums.data(), std::size_t(count) * sizeof(T));
+    T* to = reinterpret_cast<T*>(output) + begin;
+    for (std::int64_t i = 0; i < count; ++i) to[i] = T(sums[std::size_t(i)]);
   }
 }
 
-template <typename T>
+template <typename T, typename Sum = T>
 void reduce(ReduceOp op,
             std::span<const std::byte* const> pieces,
             std::byte* output,
             std::int64_t num_elements) {
   switch (op) {
     case ReduceOp::kSum:
-      return reduce<T>(pieces, output, num_elements, add<T>);
+      return reduce<T, Sum>(pieces, output, num_elements, add<Sum>);
     case ReduceOp::kMax:
-      return reduce<T>(
-          pieces, output, num_elements, [](T a, T b) { return b > a || is_nan(b) ? b : a; });
+      return reduce<T, Sum>(
+          pieces, output, num_elements, [](Sum a, Sum b) { return b > a || is_nan(b) ? b : a; });
     case ReduceOp::kMin:
-      return reduce<T>(
-          pieces, output, num_elements, [](T a, T b) { return b < a || is_nan(b) ? b : a; });
+      return reduce<T, Sum>(
+          pieces, output, num_elements, [](Sum a, Sum b) { return b < a || is_nan(b) ? b : a; });
   }
 }
 
 }  // namespace
 
 void validate_reducible(DType dtype, ReduceOp op) {
-  PECAN_VALIDATE(
-      dtype != DType::kBF16,
-      ShapeError,
-      "bf16 is moved but not reduced, since every partial sum would be rounded; reduce in f32");
   PECAN_VALIDATE(dtype != DType::kU8 || op != ReduceOp::kSum,
                  ShapeError,
                  "u8 is not summed, since sums over ranks overflow it; use i32, or max for flags");
@@ -98,7 +97,7 @@ void reduce_in_order(DType dtype,
     case DType::kU8:
       return reduce<std::uint8_t>(op, pieces, output, num_elements);
     case DType::kBF16:
-      break;
+      return reduce<BFloat16, float>(op, pieces, output, num_elements);
   }
   throw InternalError(fmt::format("no reduction of {}", name_of(dtype)));
 }

@@ -3,6 +3,7 @@
 /// outside.
 
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <string_view>
 #include <thread>
@@ -66,6 +67,41 @@ void stay_away(Group& world) {
   }
 }
 
+/// All call collectives of one kind; the last rank stops in the fourth and never comes back.
+void stop_in(Group& world, std::string_view kind) {
+  device::Stream stream(device::cpu());
+  device::Arena no_workspace;
+  Context ctx{device::cpu(), stream, no_workspace};
+  world.set_step(Step{120});
+  const Tag tag{Purpose::kDispatch, LayerId{7}};
+  const Rank last{world.size() - 1};
+  const bool is_last = world.rank() == last;
+  constexpr std::int64_t kCount = 10'000;
+  const std::vector<std::int64_t> counts(std::size_t(world.size()), kCount);
+  std::vector<float> one(std::size_t(kCount), 1.0F);
+  std::vector<float> all(one.size() * counts.size(), 1.0F), others(all.size());
+  const TensorView part = view_of(std::span(one)), whole = view_of(std::span(all));
+  const TensorView received = view_of(std::span(others));
+  for (int round = 0; round < 4; ++round) {
+    if (round == 3 && is_last) std::raise(SIGSTOP);
+    if (kind == "all_reduce") {
+      world.all_reduce(ctx, part, ReduceOp::kSum, tag).wait();
+    } else if (kind == "reduce_scatter_v") {
+      world.reduce_scatter_v(ctx, whole, counts, part, ReduceOp::kSum, tag).wait();
+    } else if (kind == "all_gather_v") {
+      world.all_gather_v(ctx, part, counts, whole, tag).wait();
+    } else if (kind == "all_to_all_v") {
+      world.all_to_all_v(ctx, whole, counts, received, counts, tag).wait();
+    } else if (kind == "broadcast") {
+      world.broadcast(ctx, part, last, tag).wait();
+    } else if (!is_last) {
+      world.receive(ctx, part, last, tag).wait();
+    } else {
+      for (int r = 0; r < last.value; ++r) world.send(ctx, part, Rank{r}, tag).wait();
+    }
+  }
+}
+
 }  // namespace
 }  // namespace pecan::comm::test
 
@@ -79,11 +115,18 @@ int main(int argc, char** argv) {
       comm::test::stay_away(*world);
       return 0;
     }
+    if (argc > 2 && std::string_view(argv[1]) == "--stop-in") {
+      const auto world = mpi.world({.timeout = 1s});
+      comm::test::stop_in(*world, argv[2]);
+      return 0;
+    }
     const auto world = mpi.world({.timeout = 40s});
     return comm::test::check(*world);
   } catch (const Error& error) {
     std::printf("%s\n", error.what());
     std::fflush(stdout);
+    // The others that wait have their say before the job ends.
+    std::this_thread::sleep_for(1s);
     mpi.abort(int(error.exit_code()));
   }
 }

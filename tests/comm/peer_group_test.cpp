@@ -37,7 +37,9 @@ TEST_CASE("arguments that do not fit are refused before anything is sent", "[com
   CHECK_THROWS_AS((void)group->all_gather_v(ctx, x, three, y, kTag), ShapeError);
   CHECK_THROWS_AS((void)group->all_gather_v(ctx, x.rows(0, 3), four, y, kTag), ShapeError);
   CHECK_THROWS_AS((void)group->all_gather_v(ctx, x, four, ints, kTag), ShapeError);
-  CHECK_THROWS_AS((void)group->reduce_scatter_v(ctx, x, four, x, ReduceOp::kSum, kTag), ShapeError);
+  CHECK_THROWS_AS(
+      (void)group->reduce_scatter_v(ctx, x.rows(0, 3), three, x.rows(1, 3), ReduceOp::kSum, kTag),
+      ShapeError);
   CHECK_THROWS_AS((void)group->reduce_scatter_v(ctx, x, three, y, ReduceOp::kSum, kTag),
                   ShapeError);
   CHECK_THROWS_AS((void)group->reduce_scatter_v(ctx, x, four, y.rows(0, 3), ReduceOp::kSum, kTag),

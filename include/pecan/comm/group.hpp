@@ -20,11 +20,21 @@ namespace pecan::comm {
 /// What a collective is for; named in errors and counted per purpose.
 enum class Purpose : std::uint8_t {
   kSetup,
+  kDispatchPlan,
   kDispatch,
   kCombine,
   kDispatchBackward,
   kCombineBackward,
+  kDispatchAgain,
+  kCombineAgain,
+  kTensorGather,
+  kTensorReduce,
+  kTensorGatherBackward,
+  kTensorReduceBackward,
+  kRouting,
+  kLoss,
   kGradients,
+  kParameters,
   kGradNorm,
   kLossWeight,
   kStepFlags,
@@ -99,8 +109,8 @@ class Group {
                                            TensorView inout,
                                            ReduceOp op,
                                            Tag tag) = 0;
-  /// Input: sum(counts) elements in rank order; output: the reduced counts[rank] elements. No
-  /// overlap.
+  /// Input: sum(counts) elements in rank order; output: the reduced counts[rank] elements, which
+  /// may be their own place in input, whose rest stays as it is.
   [[nodiscard]] virtual Pending reduce_scatter_v(Context& ctx,
                                                  ConstTensorView input,
                                                  std::span<const std::int64_t> counts,
