@@ -41,14 +41,35 @@ std::vector<Rank> expert_holders(const MeshShape& mesh, int ep) {
   return holders;
 }
 
-MeshGroups make_groups(const MeshShape& mesh, comm::Group& world) {
+MeshGroups make_groups(const MeshShape& mesh, comm::Group& world, int kv_replicas) {
+  PECAN_EXPECTS(kv_replicas >= 1 && mesh.tp % kv_replicas == 0);
   const MeshPosition at = position_of(mesh, world.rank());
   MeshGroups groups;
   groups.world = &world;
+  groups.tp = world.split(at.dp, at.tp);
   groups.dp = world.split(at.tp, at.dp);
-  groups.ep = world.split(at.etp + mesh.etp * at.edp, at.ep);
+  groups.kv = groups.tp->split(at.tp / kv_replicas, at.tp);
+  groups.etp = world.split(at.ep + mesh.ep * at.edp, at.etp);
   groups.edp = world.split(at.etp + mesh.etp * at.ep, at.edp);
+  groups.dispatch = world.split(at.edp, at.etp + mesh.etp * at.ep);
   return groups;
+}
+
+comm::Traffic traffic(const MeshGroups& groups, comm::Purpose purpose) {
+  comm::Traffic sum;
+  for (const comm::Group* group : {static_cast<const comm::Group*>(groups.world),
+                                   static_cast<const comm::Group*>(groups.tp.get()),
+                                   static_cast<const comm::Group*>(groups.dp.get()),
+                                   static_cast<const comm::Group*>(groups.kv.get()),
+                                   static_cast<const comm::Group*>(groups.etp.get()),
+                                   static_cast<const comm::Group*>(groups.edp.get()),
+                                   static_cast<const comm::Group*>(groups.dispatch.get())}) {
+    const comm::Traffic one = group->traffic(purpose);
+    sum.calls += one.calls;
+    sum.sent_bytes += one.sent_bytes;
+    sum.seconds += one.seconds;
+  }
+  return sum;
 }
 
 }  // namespace pecan::parallel

@@ -6,37 +6,81 @@
 namespace pecan::parallel {
 namespace {
 
-std::size_t aligned_elements(std::int64_t elements, DType dtype) {
-  const std::size_t step = device::kBufferAlignment / size_of(dtype);
-  return (std::size_t(elements) + step - 1) / step * step;
+/// Rows of `storage`, which is row-major.
+device::ParamStorage rows_of(const device::ParamStorage& storage, RowRange rows) {
+  Shape shape = storage.shape();
+  const std::int64_t width = shape[0] > 0 ? shape.num_elements() / shape[0] : 0;
+  shape[0] = rows.count;
+  return {storage.memory() + std::size_t(rows.first * width) * size_of(storage.dtype()),
+          storage.dtype(),
+          shape};
 }
 
-bool holds(const ParamSpec& spec, int num_experts, const MeshShape& mesh, Rank rank) {
-  return !spec.is_expert() ||
-         expert_position(spec.expert, num_experts, mesh) == position_of(mesh, rank).ep;
+DType weight_dtype(const Bucket& bucket, DType dtype) {
+  return bucket.computed_in == ComputedIn::kMasterType ? master_of(dtype) : dtype;
+}
+
+/// Whether gradients wait for their sum in one of the two places of layers' turns.
+bool takes_turns(const Bucket& bucket, Sharding sharding) {
+  return sharding == Sharding::kGradients && bucket.first_stage == bucket.last_stage;
 }
 
 }  // namespace
 
-Shape ParamSpec::padded_shape() const {
-  Shape padded = shape;
-  padded[0] = padded_rows;
-  return padded;
+Shape Param::owned_offset() const {
+  Shape offset = block.offset;
+  offset[0] += owned.first;
+  return offset;
 }
 
-int expert_position(ExpertId expert, int num_experts, const MeshShape& mesh) {
-  PECAN_EXPECTS(expert.value >= 0 && expert.value < num_experts && num_experts % mesh.ep == 0);
-  return expert.value / (num_experts / mesh.ep);
+Block Param::owned_block() const {
+  Block rows{owned_offset(), block.extent};
+  rows.extent[0] = std::clamp<std::int64_t>(block.extent[0] - owned.first, 0, owned.count);
+  return rows;
 }
 
-std::vector<StateBlock> place(const ParamSpec& spec, int num_experts, const MeshShape& mesh) {
-  if (spec.is_expert()) {
-    return {{Block::whole(spec.shape),
-             expert_holders(mesh, expert_position(spec.expert, num_experts, mesh))}};
+MemoryLayout plan_state_memory(const ParamLayout& layout,
+                               Sharding sharding,
+                               const MeshPosition& position,
+                               DType dtype) {
+  MemoryLayout memory;
+  const std::size_t master_size = size_of(master_of(dtype));
+  std::size_t weight_bytes = 0, masters = 0, grads = 0, owned = 0;
+  std::size_t turn_size = 0;
+  std::vector<std::size_t> used_in_stage;
+  for (const Bucket& bucket : layout.buckets) {
+    const std::size_t share =
+        std::size_t(bucket.share_counts[std::size_t(bucket.expert ? position.edp : position.dp)]);
+    const std::size_t kept = sharding == Sharding::kNone ? bucket.range.count : share;
+    BucketMemory& at = memory.buckets.emplace_back();
+    at.weight_byte = weight_bytes;
+    at.master = masters;
+    at.owned = owned;
+    weight_bytes += bucket.range.count * size_of(weight_dtype(bucket, dtype));
+    if (bucket.computed_in == ComputedIn::kModelType) masters += kept;
+    owned += kept;
+    if (takes_turns(bucket, sharding)) {
+      used_in_stage.resize(std::max(used_in_stage.size(), std::size_t(bucket.first_stage) + 1));
+      std::size_t& used = used_in_stage[std::size_t(bucket.first_stage)];
+      at.grad = used;
+      used += bucket.range.count;
+      turn_size = std::max(turn_size, used);
+    } else {
+      at.grad = grads;
+      grads += bucket.range.count;
+    }
   }
-  std::vector<Rank> all;
-  for (int r = 0; r < mesh.world; ++r) all.push_back(Rank{r});
-  return {{Block::whole(spec.shape), std::move(all)}};
+  for (std::size_t b = 0; b < layout.buckets.size(); ++b) {
+    const Bucket& bucket = layout.buckets[b];
+    if (!takes_turns(bucket, sharding)) continue;
+    memory.buckets[b].grad += grads + (bucket.first_stage % 2 == 0 ? 0 : turn_size);
+  }
+  memory.bytes.weights = weight_bytes;
+  memory.bytes.masters = masters * master_size;
+  memory.bytes.gradients = (grads + 2 * turn_size) * master_size;
+  if (sharding == Sharding::kGradients) memory.bytes.gradients += owned * master_size;
+  memory.bytes.moment = owned * master_size;
+  return memory;
 }
 
 ParamSet::ParamSet(device::Device device,
@@ -44,49 +88,63 @@ ParamSet::ParamSet(device::Device device,
                    int num_experts,
                    const MeshShape& mesh,
                    Rank rank,
-                   DType dtype)
-    : dtype_(dtype) {
-  std::size_t used = 0;
-  for (const bool expert : {false, true}) {
-    FlatRange& range = expert ? expert_ : dense_;
-    range.first = used;
-    for (const ParamSpec& spec : specs) {
-      if (spec.is_expert() != expert || !holds(spec, num_experts, mesh, rank)) continue;
-      params_.push_back({.spec = spec, .first = used});
-      used += aligned_elements(spec.padded_shape().num_elements(), dtype);
+                   DType dtype,
+                   Sharding sharding)
+    : dtype_(dtype),
+      sharding_(sharding),
+      mesh_(mesh),
+      position_(position_of(mesh, rank)),
+      layout_(plan_layout(specs, num_experts, mesh, position_, dtype)),
+      memory_(plan_state_memory(layout_, sharding, position_, dtype)) {
+  const std::size_t summed_bytes = sharding == Sharding::kGradients ? memory_.bytes.moment : 0;
+  weights_ = device::Buffer(device, memory_.bytes.weights);
+  masters_ = device::Buffer(device, memory_.bytes.masters);
+  grads_ = device::Buffer(device, memory_.bytes.gradients - summed_bytes);
+  summed_ = device::Buffer(device, summed_bytes);
+  const std::size_t master_size = size_of(master_dtype());
+  for (const ParamPart& part : layout_.parts) {
+    const Bucket& bucket = layout_.buckets[part.bucket];
+    const BucketMemory& at = memory_.buckets[part.bucket];
+    const std::size_t in_bucket = part.first - bucket.range.first;
+    const DType stored = weight_dtype(bucket, dtype);
+    Param& param = params_.emplace_back();
+    param.spec = specs[part.spec];
+    if (bucket.replicas == Replicas::kKv) kv_replicas_ = mesh.tp / param.spec.num_parts;
+    param.block = part.block;
+    param.weight = {
+        weights_.data() + at.weight_byte + in_bucket * size_of(stored), stored, part.shape};
+    param.grad = {grads_.data() + (at.grad + in_bucket) * master_size, master_dtype(), part.shape};
+    const bool whole = sharding == Sharding::kNone;
+    const int data = data_position(bucket);
+    param.owned = whole ? RowRange{0, part.shape[0]} : part.shares[std::size_t(data)];
+    const std::int64_t width = part.shape[0] > 0 ? part.shape.num_elements() / part.shape[0] : 0;
+    const std::size_t first_row = in_bucket + std::size_t(param.owned.first * width);
+    const std::size_t in_owned =
+        whole || param.owned.count == 0 ? first_row : first_row - bucket.share_first(data);
+    param.owned_first = at.owned + (param.owned.count == 0 ? 0 : in_owned);
+    param.owned_weight = rows_of(param.weight, param.owned);
+    const Shape& owned_shape = param.owned_weight.shape();
+    param.owned_grad = sharding == Sharding::kGradients ? storage_in(summed_, param)
+                                                        : rows_of(param.grad, param.owned);
+    param.master = param.owned_weight;
+    if (bucket.computed_in == ComputedIn::kModelType) {
+      param.master = {
+          masters_.data() + (at.master + (param.owned.count == 0 ? 0 : in_owned)) * master_size,
+          master_dtype(),
+          owned_shape};
     }
-    range.count = used - range.first;
   }
-  master_ = device::Buffer(device, used * size_of(master_dtype()));
-  grads_ = device::Buffer(device, used * size_of(master_dtype()));
-  if (dtype != master_dtype()) weights_ = device::Buffer(device, used * size_of(dtype));
-  for (Param& param : params_) {
-    param.master = storage_in(master_, param);
-    param.grad = storage_in(grads_, param);
-    param.weight = param.master;
-    if (weights_.size() > 0 && param.spec.computed_in == ComputedIn::kModelType) {
-      param.weight = {
-          weights_.data() + param.first * size_of(dtype), dtype, param.spec.padded_shape()};
-    }
-  }
-}
-
-ElementCounts ParamSet::plan_elements(const std::vector<ParamSpec>& specs,
-                                      int num_experts,
-                                      const MeshShape& mesh,
-                                      Rank rank,
-                                      DType dtype) {
-  ElementCounts used;
-  for (const ParamSpec& spec : specs) {
-    if (holds(spec, num_experts, mesh, rank))
-      (spec.is_expert() ? used.expert : used.dense) +=
-          aligned_elements(spec.padded_shape().num_elements(), dtype);
-  }
-  return used;
 }
 
 void ParamSet::zero_grads() {
-  if (grads_.size() > 0) std::memset(grads_.data(), 0, grads_.size());
+  for (const device::Buffer* buffer : {&grads_, &summed_}) {
+    if (buffer->size() > 0) std::memset(buffer->data(), 0, buffer->size());
+  }
+}
+
+void ParamSet::zero_grads(const Bucket& bucket) {
+  const TensorView all = grads(bucket);
+  if (all.num_bytes() > 0) std::memset(all.data, 0, all.num_bytes());
 }
 
 Param& ParamSet::at(std::string_view name) {
@@ -96,72 +154,65 @@ Param& ParamSet::at(std::string_view name) {
   return *it;
 }
 
-TensorView ParamSet::flat_grads(FlatRange range) const {
-  return {grads_.data() + range.first * size_of(master_dtype()),
-          master_dtype(),
-          Shape{std::int64_t(range.count)}};
+const BucketMemory& ParamSet::memory_of(const Bucket& bucket) const {
+  return memory_.buckets[std::size_t(&bucket - layout_.buckets.data())];
+}
+
+TensorView ParamSet::master_view(std::byte* memory, std::size_t first, std::int64_t count) const {
+  return {memory + first * size_of(master_dtype()), master_dtype(), Shape{count}};
+}
+
+TensorView ParamSet::weights(const Bucket& bucket) const {
+  return {weights_.data() + memory_of(bucket).weight_byte,
+          weight_dtype(bucket, dtype_),
+          Shape{std::int64_t(bucket.range.count)}};
+}
+
+TensorView ParamSet::weight_share(const Bucket& bucket) const {
+  const int data = data_position(bucket);
+  return weights(bucket).rows(std::int64_t(bucket.share_first(data)),
+                              bucket.share_counts[std::size_t(data)]);
+}
+
+TensorView ParamSet::grads(const Bucket& bucket) const {
+  return master_view(grads_.data(), memory_of(bucket).grad, std::int64_t(bucket.range.count));
+}
+
+TensorView ParamSet::grad_share(const Bucket& bucket) const {
+  const int data = data_position(bucket);
+  return grads(bucket).rows(std::int64_t(bucket.share_first(data)),
+                            bucket.share_counts[std::size_t(data)]);
+}
+
+TensorView ParamSet::summed_share(const Bucket& bucket) const {
+  if (sharding_ != Sharding::kGradients) return grad_share(bucket);
+  return master_view(summed_.data(),
+                     memory_of(bucket).owned,
+                     bucket.share_counts[std::size_t(data_position(bucket))]);
+}
+
+bool ParamSet::counts(const Bucket& bucket) const {
+  switch (bucket.replicas) {
+    case Replicas::kNone:
+      return true;
+    case Replicas::kTp:
+      return position_.tp == 0;
+    case Replicas::kKv:
+      return position_.tp % kv_replicas_ == 0;
+    case Replicas::kEtp:
+      return position_.etp == 0;
+  }
+  throw InternalError("an unknown kind of replicas");
+}
+
+std::size_t ParamSet::num_owned() const {
+  return memory_.bytes.moment / size_of(master_dtype());
 }
 
 device::ParamStorage ParamSet::storage_in(const device::Buffer& flat, const Param& param) const {
-  return {flat.data() + param.first * size_of(master_dtype()),
+  return {flat.data() + param.owned_first * size_of(master_dtype()),
           master_dtype(),
-          param.spec.padded_shape()};
-}
-
-StorageBinding::StorageBinding(const StateCatalog& catalog, Rank rank)
-    : catalog_(catalog), rank_(rank), bound_(catalog.items.size()) {}
-
-void StorageBinding::bind(std::string_view path,
-                          const device::ParamStorage& storage,
-                          const Shape& offset) {
-  const auto it = std::ranges::find_if(catalog_.items,
-                                       [&](const StateItem& item) { return item.path() == path; });
-  PECAN_VALIDATE(
-      it != catalog_.items.end(), InternalError, "{} does not stand in the catalog", path);
-  PECAN_VALIDATE(
-      it->dtype == storage.dtype(), InternalError, "{} is bound to another element type", path);
-  bound_[std::size_t(it - catalog_.items.begin())].push_back({storage, offset});
-}
-
-void StorageBinding::validate() const {
-  for (std::size_t i = 0; i < bound_.size(); ++i) {
-    for (const StateBlock& part : catalog_.items[i].blocks) {
-      if (std::ranges::find(part.holders, rank_) != part.holders.end()) {
-        (void)locate(ItemIndex{std::int32_t(i)}, part.block);
-      }
-    }
-  }
-}
-
-std::pair<const StorageBinding::Bound*, Block> StorageBinding::locate(ItemIndex item,
-                                                                      const Block& block) const {
-  for (const Bound& bound : bound_[std::size_t(item.value)]) {
-    Block local = block;
-    bool before = false;
-    for (int dim = 0; dim < block.offset.num_dims(); ++dim) {
-      before = before || block.offset[dim] < bound.offset[dim];
-      local.offset[dim] = block.offset[dim] - bound.offset[dim];
-    }
-    if (!before && local.fits(bound.storage.shape())) return {&bound, local};
-  }
-  throw InternalError(fmt::format("rank {} has nothing bound for {} at {}",
-                                  rank_,
-                                  catalog_.items[std::size_t(item.value)].path(),
-                                  block.offset.to_string()));
-}
-
-void StorageBinding::copy_out(ItemIndex item,
-                              const Block& block,
-                              std::span<std::byte> destination) const {
-  const auto [bound, local] = locate(item, block);
-  bound->storage.copy_out(local, destination);
-}
-
-void StorageBinding::copy_in(ItemIndex item,
-                             const Block& block,
-                             std::span<const std::byte> source) {
-  const auto [bound, local] = locate(item, block);
-  bound->storage.copy_in(local, source);
+          param.owned_weight.shape()};
 }
 
 }  // namespace pecan::parallel

@@ -2,6 +2,8 @@
 #include <cstring>
 #include <numeric>
 
+#include <pecan/ops/elementwise.hpp>
+
 #include <pecan/parallel/token_exchange.hpp>
 
 namespace pecan::parallel {
@@ -11,94 +13,197 @@ std::int64_t width_of(const ConstTensorView& rows) {
   return rows.shape[1];
 }
 
-}  // namespace
-
-TokenExchange::TokenExchange(comm::Group& ep, int num_experts, LayerId layer)
-    : ep_(ep),
-      num_local_(num_experts / ep.size()),
-      layer_(layer),
-      sent_by_rank_(std::size_t(ep.size())),
-      received_by_rank_(std::size_t(ep.size())),
-      received_re_(std::size_t(num_experts)),
-      received_e_(std::size_t(num_local_)) {
-  PECAN_EXPECTS(num_experts % ep.size() == 0);
-}
-
-void TokenExchange::plan(Context& ctx, std::span<const std::int64_t> counts_E) {
-  PECAN_EXPECTS(counts_E.size() == received_re_.size());
-  const std::vector<std::int64_t> one_each(sent_by_rank_.size(), num_local_);
-  ep_.all_to_all_v(ctx,
-                   const_view_of(counts_E),
-                   one_each,
-                   view_of(std::span(received_re_)),
-                   one_each,
-                   {comm::Purpose::kDispatch, layer_})
-      .wait();
-  std::ranges::fill(received_e_, 0);
-  for (std::size_t rank = 0; rank < sent_by_rank_.size(); ++rank) {
-    const std::size_t first = rank * std::size_t(num_local_);
-    sent_by_rank_[rank] = received_by_rank_[rank] = 0;
-    for (std::size_t e = 0; e < std::size_t(num_local_); ++e) {
-      sent_by_rank_[rank] += counts_E[first + e];
-      received_by_rank_[rank] += received_re_[first + e];
-      received_e_[e] += received_re_[first + e];
-    }
-  }
-  num_sent_ = std::accumulate(sent_by_rank_.begin(), sent_by_rank_.end(), std::int64_t{0});
-  num_received_ =
-      std::accumulate(received_by_rank_.begin(), received_by_rank_.end(), std::int64_t{0});
-}
-
-std::vector<std::int64_t> TokenExchange::scaled(std::span<const std::int64_t> rows,
-                                                std::int64_t width) const {
+std::vector<std::int64_t> scaled(std::span<const std::int64_t> rows, std::int64_t width) {
   std::vector<std::int64_t> elements(rows.begin(), rows.end());
   for (std::int64_t& count : elements) count *= width;
   return elements;
 }
 
+TokenRange cut(std::int64_t num_tokens, int num_chunks, int chunk) {
+  const std::int64_t first = num_tokens * chunk / num_chunks;
+  return {first, num_tokens * (chunk + 1) / num_chunks - first};
+}
+
+}  // namespace
+
+TokenExchange::TokenExchange(comm::Group& dispatch, ExpertGrid grid, LayerId layer)
+    : dispatch_(dispatch), grid_(grid), layer_(layer) {
+  PECAN_EXPECTS(dispatch.size() == grid.ep * grid.etp && grid.num_experts % grid.ep == 0);
+}
+
+TokenRange TokenExchange::tokens_of(int chunk) const {
+  PECAN_EXPECTS(chunk >= 0 && chunk < num_chunks_);
+  return cut(num_tokens_, num_chunks_, chunk);
+}
+
+void TokenExchange::plan(Context& ctx, ConstTensorView kept_ids_TK, std::int64_t max_rows) {
+  const std::int64_t num_experts = grid_.num_experts;
+  const std::int64_t topk = kept_ids_TK.shape[1];
+  const auto ids = kept_ids_TK.as<std::int32_t>();
+  num_tokens_ = kept_ids_TK.shape[0];
+  num_chunks_ = 1;
+  while (true) {
+    std::vector<std::int64_t> counts_CE(std::size_t(num_chunks_ * num_experts));
+    for (int c = 0; c < num_chunks_; ++c) {
+      const TokenRange tokens = cut(num_tokens_, num_chunks_, c);
+      for (const std::int32_t id :
+           ids.subspan(std::size_t(tokens.first * topk), std::size_t(tokens.count * topk))) {
+        if (id >= 0) ++counts_CE[std::size_t(c * num_experts + id)];
+      }
+    }
+    std::vector<std::int64_t> counts_GCE(counts_CE.size() * std::size_t(dispatch_.size()));
+    const std::vector<std::int64_t> all_alike(std::size_t(dispatch_.size()),
+                                              std::int64_t(counts_CE.size()));
+    dispatch_
+        .all_gather_v(ctx,
+                      const_view_of(std::span<const std::int64_t>(counts_CE)),
+                      all_alike,
+                      view_of(std::span(counts_GCE)),
+                      {comm::Purpose::kDispatchPlan, layer_})
+        .wait();
+    if (most_received(counts_GCE) <= max_rows) return fill_chunks(counts_GCE);
+    PECAN_VALIDATE(num_chunks_ < num_tokens_,
+                   InternalError,
+                   "one token of each of {} ranks sends more than {} rows to one of them",
+                   dispatch_.size(),
+                   max_rows);
+    num_chunks_ = int(std::min<std::int64_t>(num_tokens_, 2 * num_chunks_));
+  }
+}
+
+std::int64_t TokenExchange::most_received(std::span<const std::int64_t> counts_GCE) const {
+  const int num_local = grid_.num_local();
+  std::int64_t most = 0;
+  for (int c = 0; c < num_chunks_; ++c) {
+    for (int ep = 0; ep < grid_.ep; ++ep) {
+      std::int64_t received = 0;
+      for (int source = 0; source < dispatch_.size(); ++source) {
+        const auto first = counts_GCE.begin() +
+                           (std::int64_t(source) * num_chunks_ + c) * grid_.num_experts +
+                           ep * num_local;
+        received += std::accumulate(first, first + num_local, std::int64_t{0});
+      }
+      most = std::max(most, received);
+    }
+  }
+  return most;
+}
+
+void TokenExchange::fill_chunks(std::span<const std::int64_t> counts_GCE) {
+  const int num_local = grid_.num_local();
+  const int own = dispatch_.rank().value;
+  const int own_ep = own / grid_.etp;
+  chunks_.assign(std::size_t(num_chunks_), {});
+  loads_.assign(std::size_t(grid_.ep), 0);
+  for (int c = 0; c < num_chunks_; ++c) {
+    Chunk& chunk = chunks_[std::size_t(c)];
+    chunk.received_e.assign(std::size_t(num_local), 0);
+    for (int source = 0; source < dispatch_.size(); ++source) {
+      const auto counts_E = counts_GCE.subspan(
+          std::size_t((std::int64_t(source) * num_chunks_ + c) * grid_.num_experts),
+          std::size_t(grid_.num_experts));
+      std::int64_t received = 0;
+      for (int e = 0; e < grid_.num_experts; ++e) {
+        const std::int64_t rows = counts_E[std::size_t(e)];
+        loads_[std::size_t(e / num_local)] += rows;
+        if (e / num_local != own_ep) continue;
+        chunk.received_re.push_back(rows);
+        chunk.received_e[std::size_t(e % num_local)] += rows;
+        received += rows;
+      }
+      chunk.received_by_rank.push_back(received);
+      chunk.num_received += received;
+      if (source != own) continue;
+      for (int ep = 0; ep < grid_.ep; ++ep) {
+        const auto first = counts_E.begin() + std::int64_t(ep) * num_local;
+        const std::int64_t rows = std::accumulate(first, first + num_local, std::int64_t{0});
+        chunk.sent_by_ep.push_back(rows);
+        chunk.sent_by_rank.insert(chunk.sent_by_rank.end(), std::size_t(grid_.etp), rows);
+        chunk.num_sent += rows;
+      }
+    }
+  }
+}
+
 void TokenExchange::to_experts(Context& ctx,
+                               int chunk_index,
                                ConstTensorView sent_SH,
                                TensorView received_RH,
                                TensorView staging_RH,
+                               TensorView copies_CH,
                                comm::Purpose purpose) const {
-  PECAN_EXPECTS(sent_SH.shape[0] == num_sent_ && received_RH.shape[0] == num_received_);
+  const Chunk& chunk = chunk_at(chunk_index);
+  PECAN_EXPECTS(sent_SH.shape[0] == chunk.num_sent && received_RH.shape[0] == chunk.num_received);
   const std::int64_t width = width_of(sent_SH);
-  ep_.all_to_all_v(ctx,
-                   sent_SH,
-                   scaled(sent_by_rank_, width),
-                   staging_RH,
-                   scaled(received_by_rank_, width),
-                   {purpose, layer_})
+  ConstTensorView sent = sent_SH;
+  if (grid_.etp > 1) {
+    std::int64_t from = 0, to = 0;
+    for (const std::int64_t rows : chunk.sent_by_ep) {
+      for (int copy = 0; copy < grid_.etp; ++copy, to += rows) {
+        ops::copy(ctx, sent_SH.rows(from, rows), copies_CH.rows(to, rows));
+      }
+      from += rows;
+    }
+    sent = copies_CH.rows(0, to);
+  }
+  dispatch_
+      .all_to_all_v(ctx,
+                    sent,
+                    scaled(chunk.sent_by_rank, width),
+                    staging_RH,
+                    scaled(chunk.received_by_rank, width),
+                    {purpose, layer_})
       .wait();
-  reorder(staging_RH, received_RH, Direction::kByExpert);
+  reorder(chunk, staging_RH, received_RH, Direction::kByExpert);
 }
 
 void TokenExchange::from_experts(Context& ctx,
+                                 int chunk_index,
                                  ConstTensorView received_RH,
                                  TensorView sent_SH,
                                  TensorView staging_RH,
+                                 TensorView copies_CH,
                                  comm::Purpose purpose) const {
-  PECAN_EXPECTS(sent_SH.shape[0] == num_sent_ && received_RH.shape[0] == num_received_);
+  const Chunk& chunk = chunk_at(chunk_index);
+  PECAN_EXPECTS(sent_SH.shape[0] == chunk.num_sent && received_RH.shape[0] == chunk.num_received);
   const std::int64_t width = width_of(received_RH);
-  reorder(received_RH, staging_RH, Direction::kBySource);
-  ep_.all_to_all_v(ctx,
-                   staging_RH,
-                   scaled(received_by_rank_, width),
-                   sent_SH,
-                   scaled(sent_by_rank_, width),
-                   {purpose, layer_})
+  reorder(chunk, received_RH, staging_RH, Direction::kBySource);
+  const TensorView returned =
+      grid_.etp > 1 ? copies_CH.rows(0, chunk.num_sent * grid_.etp) : sent_SH;
+  dispatch_
+      .all_to_all_v(ctx,
+                    staging_RH,
+                    scaled(chunk.received_by_rank, width),
+                    returned,
+                    scaled(chunk.sent_by_rank, width),
+                    {purpose, layer_})
       .wait();
+  if (grid_.etp == 1) return;
+  std::int64_t from = 0, to = 0;
+  for (const std::int64_t rows : chunk.sent_by_ep) {
+    const TensorView sum = sent_SH.rows(to, rows);
+    ops::add(ctx, returned.rows(from, rows), returned.rows(from + rows, rows), sum);
+    for (int copy = 2; copy < grid_.etp; ++copy) {
+      ops::add(ctx, sum, returned.rows(from + copy * rows, rows), sum);
+    }
+    from += rows * grid_.etp;
+    to += rows;
+  }
 }
 
-void TokenExchange::reorder(ConstTensorView from, TensorView to, Direction to_order) const {
+void TokenExchange::reorder(const Chunk& chunk,
+                            ConstTensorView from,
+                            TensorView to,
+                            Direction to_order) {
   const std::size_t row_bytes = std::size_t(width_of(from)) * size_of(from.dtype);
-  std::vector<std::int64_t> first_of_expert(received_e_.size());
+  const std::size_t num_local = chunk.received_e.size();
+  std::vector<std::int64_t> first_of_expert(num_local);
   std::exclusive_scan(
-      received_e_.begin(), received_e_.end(), first_of_expert.begin(), std::int64_t{0});
+      chunk.received_e.begin(), chunk.received_e.end(), first_of_expert.begin(), std::int64_t{0});
   std::int64_t by_source = 0;
-  for (std::size_t rank = 0; rank < sent_by_rank_.size(); ++rank) {
-    for (std::size_t e = 0; e < received_e_.size(); ++e) {
-      const std::int64_t rows = received_re_[rank * received_e_.size() + e];
+  for (std::size_t rank = 0; rank < chunk.received_by_rank.size(); ++rank) {
+    for (std::size_t e = 0; e < num_local; ++e) {
+      const std::int64_t rows = chunk.received_re[rank * num_local + e];
       const std::int64_t by_expert = first_of_expert[e];
       const bool to_expert_order = to_order == Direction::kByExpert;
       const std::int64_t source = to_expert_order ? by_source : by_expert;

@@ -37,17 +37,24 @@ struct MeshPosition {
 /// Pure; ConfigError where the sizes do not divide the world.
 [[nodiscard]] MeshShape plan_mesh(const config::ParallelConfig& config, int world_size);
 [[nodiscard]] MeshPosition position_of(const MeshShape& mesh, Rank rank);
-/// Ranks (ascending) that hold the experts of expert-parallel position `ep`.
+/// Ranks (ascending) that hold experts of expert-parallel position `ep`, whole or in part.
 [[nodiscard]] std::vector<Rank> expert_holders(const MeshShape& mesh, int ep);
 
-/// This rank's groups along the axes. The world group outlives the object.
+/// This rank's groups along the axes, members in ascending order of their world ranks. The world
+/// group outlives the object.
 struct MeshGroups {
   comm::Group* world = nullptr;
-  std::unique_ptr<comm::Group> dp;   ///< replicas of dense parameters
-  std::unique_ptr<comm::Group> ep;   ///< exchanges tokens
-  std::unique_ptr<comm::Group> edp;  ///< replicas of this rank's experts
+  std::unique_ptr<comm::Group> tp;        ///< shares each dense matrix and each micro-batch
+  std::unique_ptr<comm::Group> dp;        ///< replicas of dense parameters
+  std::unique_ptr<comm::Group> kv;        ///< of tp, those that hold the same key-value group
+  std::unique_ptr<comm::Group> etp;       ///< shares each expert's matrices
+  std::unique_ptr<comm::Group> edp;       ///< replicas of this rank's experts
+  std::unique_ptr<comm::Group> dispatch;  ///< ep x etp: exchanges tokens
 };
-/// Collective over `world`.
-[[nodiscard]] MeshGroups make_groups(const MeshShape& mesh, comm::Group& world);
+/// What this rank sent and waited in all its groups so far, of one purpose.
+[[nodiscard]] comm::Traffic traffic(const MeshGroups& groups, comm::Purpose purpose);
+/// `kv_replicas` ranks of tp in a row hold the same key-value group; it divides tp. Collective over
+/// `world`.
+[[nodiscard]] MeshGroups make_groups(const MeshShape& mesh, comm::Group& world, int kv_replicas);
 
 }  // namespace pecan::parallel

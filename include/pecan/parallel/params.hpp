@@ -1,78 +1,65 @@
 #pragma once
-/// Parameters: what the model has (ParamSpec, global), where each lies (placement, pure) and this
-/// rank's share (ParamSet).
+/// This rank's share of the parameters: weights, masters and gradients in flat buffers.
 
 #include <cstdint>
-#include <memory>
 #include <span>
-#include <string>
 #include <string_view>
 #include <vector>
 
-#include <pecan/core/state_catalog.hpp>
-#include <pecan/core/tensor.hpp>
-
-#include <pecan/device/arena.hpp>
 #include <pecan/device/context.hpp>
 #include <pecan/device/param_storage.hpp>
 
-#include <pecan/parallel/mesh.hpp>
+#include <pecan/parallel/param_layout.hpp>
 
 namespace pecan::parallel {
-
-enum class WeightDecay : std::uint8_t { kNone, kDecoupled };
-
-/// What forward computes with: the model's type, or the master type (f32 where the model is bf16).
-enum class ComputedIn : std::uint8_t { kModelType, kMasterType };
-
-/// One parameter of the model, independent of any layout.
-struct ParamSpec {
-  std::string name;  ///< Hugging Face's Qwen3-MoE name
-  Shape shape;       ///< true shape, as in checkpoints
-  std::int64_t
-      padded_rows;  ///< rows of dim 0 in memory, >= shape[0]; the rest are zero and stay zero
-  LayerId layer = kNoLayer;
-  ExpertId expert{-1};  ///< of a routed expert, else -1
-  double init_std = 0;  ///< N(0, init_std), or for 0 the constant init_value
-  double init_value = 0;
-  WeightDecay decay = WeightDecay::kNone;
-  ComputedIn computed_in = ComputedIn::kModelType;
-  [[nodiscard]] bool is_expert() const { return expert.value >= 0; }
-  [[nodiscard]] Shape padded_shape() const;
-};
-
-/// Expert-parallel position that holds `expert`: contiguous blocks of num_experts / ep. Pure.
-[[nodiscard]] int expert_position(ExpertId expert, int num_experts, const MeshShape& mesh);
-/// The blocks of `spec` and their holders. Pure.
-[[nodiscard]] std::vector<StateBlock> place(const ParamSpec& spec,
-                                            int num_experts,
-                                            const MeshShape& mesh);
 
 /// One parameter as this rank holds it.
 struct Param {
   ParamSpec spec;
+  Block block;                  ///< this rank's part, padding left out
   device::ParamStorage weight;  ///< what forward reads: the master, or its bf16 rounding
-  device::ParamStorage master;  ///< what the optimizer updates and checkpoints hold
-  device::ParamStorage grad;    ///< in the master type
-  [[nodiscard]] bool is_derived() const { return weight.memory() != master.memory(); }
-  std::size_t first = 0;  ///< element offset in the flat buffers
+  device::ParamStorage grad;    ///< of the part, in the master type
+  RowRange owned;               ///< rows of the part whose optimizer state this rank keeps
+  device::ParamStorage owned_weight;
+  device::ParamStorage owned_grad;  ///< their gradient, once it is summed over the ranks
+  device::ParamStorage
+      master;  ///< of the owned rows: what the optimizer updates and checkpoints hold
+  std::size_t owned_first = 0;  ///< element offset in flat buffers of what is owned
+  [[nodiscard]] bool is_derived() const { return owned_weight.memory() != master.memory(); }
+  /// Where the owned rows lie in the parameter's own coordinates.
+  [[nodiscard]] Shape owned_offset() const;
+  /// The owned rows without padding; no elements if the rank owns none.
+  [[nodiscard]] Block owned_block() const;
 };
 
-/// A contiguous part of the flat buffers, in elements.
-struct FlatRange {
-  std::size_t first = 0;
-  std::size_t count = 0;
+/// Bytes of a rank's state.
+struct StateBytes {
+  std::size_t weights = 0;
+  std::size_t masters = 0;  ///< those that are not the weights themselves
+  std::size_t gradients = 0;
+  std::size_t moment = 0;  ///< of one moment
 };
 
-/// Elements of flat buffers, padding included.
-struct ElementCounts {
-  std::size_t dense = 0;
-  std::size_t expert = 0;
-  [[nodiscard]] std::size_t total() const { return dense + expert; }
+/// Where buckets lie in the buffers, in elements (weights: bytes). Pure.
+struct BucketMemory {
+  std::size_t weight_byte = 0;
+  std::size_t master = 0;
+  std::size_t grad = 0;
+  std::size_t owned = 0;
 };
+struct MemoryLayout {
+  std::vector<BucketMemory> buckets;
+  StateBytes bytes;
+};
+/// With Sharding::kGradients layers take turns in two places for unreduced gradients: a layer's
+/// backward may begin when that of the layer two above is reduced.
+[[nodiscard]] MemoryLayout plan_state_memory(const ParamLayout& layout,
+                                             Sharding sharding,
+                                             const MeshPosition& position,
+                                             DType dtype);
 
-/// This rank's parameters and gradients in flat buffers, dense ones first, each parameter 64-byte
-/// aligned. With bf16 a third buffer of the same order holds the weights rounded from the master.
+/// This rank's parameters and gradients, in buckets (ParamLayout), each parameter 64-byte aligned.
+/// With bf16, masters have memory of their own but where forward computes in the master type.
 class ParamSet {
  public:
   /// Plans and allocates; weights are zero until the model draws them. dtype: f32, f64 or bf16.
@@ -81,8 +68,12 @@ class ParamSet {
            int num_experts,
            const MeshShape& mesh,
            Rank rank,
-           DType dtype);
+           DType dtype,
+           Sharding sharding = Sharding::kNone);
+  /// All gradients become zero, the summed ones too.
   void zero_grads();
+  /// The gradients of one bucket, not yet summed, become zero.
+  void zero_grads(const Bucket& bucket);
   [[nodiscard]] std::span<Param> params() { return params_; }
   [[nodiscard]] std::span<const Param> params() const { return params_; }
   /// InternalError if this rank does not hold it.
@@ -90,54 +81,51 @@ class ParamSet {
   [[nodiscard]] DType dtype() const { return dtype_; }
   /// Of masters, gradients and moments.
   [[nodiscard]] DType master_dtype() const { return master_of(dtype_); }
-  [[nodiscard]] FlatRange dense_range() const { return dense_; }
-  [[nodiscard]] FlatRange expert_range() const { return expert_; }
-  [[nodiscard]] std::size_t num_elements() const { return dense_.count + expert_.count; }
-  [[nodiscard]] TensorView flat_grads(FlatRange range) const;
-  /// A storage of param's shape and order over other flat memory of the master type (an optimizer
-  /// moment) laid out like the masters.
+  [[nodiscard]] Sharding sharding() const { return sharding_; }
+  [[nodiscard]] const MeshShape& mesh() const { return mesh_; }
+  [[nodiscard]] const MeshPosition& position() const { return position_; }
+  [[nodiscard]] std::span<const Bucket> buckets() const { return layout_.buckets; }
+  /// Position of this rank among the replicas of `bucket`'s parameters: dp or edp.
+  [[nodiscard]] int data_position(const Bucket& bucket) const {
+    return bucket.expert ? position_.edp : position_.dp;
+  }
+  /// Weights of a bucket, and their part that this rank shares out.
+  [[nodiscard]] TensorView weights(const Bucket& bucket) const;
+  [[nodiscard]] TensorView weight_share(const Bucket& bucket) const;
+  /// Gradients of a bucket as backward writes them, and this rank's share of them.
+  [[nodiscard]] TensorView grads(const Bucket& bucket) const;
+  [[nodiscard]] TensorView grad_share(const Bucket& bucket) const;
+  /// This rank's share of the summed gradients: memory of its own with Sharding::kGradients, else
+  /// grad_share.
+  [[nodiscard]] TensorView summed_share(const Bucket& bucket) const;
+  /// Whether this rank counts the bucket's share in a sum over the world in which each element
+  /// stands once.
+  [[nodiscard]] bool counts(const Bucket& bucket) const;
+  /// Elements, padding included, whose optimizer state this rank keeps.
+  [[nodiscard]] std::size_t num_owned() const;
+  /// A storage of param's owned rows over other flat memory of the master type and num_owned()
+  /// elements (an optimizer moment).
   [[nodiscard]] device::ParamStorage storage_in(const device::Buffer& flat,
                                                 const Param& param) const;
-  /// What the flat buffers of `specs` on `rank` take. Pure.
-  [[nodiscard]] static ElementCounts plan_elements(const std::vector<ParamSpec>& specs,
-                                                   int num_experts,
-                                                   const MeshShape& mesh,
-                                                   Rank rank,
-                                                   DType dtype);
 
  private:
+  [[nodiscard]] const BucketMemory& memory_of(const Bucket& bucket) const;
+  [[nodiscard]] TensorView master_view(std::byte* memory,
+                                       std::size_t first,
+                                       std::int64_t count) const;
+
   DType dtype_;
+  Sharding sharding_;
+  MeshShape mesh_;
+  MeshPosition position_;
+  int kv_replicas_ = 1;
+  ParamLayout layout_;
+  MemoryLayout memory_;
   std::vector<Param> params_;
-  FlatRange dense_;
-  FlatRange expert_;
-  device::Buffer master_;
+  device::Buffer weights_;
+  device::Buffer masters_;
   device::Buffer grads_;
-  device::Buffer weights_;  ///< bf16 only
-};
-
-/// StateBinding over ParamStorages: each item that this rank holds a block of is bound once.
-class StorageBinding : public StateBinding {
- public:
-  StorageBinding(const StateCatalog& catalog, Rank rank);
-  /// `storage` holds the block at `offset` of the item with this path; its memory outlives the
-  /// binding.
-  void bind(std::string_view path, const device::ParamStorage& storage, const Shape& offset);
-  /// InternalError naming an item that this rank holds and nobody bound.
-  void validate() const;
-  void copy_out(ItemIndex item,
-                const Block& block,
-                std::span<std::byte> destination) const override;
-  void copy_in(ItemIndex item, const Block& block, std::span<const std::byte> source) override;
-
- private:
-  struct Bound {
-    device::ParamStorage storage;
-    Shape offset;
-  };
-  [[nodiscard]] std::pair<const Bound*, Block> locate(ItemIndex item, const Block& block) const;
-  const StateCatalog& catalog_;
-  Rank rank_;
-  std::vector<std::vector<Bound>> bound_;  ///< by item
+  device::Buffer summed_;  ///< Sharding::kGradients only
 };
 
 }  // namespace pecan::parallel

@@ -1,6 +1,6 @@
 #pragma once
-/// Sends token rows to the ranks of their experts and results back (all-to-all-v over the
-/// expert-parallel group).
+/// Sends token rows to the ranks of their experts and results back (all-to-all-v over the ranks
+/// that together hold all experts).
 
 #include <cstdint>
 #include <span>
@@ -14,51 +14,88 @@
 
 namespace pecan::parallel {
 
-/// One layer's exchange of one micro-batch. Legend: S slots sent, R slots received, H hidden, E
-/// experts, e local experts. Received rows stand by (local expert, source rank, position at the
-/// source): global token order inside an expert for every layout. Every member enters every call,
-/// with or without tokens.
+/// Where rows go: the position in the group of ep * etp ranks is ep position * etp + etp position.
+struct ExpertGrid {
+  int ep = 1;
+  int etp = 1;
+  int num_experts = 1;
+  [[nodiscard]] int num_local() const { return num_experts / ep; }
+};
+
+/// Tokens of a micro-batch in a row.
+struct TokenRange {
+  std::int64_t first = 0;
+  std::int64_t count = 0;
+};
+
+/// One layer's exchange of one micro-batch, in one or several chunks of tokens. Legend, of one
+/// chunk: S slots sent, R slots received, H hidden; E experts. Rows of an expert go to each of the
+/// etp ranks that share it, and their results, which are parts of a sum, are added in the order of
+/// these ranks. Received rows stand by (local expert, source rank, position at the source): global
+/// token order inside an expert for every layout. Every member enters every call, with or without
+/// tokens.
 class TokenExchange {
  public:
-  /// `ep` outlives the object; num_experts is divisible by its size.
-  TokenExchange(comm::Group& ep, int num_experts, LayerId layer);
-  /// Exchanges how many rows go where: counts_E[i] rows of this rank belong to expert i. Collective
-  /// over ep.
-  void plan(Context& ctx, std::span<const std::int64_t> counts_E);
-  [[nodiscard]] int num_ranks() const { return ep_.size(); }
-  [[nodiscard]] std::int64_t num_received() const { return num_received_; }
+  /// `dispatch` has grid.ep * grid.etp ranks and outlives the object; ep divides num_experts.
+  TokenExchange(comm::Group& dispatch, ExpertGrid grid, LayerId layer);
+  /// Learns how many rows go where and cuts the micro-batch into as few chunks, a power of two or
+  /// one token each, as keep the rows that any rank receives of a chunk within `max_rows`, which
+  /// covers one token of every rank. kept_ids_TK: i32, expert of each slot, -1 for none.
+  /// Collective over the group, whose members all have as many tokens and the same max_rows.
+  void plan(Context& ctx, ConstTensorView kept_ids_TK, std::int64_t max_rows);
+  [[nodiscard]] int num_chunks() const { return num_chunks_; }
+  [[nodiscard]] TokenRange tokens_of(int chunk) const;
+  [[nodiscard]] std::int64_t num_sent(int chunk) const { return chunk_at(chunk).num_sent; }
+  [[nodiscard]] std::int64_t num_received(int chunk) const { return chunk_at(chunk).num_received; }
   /// Rows for each local expert, in order.
-  [[nodiscard]] std::span<const std::int64_t> received_counts() const { return received_e_; }
-  /// sent_SH (sorted by expert) -> received_RH; staging_RH is scratch of equal size. Collective
-  /// over ep.
+  [[nodiscard]] std::span<const std::int64_t> received_counts(int chunk) const {
+    return chunk_at(chunk).received_e;
+  }
+  /// Rows of the whole micro-batch by expert-parallel position.
+  [[nodiscard]] std::span<const std::int64_t> loads() const { return loads_; }
+  /// sent_SH (sorted by expert) -> received_RH; scratch: staging_RH of equal size and, with etp >
+  /// 1, copies_CH of etp * S rows. Collective over the group.
   void to_experts(Context& ctx,
+                  int chunk,
                   ConstTensorView sent_SH,
                   TensorView received_RH,
                   TensorView staging_RH,
+                  TensorView copies_CH,
                   comm::Purpose purpose) const;
-  /// The way back: received_RH -> sent_SH. Collective over ep.
+  /// The way back: received_RH -> sent_SH. Collective over the group.
   void from_experts(Context& ctx,
+                    int chunk,
                     ConstTensorView received_RH,
                     TensorView sent_SH,
                     TensorView staging_RH,
+                    TensorView copies_CH,
                     comm::Purpose purpose) const;
 
  private:
+  struct Chunk {
+    std::vector<std::int64_t> sent_by_ep;    ///< rows by expert-parallel position
+    std::vector<std::int64_t> sent_by_rank;  ///< the same for each rank of the group
+    std::vector<std::int64_t> received_by_rank;
+    std::vector<std::int64_t> received_re;  ///< [source rank, local expert]
+    std::vector<std::int64_t> received_e;
+    std::int64_t num_sent = 0;
+    std::int64_t num_received = 0;
+  };
   enum class Direction : std::uint8_t { kBySource, kByExpert };
+  [[nodiscard]] const Chunk& chunk_at(int chunk) const { return chunks_.at(std::size_t(chunk)); }
+  /// counts_GCE: of every rank, chunk and expert.
+  [[nodiscard]] std::int64_t most_received(std::span<const std::int64_t> counts_GCE) const;
+  void fill_chunks(std::span<const std::int64_t> counts_GCE);
   /// Copies rows between the orders (source, expert) and (expert, source).
-  void reorder(ConstTensorView from, TensorView to, Direction to_order) const;
-  [[nodiscard]] std::vector<std::int64_t> scaled(std::span<const std::int64_t> rows,
-                                                 std::int64_t width) const;
+  static void reorder(const Chunk& chunk, ConstTensorView from, TensorView to, Direction to_order);
 
-  comm::Group& ep_;
-  int num_local_;
+  comm::Group& dispatch_;
+  ExpertGrid grid_;
   LayerId layer_;
-  std::vector<std::int64_t> sent_by_rank_;
-  std::vector<std::int64_t> received_by_rank_;
-  std::vector<std::int64_t> received_re_;  ///< [source rank, local expert]
-  std::vector<std::int64_t> received_e_;
-  std::int64_t num_sent_ = 0;
-  std::int64_t num_received_ = 0;
+  std::int64_t num_tokens_ = 0;
+  int num_chunks_ = 1;
+  std::vector<Chunk> chunks_;
+  std::vector<std::int64_t> loads_;
 };
 
 }  // namespace pecan::parallel
