@@ -16,7 +16,15 @@ Linear::Linear(const ModelDims& dims, parallel::ParamSet& params, const std::str
 }
 
 void Linear::forward(Context& ctx, ConstTensorView x_TI, TensorView y_TO) const {
+  forward_part(ctx, x_TI, y_TO);
+  add_bias(ctx, y_TO);
+}
+
+void Linear::forward_part(Context& ctx, ConstTensorView x_TI, TensorView y_TO) const {
   ops::matmul_forward(ctx, x_TI, weight_->weight, y_TO);
+}
+
+void Linear::add_bias(Context& ctx, TensorView y_TO) const {
   if (bias_ != nullptr) ops::add_bias(ctx, bias_->weight.row_major(), y_TO);
 }
 
@@ -30,6 +38,12 @@ void Linear::backward_input(Context& ctx,
                             TensorView dx_TI,
                             Accumulate accumulate) const {
   ops::matmul_backward_input(ctx, dy_TO, weight_->weight, dx_TI, accumulate);
+}
+
+WholeStream WholeStream::plan(const ModelDims& dims, device::Arena& arena) {
+  if (!dims.shares_stream()) return {};
+  return {.first_TH = arena.allocate(dims.dtype, {dims.tokens(), dims.hidden}),
+          .second_TH = arena.allocate(dims.dtype, {dims.tokens(), dims.hidden})};
 }
 
 NormStatistics NormStatistics::plan(const ModelDims& dims,

@@ -13,6 +13,8 @@ namespace pecan::model {
 
 using parallel::ComputedIn;
 using parallel::ParamSpec;
+using parallel::ReplicaGradient;
+using parallel::TensorSplit;
 using parallel::WeightDecay;
 
 int ModelDims::num_moe_layers() const {
@@ -35,6 +37,10 @@ ModelDims plan_dims(const config::Config& config, std::int64_t vocab_size) {
   dims.dtype = config.training.bf16                                          ? DType::kBF16
                : config.training.compute_dtype == config::ComputeDType::kF64 ? DType::kF64
                                                                              : DType::kF32;
+  dims.tp = config.parallel.tensor_model_parallel_size;
+  dims.recompute = config.training.recompute_granularity;
+  dims.sequence_parallel = config.parallel.sequence_parallel ? parallel::SequenceParallel::kOn
+                                                             : parallel::SequenceParallel::kOff;
   dims.num_layers = model.num_layers;
   dims.hidden = model.hidden_size;
   dims.heads = model.num_attention_heads;
@@ -65,8 +71,13 @@ ModelDims plan_dims(const config::Config& config, std::int64_t vocab_size) {
     dims.shared_ffn = moe.moe_shared_expert_intermediate_size;
     dims.num_experts = moe.num_experts;
     dims.topk = moe.moe_router_topk;
+    dims.ep = config.parallel.expert_model_parallel_size;
+    dims.etp = config.parallel.expert_tensor_parallel_size;
     dims.aux_loss_coeff =
-        moe.moe_router_load_balancing_type == "aux_loss" ? moe.moe_aux_loss_coeff : 0.0;
+        moe.moe_router_load_balancing_type == "none" ? 0.0 : moe.moe_aux_loss_coeff;
+    dims.balance = moe.moe_router_load_balancing_type == "seq_aux_loss"      ? Balance::kSequence
+                   : moe.moe_router_load_balancing_type == "global_aux_loss" ? Balance::kGlobalBatch
+                                                                             : Balance::kMicroBatch;
     dims.z_loss_coeff = moe.moe_z_loss_coeff;
     dims.router_scaling = moe.moe_router_topk_scaling_factor;
     dims.score_function = moe.moe_router_score_function;
@@ -115,29 +126,61 @@ std::vector<ParamSpec> plan_parameters(const ModelDims& dims) {
                      .computed_in = ComputedIn::kMasterType});
     return specs.back();
   };
-  const auto norm = [&](const std::string& name, std::int64_t size) {
-    vector(name + ".weight", size, 1);
-    if (dims.normalization == config::Normalization::kLayerNorm) vector(name + ".bias", size, 0);
+  // What reads the residual stream sees its own tokens only, where that is shared out.
+  const ReplicaGradient of_stream =
+      dims.shares_stream() ? ReplicaGradient::kPartial : ReplicaGradient::kWhole;
+  const auto norm = [&](const std::string& name, std::int64_t size, ReplicaGradient gradient) {
+    vector(name + ".weight", size, 1).replica_gradient = gradient;
+    if (dims.normalization == config::Normalization::kLayerNorm)
+      vector(name + ".bias", size, 0).replica_gradient = gradient;
+  };
+  struct Cut {
+    TensorSplit split;
+    int num_parts = 0;
   };
   const auto linear = [&](const std::string& name,
                           std::int64_t rows,
                           std::int64_t columns,
                           double std_dev,
+                          Cut cut,
                           ExpertId expert = ExpertId{-1}) {
-    matrix(name + ".weight", rows, columns, std_dev).expert = expert;
-    if (dims.linear_bias) vector(name + ".bias", rows, 0).expert = expert;
+    const auto place = [&](ParamSpec& spec, TensorSplit split) {
+      spec.expert = expert;
+      spec.split = split;
+      spec.num_parts = cut.num_parts;
+    };
+    place(matrix(name + ".weight", rows, columns, std_dev), cut.split);
+    // The bias of a row-parallel map is added once to the sum of the ranks' parts.
+    if (dims.linear_bias) {
+      place(vector(name + ".bias", rows, 0),
+            cut.split == TensorSplit::kRows ? TensorSplit::kRows : TensorSplit::kNone);
+    }
   };
   const auto mlp = [&](const std::string& prefix, std::int64_t ffn, ExpertId expert) {
-    if (dims.gated_ffn) linear(prefix + ".gate_proj", ffn, dims.hidden, dims.init_std, expert);
-    linear(prefix + ".up_proj", ffn, dims.hidden, dims.init_std, expert);
-    linear(prefix + ".down_proj", dims.hidden, ffn, output_std, expert);
+    const Cut outputs{TensorSplit::kRows}, inputs{TensorSplit::kColumns};
+    if (dims.gated_ffn)
+      linear(prefix + ".gate_proj", ffn, dims.hidden, dims.init_std, outputs, expert);
+    linear(prefix + ".up_proj", ffn, dims.hidden, dims.init_std, outputs, expert);
+    linear(prefix + ".down_proj", dims.hidden, ffn, output_std, inputs, expert);
+  };
+  const auto vocabulary = [&](const std::string& name) -> ParamSpec& {
+    ParamSpec& spec = matrix(name, dims.vocab, dims.hidden, dims.init_std);
+    spec.padded_rows = dims.padded_vocab;
+    spec.split = TensorSplit::kRows;
+    return spec;
+  };
+  const int last_stage = int(dims.num_layers) + 1;
+  const auto set_stage = [&](std::size_t first_spec, int stage) {
+    for (std::size_t s = first_spec; s < specs.size(); ++s)
+      specs[s].first_stage = specs[s].last_stage = stage;
   };
 
-  matrix("model.embed_tokens.weight", dims.vocab, dims.hidden, dims.init_std).padded_rows =
-      dims.padded_vocab;
+  vocabulary("model.embed_tokens.weight");
   if (dims.position_embedding == config::PositionEmbedding::kLearnedAbsolute) {
-    matrix("model.embed_positions.weight", dims.max_positions, dims.hidden, dims.init_std);
+    matrix("model.embed_positions.weight", dims.max_positions, dims.hidden, dims.init_std)
+        .replica_gradient = of_stream;
   }
+  if (dims.tied_embeddings) specs.front().last_stage = last_stage;
   for (std::int64_t i = 0; i < dims.num_layers; ++i) {
     const LayerId layer{std::int32_t(i)};
     const std::string prefix = layer_name(layer);
@@ -145,20 +188,27 @@ std::vector<ParamSpec> plan_parameters(const ModelDims& dims) {
     const std::size_t first = specs.size();
     const std::int64_t q_width = dims.heads * dims.head_dim;
     const std::int64_t kv_width = dims.kv_groups * dims.head_dim;
-    norm(prefix + ".input_layernorm", dims.hidden);
-    linear(attention + ".q_proj", q_width, dims.hidden, dims.init_std);
-    linear(attention + ".k_proj", kv_width, dims.hidden, dims.init_std);
-    linear(attention + ".v_proj", kv_width, dims.hidden, dims.init_std);
-    linear(attention + ".o_proj", dims.hidden, q_width, output_std);
+    const Cut by_head{TensorSplit::kRows, int(dims.heads)};
+    const Cut by_group{TensorSplit::kRows, int(dims.kv_groups)};
+    norm(prefix + ".input_layernorm", dims.hidden, of_stream);
+    linear(attention + ".q_proj", q_width, dims.hidden, dims.init_std, by_head);
+    linear(attention + ".k_proj", kv_width, dims.hidden, dims.init_std, by_group);
+    linear(attention + ".v_proj", kv_width, dims.hidden, dims.init_std, by_group);
+    linear(attention + ".o_proj", dims.hidden, q_width, output_std, {TensorSplit::kColumns});
     if (dims.qk_norm != QkNorm::kNone) {
       const bool per_head = dims.qk_norm == QkNorm::kPerHead;
-      norm(attention + ".q_norm", per_head ? dims.head_dim : q_width);
-      norm(attention + ".k_norm", per_head ? dims.head_dim : kv_width);
+      // Each rank sees its own heads only.
+      const ReplicaGradient of_heads =
+          dims.tp > 1 ? ReplicaGradient::kPartial : ReplicaGradient::kWhole;
+      norm(attention + ".q_norm", per_head ? dims.head_dim : q_width, of_heads);
+      norm(attention + ".k_norm", per_head ? dims.head_dim : kv_width, of_heads);
     }
-    norm(prefix + ".post_attention_layernorm", dims.hidden);
+    norm(prefix + ".post_attention_layernorm", dims.hidden, of_stream);
     if (dims.is_moe[std::size_t(i)]) {
-      matrix(prefix + ".mlp.gate.weight", dims.num_experts, dims.hidden, dims.init_std)
-          .computed_in = ComputedIn::kMasterType;
+      ParamSpec& router =
+          matrix(prefix + ".mlp.gate.weight", dims.num_experts, dims.hidden, dims.init_std);
+      router.computed_in = ComputedIn::kMasterType;
+      router.replica_gradient = of_stream;
       if (dims.shared_ffn > 0) mlp(prefix + ".mlp.shared_expert", dims.shared_ffn, ExpertId{-1});
       for (std::int32_t e = 0; e < dims.num_experts; ++e)
         mlp(expert_name(layer, ExpertId{e}), dims.expert_ffn, ExpertId{e});
@@ -166,29 +216,26 @@ std::vector<ParamSpec> plan_parameters(const ModelDims& dims) {
       mlp(prefix + ".mlp", dims.ffn, ExpertId{-1});
     }
     for (std::size_t s = first; s < specs.size(); ++s) specs[s].layer = layer;
+    set_stage(first, int(i) + 1);
   }
-  norm("model.norm", dims.hidden);
-  if (!dims.tied_embeddings) {
-    matrix("lm_head.weight", dims.vocab, dims.hidden, dims.init_std).padded_rows =
-        dims.padded_vocab;
-  }
+  const std::size_t first = specs.size();
+  norm("model.norm", dims.hidden, of_stream);
+  if (!dims.tied_embeddings) vocabulary("lm_head.weight");
+  set_stage(first, last_stage);
   return specs;
 }
 
 void initialise(Context& ctx, parallel::ParamSet& params, std::uint64_t seed) {
   for (const parallel::Param& param : params.params()) {
     const ParamSpec& spec = param.spec;
+    const Block owned = param.owned_block();
+    if (owned.extent.num_elements() == 0) continue;
     // Padded rows come last in row-major order: they are left at zero.
-    const device::ParamStorage true_rows(param.master.memory(), param.master.dtype(), spec.shape);
+    const device::ParamStorage true_rows(param.master.memory(), param.master.dtype(), owned.extent);
     PECAN_EXPECTS(param.master.order() == device::StorageOrder::kRowMajor);
     if (spec.init_std > 0) {
-      ops::init_normal(ctx,
-                       true_rows,
-                       spec.shape,
-                       Block::whole(spec.shape).offset,
-                       seed,
-                       stream_of(spec.name),
-                       spec.init_std);
+      ops::init_normal(
+          ctx, true_rows, spec.shape, owned.offset, seed, stream_of(spec.name), spec.init_std);
     } else {
       ops::init_constant(ctx, true_rows, spec.init_value);
     }
@@ -198,7 +245,7 @@ void initialise(Context& ctx, parallel::ParamSet& params, std::uint64_t seed) {
 
 void derive_weights(Context& ctx, parallel::ParamSet& params) {
   for (const parallel::Param& param : params.params()) {
-    if (param.is_derived()) ops::cast(ctx, param.master.flat(), param.weight.flat());
+    if (param.is_derived()) ops::cast(ctx, param.master.flat(), param.owned_weight.flat());
   }
 }
 

@@ -29,7 +29,10 @@ Mlp::Mlp(const ModelDims& dims, parallel::ParamSet& params, const std::string& p
   if (dims.gated_ffn) gate_.emplace(dims, params, prefix + ".gate_proj");
 }
 
-void Mlp::forward(Context& ctx, ConstTensorView x_TH, MlpActivations kept, TensorView y_TH) const {
+void Mlp::forward_part(Context& ctx,
+                       ConstTensorView x_TH,
+                       MlpActivations kept,
+                       TensorView y_TH) const {
   up_.forward(ctx, x_TH, kept.up_TF);
   if (gate_) {
     gate_->forward(ctx, x_TH, kept.gate_TF);
@@ -37,7 +40,7 @@ void Mlp::forward(Context& ctx, ConstTensorView x_TH, MlpActivations kept, Tenso
   } else {
     ops::gelu_forward(ctx, kept.up_TF, kept.h_TF);
   }
-  down_.forward(ctx, kept.h_TF, y_TH);
+  down_.forward_part(ctx, kept.h_TF, y_TH);
 }
 
 void Mlp::backward(Context& ctx,
@@ -72,6 +75,7 @@ Experts::Experts(const ModelDims& dims,
   const int first = parallel::position_of(mesh, rank).ep * num_local;
   for (int e = first; e < first + num_local; ++e)
     experts_.emplace_back(dims, params, expert_name(layer, ExpertId{e}));
+  adds_bias_ = parallel::position_of(mesh, rank).etp == 0;
   weight_gradient_.assign(experts_.size(), WeightGradient::kOn);
 }
 
@@ -82,8 +86,9 @@ void Experts::forward(Context& ctx,
                       TensorView y_RH) const {
   std::int64_t first = 0;
   for (std::size_t e = 0; e < experts_.size(); first += counts[e++]) {
-    experts_[e].forward(
-        ctx, x_RH.rows(first, counts[e]), kept.rows(first, counts[e]), y_RH.rows(first, counts[e]));
+    const TensorView y = y_RH.rows(first, counts[e]);
+    experts_[e].forward_part(ctx, x_RH.rows(first, counts[e]), kept.rows(first, counts[e]), y);
+    if (adds_bias_) experts_[e].add_bias(ctx, y);
   }
 }
 

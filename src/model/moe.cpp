@@ -16,6 +16,7 @@ namespace {
 
 using comm::Purpose;
 using ops::Accumulate;
+using parallel::Pass;
 
 std::string norm_name(LayerId layer) {
   return layer_name(layer) + ".post_attention_layernorm";
@@ -56,129 +57,163 @@ void update_expert_bias(TensorView bias_E, std::span<const double> counts_E, dou
   }
 }
 
-DispatchKept DispatchKept::plan(const ModelDims& dims, std::int64_t rows, device::Arena& arena) {
-  DispatchKept kept;
-  kept.x_RH = arena.allocate(dims.dtype, {rows, dims.hidden});
-  kept.experts = MlpActivations::plan(dims, rows, dims.expert_ffn, arena);
-  return kept;
+std::int64_t most_dispatch_rows(const ModelDims& dims) {
+  const std::int64_t ranks = std::int64_t(dims.ep) * dims.etp;
+  const std::int64_t local_experts = dims.num_experts / dims.ep;
+  const std::int64_t all = ranks * dims.stream_tokens() * std::min(dims.topk, local_experts);
+  if (dims.capacity_factor <= 0) return all;
+  // A dispatch group may begin and end inside a tensor-parallel group.
+  const std::int64_t micro_batches =
+      std::min(ranks, dims.shares_stream() ? (ranks + 2 * dims.tp - 2) / dims.tp : ranks);
+  return std::min(all, local_experts * dims.capacity() * micro_batches);
 }
 
-DispatchScratch DispatchScratch::plan(const ModelDims& dims,
-                                      std::int64_t rows,
-                                      device::Arena& arena) {
-  DispatchScratch scratch;
-  scratch.staging_RH = arena.allocate(dims.dtype, {rows, dims.hidden});
-  scratch.y_RH = arena.allocate(dims.dtype, {rows, dims.hidden});
-  return scratch;
+std::int64_t planned_dispatch_rows(const ModelDims& dims) {
+  const std::int64_t ranks = std::int64_t(dims.ep) * dims.etp;
+  const std::int64_t one_token = ranks * std::min(dims.topk, dims.num_experts / dims.ep);
+  const double even = double(dims.stream_tokens() * dims.topk * dims.etp);
+  return std::min(most_dispatch_rows(dims),
+                  std::max(one_token, std::int64_t(std::ceil(dims.dispatch_buffer_factor * even))));
 }
 
-std::int64_t most_dispatch_rows(const ModelDims& dims, int ep_size) {
-  const std::int64_t all = dims.tokens() * dims.topk * ep_size;
-  // E / ep experts take their capacity from each of ep ranks.
-  return dims.capacity_factor > 0 ? std::min(all, dims.num_experts * dims.capacity()) : all;
-}
-
-std::int64_t planned_dispatch_rows(const ModelDims& dims, int ep_size) {
-  const double even = double(dims.tokens() * dims.topk);
-  return std::min(most_dispatch_rows(dims, ep_size),
-                  std::int64_t(std::ceil(dims.dispatch_buffer_factor * even)));
-}
-
-FfnActivations FfnActivations::plan(const ModelDims& dims,
-                                    LayerId layer,
-                                    int ep_size,
-                                    device::Arena& arena) {
-  const std::int64_t tokens = dims.tokens();
-  FfnActivations kept;
-  kept.normed_TH = arena.allocate(dims.dtype, {tokens, dims.hidden});
-  kept.norm = NormStatistics::plan(dims, tokens, arena);
-  if (!dims.is_moe[std::size_t(layer.value)]) {
-    kept.dense = MlpActivations::plan(dims, tokens, dims.ffn, arena);
-    return kept;
-  }
-  if (dims.shared_ffn > 0) kept.dense = MlpActivations::plan(dims, tokens, dims.shared_ffn, arena);
-  kept.logits_TE = arena.allocate(dims.master_dtype(), {tokens, dims.num_experts});
-  kept.probs_TE = arena.allocate(dims.master_dtype(), {tokens, dims.num_experts});
-  kept.ids_TK = arena.allocate(DType::kI32, {tokens, dims.topk});
-  kept.weights_TK = arena.allocate(dims.master_dtype(), {tokens, dims.topk});
+RoutingKept RoutingKept::plan(const ModelDims& dims, device::Arena& arena) {
+  const std::int64_t tokens = dims.stream_tokens();
+  const std::int64_t groups = dims.balance == Balance::kSequence ? dims.micro_batch : 1;
+  RoutingKept kept;
+  kept.logits_tE = arena.allocate(dims.master_dtype(), {tokens, dims.num_experts});
+  kept.probs_tE = arena.allocate(dims.master_dtype(), {tokens, dims.num_experts});
+  kept.ids_tK = arena.allocate(DType::kI32, {tokens, dims.topk});
+  kept.weights_tK = arena.allocate(dims.master_dtype(), {tokens, dims.topk});
   kept.counts_E = arena.allocate(DType::kI64, {dims.num_experts});
-  kept.balance_counts_E = arena.allocate(DType::kI64, {dims.num_experts});
-  kept.kept_ids_TK = kept.ids_TK;
+  kept.balance_counts_GE = arena.allocate(DType::kI64, {groups, dims.num_experts});
+  kept.kept_ids_tK = kept.ids_tK;
   kept.chosen_counts_E = kept.counts_E;
   if (dims.capacity_factor > 0) {
-    kept.kept_ids_TK = arena.allocate(DType::kI32, {tokens, dims.topk});
+    kept.kept_ids_tK = arena.allocate(DType::kI32, {tokens, dims.topk});
     kept.chosen_counts_E = arena.allocate(DType::kI64, {dims.num_experts});
   }
   kept.order_P = arena.allocate(DType::kI32, {tokens * dims.topk});
-  kept.positions_TK = arena.allocate(DType::kI32, {tokens, dims.topk});
-  kept.returned_PH = arena.allocate(dims.dtype, {tokens * dims.topk, dims.hidden});
-  kept.dispatch = Growable<DispatchKept>(dims, planned_dispatch_rows(dims, ep_size), arena);
+  kept.positions_tK = arena.allocate(DType::kI32, {tokens, dims.topk});
   return kept;
 }
 
-FfnScratch FfnScratch::plan(const ModelDims& dims, int ep_size, device::Arena& arena) {
-  const std::int64_t tokens = dims.tokens();
+FfnActivations FfnActivations::plan(const ModelDims& dims, LayerId layer, device::Arena& arena) {
+  const std::int64_t tokens = dims.stream_tokens();
+  FfnActivations kept;
+  kept.normed_tH = arena.allocate(dims.dtype, {tokens, dims.hidden});
+  kept.norm = NormStatistics::plan(dims, tokens, arena);
+  if (!dims.is_moe[std::size_t(layer.value)]) {
+    kept.dense = MlpActivations::plan(dims, dims.tokens(), dims.ffn / dims.tp, arena);
+    return kept;
+  }
+  if (dims.shared_ffn > 0)
+    kept.dense = MlpActivations::plan(dims, dims.tokens(), dims.shared_ffn / dims.tp, arena);
+  kept.returned_PH = arena.allocate(dims.dtype, {tokens * dims.topk, dims.hidden});
+  const std::int64_t rows = planned_dispatch_rows(dims);
+  kept.dispatch.x_RH = arena.allocate(dims.dtype, {rows, dims.hidden});
+  kept.dispatch.experts = MlpActivations::plan(dims, rows, dims.expert_ffn / dims.etp, arena);
+  return kept;
+}
+
+FfnScratch FfnScratch::plan(const ModelDims& dims, device::Arena& arena) {
+  const std::int64_t tokens = dims.stream_tokens();
+  const std::int64_t slots = tokens * dims.topk;
   FfnScratch scratch;
-  scratch.d_normed_TH = arena.allocate(dims.dtype, {tokens, dims.hidden});
-  if (dims.num_moe_layers() > 0) {
-    scratch.d_logits_TE = arena.allocate(dims.master_dtype(), {tokens, dims.num_experts});
-    scratch.d_weights_TK = arena.allocate(dims.master_dtype(), {tokens, dims.topk});
-    if (dims.dtype != dims.master_dtype())
-      scratch.router_TH = arena.allocate(dims.master_dtype(), {tokens, dims.hidden});
-    scratch.sent_PH = arena.allocate(dims.dtype, {tokens * dims.topk, dims.hidden});
-    scratch.dispatch = Growable<DispatchScratch>(dims, planned_dispatch_rows(dims, ep_size), arena);
+  scratch.d_normed_tH = arena.allocate(dims.dtype, {tokens, dims.hidden});
+  if (dims.num_moe_layers() == 0) return scratch;
+  scratch.d_logits_tE = arena.allocate(dims.master_dtype(), {tokens, dims.num_experts});
+  scratch.d_weights_tK = arena.allocate(dims.master_dtype(), {tokens, dims.topk});
+  if (dims.dtype != dims.master_dtype())
+    scratch.router_tH = arena.allocate(dims.master_dtype(), {tokens, dims.hidden});
+  scratch.sent_PH = arena.allocate(dims.dtype, {slots, dims.hidden});
+  if (dims.etp > 1) scratch.copies_PH = arena.allocate(dims.dtype, {slots * dims.etp, dims.hidden});
+  const std::int64_t rows = planned_dispatch_rows(dims);
+  scratch.staging_RH = arena.allocate(dims.dtype, {rows, dims.hidden});
+  scratch.y_RH = arena.allocate(dims.dtype, {rows, dims.hidden});
+  scratch.chunk_counts_E = arena.allocate(DType::kI64, {dims.num_experts});
+  if (dims.capacity_factor > 0 && dims.shares_stream()) {
+    scratch.ids_TK = arena.allocate(DType::kI32, {dims.tokens(), dims.topk});
+    scratch.weights_TK = arena.allocate(dims.master_dtype(), {dims.tokens(), dims.topk});
+    scratch.kept_ids_TK = arena.allocate(DType::kI32, {dims.tokens(), dims.topk});
+    scratch.counts_E = arena.allocate(DType::kI64, {dims.num_experts});
   }
   return scratch;
 }
 
-DenseFfnLayer::DenseFfnLayer(const ModelDims& dims, parallel::ParamSet& params, LayerId layer)
-    : norm_(dims, params, norm_name(layer)), mlp_(dims, params, layer_name(layer) + ".mlp") {}
+DenseFfnLayer::DenseFfnLayer(const ModelDims& dims,
+                             parallel::ParamSet& params,
+                             const parallel::StreamExchange& stream,
+                             LayerId layer)
+    : stream_(stream),
+      layer_(layer),
+      norm_(dims, params, norm_name(layer)),
+      mlp_(dims, params, layer_name(layer) + ".mlp") {}
 
 void DenseFfnLayer::forward(Context& ctx,
-                            ConstTensorView x_TH,
+                            ConstTensorView x_tH,
                             FfnActivations& kept,
-                            TensorView y_TH) const {
-  norm_.forward(ctx, x_TH, kept.norm, kept.normed_TH);
-  mlp_.forward(ctx, kept.normed_TH, kept.dense, y_TH);
-  ops::add(ctx, x_TH, y_TH, y_TH);
+                            const WholeStream& whole,
+                            TensorView y_tH) const {
+  norm_.forward(ctx, x_tH, kept.norm, kept.normed_tH);
+  const ConstTensorView normed_TH =
+      stream_.gather(ctx, kept.normed_tH, whole.first_TH, layer_, Pass::kForward);
+  mlp_.forward_part(ctx, normed_TH, kept.dense, stream_.part(y_tH, whole.second_TH));
+  stream_.reduce(ctx, y_tH, whole.second_TH, layer_, Pass::kForward);
+  mlp_.add_bias(ctx, y_tH);
+  ops::add(ctx, x_tH, y_tH, y_tH);
 }
 
 void DenseFfnLayer::backward(Context& ctx,
-                             ConstTensorView x_TH,
+                             ConstTensorView x_tH,
                              FfnActivations& kept,
                              FfnScratch& scratch,
-                             TensorView d_TH) const {
+                             const WholeStream& whole,
+                             TensorView d_tH) const {
+  const ConstTensorView d_TH = stream_.gather(ctx, d_tH, whole.first_TH, layer_, Pass::kBackward);
+  const ConstTensorView normed_TH =
+      stream_.gather(ctx, kept.normed_tH, whole.second_TH, layer_, Pass::kBackward);
   mlp_.backward(ctx,
                 d_TH,
-                kept.normed_TH,
+                normed_TH,
                 kept.dense,
-                scratch.d_normed_TH,
+                stream_.part(scratch.d_normed_tH, whole.first_TH),
                 Accumulate::kOverwrite,
                 WeightGradient::kOn);
-  norm_.backward(ctx, scratch.d_normed_TH, x_TH, kept.norm, d_TH, Accumulate::kAdd);
+  stream_.reduce(ctx, scratch.d_normed_tH, whole.first_TH, layer_, Pass::kBackward);
+  norm_.backward(ctx, scratch.d_normed_tH, x_tH, kept.norm, d_tH, Accumulate::kAdd);
 }
 
 MoeLayer::MoeLayer(const ModelDims& dims,
                    parallel::ParamSet& params,
-                   LayerId layer,
                    const parallel::MeshShape& mesh,
-                   comm::Group& ep,
-                   Rank rank)
+                   const parallel::MeshGroups& groups,
+                   const parallel::StreamExchange& stream,
+                   LayerId layer)
     : dims_(dims),
+      groups_(groups),
+      stream_(stream),
       layer_(layer),
       norm_(dims, params, norm_name(layer)),
       router_(&params.at(layer_name(layer) + ".mlp.gate.weight")),
-      experts_(dims, params, layer, mesh, rank),
-      exchange_(ep, int(dims.num_experts), layer),
-      // Ranks go on where others stop, and layers start at different experts, so that what is left
-      // over does not always fall to the first ones.
-      first_in_turn_(parallel::position_of(mesh, rank).dp * dims.tokens() * dims.topk +
-                     layer.value) {
+      experts_(dims, params, layer, mesh, groups.world->rank()),
+      exchange_(*groups.dispatch, {mesh.ep, mesh.etp, int(dims.num_experts)}, layer),
+      max_rows_(planned_dispatch_rows(dims)),
+      step_counts_E_(std::size_t(dims.num_experts)) {
+  PECAN_EXPECTS(dims.tp == 1 || dims.shares_stream());
+  // Ranks go on where others stop, and layers start at different experts, so that what is left
+  // over does not always fall to the first ones.
+  const parallel::MeshPosition at = parallel::position_of(mesh, groups.world->rank());
+  first_in_turn_ = (at.dp * dims.tokens() + at.tp * dims.stream_tokens()) * dims.topk + layer.value;
   if (dims.shared_ffn > 0) shared_.emplace(dims, params, layer_name(layer) + ".mlp.shared_expert");
   if (dims.expert_bias) {
     expert_bias_ =
         device::Buffer(device::cpu(), std::size_t(dims.num_experts) * size_of(dims.master_dtype()));
   }
+}
+
+void MoeLayer::begin_step() {
+  std::ranges::fill(step_counts_E_, 0);
+  step_tokens_ = 0;
 }
 
 ops::RouterOptions MoeLayer::router_options() const {
@@ -195,154 +230,319 @@ TensorView MoeLayer::expert_bias() const {
   return {expert_bias_.data(), dims_.master_dtype(), Shape{dims_.num_experts}};
 }
 
-void MoeLayer::dispatch(Context& ctx, FfnActivations& kept, FfnScratch& scratch) {
-  exchange_.plan(ctx, kept.counts_E.as<std::int64_t>());
-  const std::int64_t rows = exchange_.num_received();
-  const std::int64_t planned = kept.dispatch.capacity();
-  const std::int64_t most = most_dispatch_rows(dims_, exchange_.num_ranks());
-  DispatchKept& received = kept.dispatch.at_least(ctx, dims_, rows, most);
-  DispatchScratch& shared = scratch.dispatch.at_least(ctx, dims_, rows, most);
-  if (rows > planned) {
-    PECAN_LOG(kWarn,
-              "[model] layer {} received {} token slots, more than the {} that memory was planned "
-              "for: its buffers grew "
-              "to {} rows; raise moe.dispatch_buffer_factor (now {}) or strengthen "
-              "moe.moe_aux_loss_coeff",
-              layer_,
-              rows,
-              planned,
-              kept.dispatch.capacity(),
-              dims_.dispatch_buffer_factor);
-  }
-  exchange_.to_experts(ctx,
-                       scratch.sent_PH.rows(0, num_sent_),
-                       received.x_RH.rows(0, rows),
-                       shared.staging_RH.rows(0, rows),
-                       Purpose::kDispatch);
-}
-
 ConstTensorView MoeLayer::router_input(Context& ctx,
                                        const FfnActivations& kept,
                                        const FfnScratch& scratch) const {
-  if (dims_.dtype == dims_.master_dtype()) return kept.normed_TH;
-  ops::cast(ctx, kept.normed_TH, scratch.router_TH);
-  return scratch.router_TH;
+  if (dims_.dtype == dims_.master_dtype()) return kept.normed_tH;
+  ops::cast(ctx, kept.normed_tH, scratch.router_tH);
+  return scratch.router_tH;
+}
+
+ops::BalanceGroups MoeLayer::balance_groups() const {
+  const std::int64_t own_first =
+      dims_.shares_stream() ? stream_.tp().rank().value * dims_.stream_tokens() : 0;
+  return {own_first, dims_.balance == Balance::kSequence ? dims_.sequence : dims_.tokens()};
+}
+
+ops::RouterLosses MoeLayer::measure_balance(Context& ctx, RoutingKept& routing) {
+  ops::router_counts(ctx,
+                     router_options(),
+                     routing.logits_tE,
+                     routing.probs_tE,
+                     routing.ids_tK,
+                     balance_groups(),
+                     routing.balance_counts_GE);
+  const comm::Tag tag{Purpose::kRouting, layer_};
+  double counted_tokens = double(dims_.tokens()), num_groups = 1, mean_tokens = counted_tokens;
+  if (dims_.balance == Balance::kGlobalBatch) {
+    groups_.world->all_reduce(ctx, routing.balance_counts_GE, comm::ReduceOp::kSum, tag).wait();
+    std::size_t e = 0;
+    for (std::int64_t& count : routing.balance_counts_GE.as<std::int64_t>()) {
+      count = step_counts_E_[e++] += count;
+    }
+    step_tokens_ += dims_.tokens() * groups_.dp->size();
+    counted_tokens = double(step_tokens_);
+  } else {
+    if (dims_.shares_stream()) {
+      stream_.tp().all_reduce(ctx, routing.balance_counts_GE, comm::ReduceOp::kSum, tag).wait();
+    }
+    if (dims_.balance == Balance::kSequence) {
+      num_groups = double(dims_.micro_batch);
+      counted_tokens = mean_tokens = double(dims_.sequence);
+    }
+  }
+  balance_scales_ = {.aux = double(dims_.num_experts) /
+                            (double(dims_.topk) * counted_tokens * mean_tokens * num_groups),
+                     .z = 1.0 / double(dims_.tokens())};
+  return ops::router_losses(ctx,
+                            routing.logits_tE,
+                            routing.probs_tE,
+                            routing.balance_counts_GE,
+                            balance_groups(),
+                            balance_scales_);
+}
+
+std::int64_t MoeLayer::drop(Context& ctx, RoutingKept& routing, FfnScratch& scratch) const {
+  if (dims_.capacity_factor <= 0) return 0;
+  if (!dims_.shares_stream()) {
+    return ops::drop_over_capacity(ctx,
+                                   drop_policy_of(dims_),
+                                   dims_.capacity(),
+                                   routing.ids_tK,
+                                   routing.weights_tK,
+                                   routing.chosen_counts_E,
+                                   routing.kept_ids_tK);
+  }
+  comm::Group& tp = stream_.tp();
+  const std::vector<std::int64_t> counts(std::size_t(tp.size()), routing.ids_tK.num_elements());
+  const comm::Tag tag{Purpose::kRouting, layer_};
+  tp.all_gather_v(ctx, routing.ids_tK, counts, scratch.ids_TK, tag).wait();
+  tp.all_gather_v(ctx, routing.weights_tK, counts, scratch.weights_TK, tag).wait();
+  (void)ops::drop_over_capacity(ctx,
+                                drop_policy_of(dims_),
+                                dims_.capacity(),
+                                scratch.ids_TK,
+                                scratch.weights_TK,
+                                scratch.counts_E,
+                                scratch.kept_ids_TK);
+  ops::copy(ctx, stream_.own_rows(scratch.kept_ids_TK), routing.kept_ids_tK);
+  const auto chosen = routing.chosen_counts_E.as<std::int64_t>();
+  std::ranges::fill(chosen, 0);
+  for (const std::int32_t id : routing.ids_tK.as<std::int32_t>()) ++chosen[std::size_t(id)];
+  return std::ranges::count(routing.kept_ids_tK.as<std::int32_t>(), -1);
+}
+
+void MoeLayer::warn_of_chunks(std::int64_t max_rows) {
+  if (exchange_.num_chunks() <= most_chunks_) return;
+  most_chunks_ = exchange_.num_chunks();
+  const auto loads = exchange_.loads();
+  const auto busiest = std::ranges::max_element(loads);
+  const std::int64_t sum = std::accumulate(loads.begin(), loads.end(), std::int64_t{0});
+  const int own = groups_.dispatch->rank().value;
+  // One of the ranks that are most loaded tells.
+  if (own != int(busiest - loads.begin()) * dims_.etp) return;
+  PECAN_LOG(kWarn,
+            "[model] layer {}: rank {} would receive {} token slots ({:.2f} times the mean), more "
+            "than the {} that memory is planned for: the micro-batch is processed in {} chunks; "
+            "raise moe.dispatch_buffer_factor (now {}) or strengthen moe.moe_aux_loss_coeff",
+            layer_,
+            groups_.world->rank(),
+            *busiest,
+            double(*busiest) * double(loads.size()) / double(std::max<std::int64_t>(1, sum)),
+            max_rows,
+            exchange_.num_chunks(),
+            dims_.dispatch_buffer_factor);
+}
+
+RoutingReport MoeLayer::route(Context& ctx, FfnActivations& kept, FfnScratch& scratch) {
+  RoutingKept& routing = kept.routing;
+  ops::matmul_forward(ctx, router_input(ctx, kept, scratch), router_->weight, routing.logits_tE);
+  ops::router_forward(ctx,
+                      router_options(),
+                      routing.logits_tE,
+                      expert_bias(),
+                      routing.ids_tK,
+                      routing.weights_tK,
+                      routing.probs_tE);
+  const ops::RouterLosses losses = measure_balance(ctx, routing);
+  const std::int64_t dropped = drop(ctx, routing, scratch);
+  exchange_.plan(ctx, routing.kept_ids_tK, max_rows_);
+  warn_of_chunks(max_rows_);
+  const auto counts = routing.counts_E.as<std::int64_t>();
+  std::ranges::fill(counts, 0);
+  for (int chunk = 0; chunk < exchange_.num_chunks(); ++chunk) {
+    const auto [first, count] = exchange_.tokens_of(chunk);
+    ops::permute_plan(ctx,
+                      routing.kept_ids_tK.rows(first, count),
+                      scratch.chunk_counts_E,
+                      routing.order_P.rows(first * dims_.topk, count * dims_.topk),
+                      routing.positions_tK.rows(first, count));
+    std::ranges::transform(
+        counts, scratch.chunk_counts_E.as<std::int64_t>(), counts.begin(), std::plus<>());
+  }
+  return {losses.aux, losses.z, dropped, exchange_.num_chunks()};
+}
+
+void MoeLayer::run_experts(
+    Context& ctx, int chunk, FfnActivations& kept, FfnScratch& scratch, Purpose purpose) {
+  const auto [first, count] = exchange_.tokens_of(chunk);
+  const std::int64_t rows = exchange_.num_received(chunk);
+  const TensorView sent_SH = scratch.sent_PH.rows(0, exchange_.num_sent(chunk));
+  ops::permute_forward(ctx,
+                       kept.normed_tH.rows(first, count),
+                       kept.routing.order_P.rows(first * dims_.topk, count * dims_.topk),
+                       sent_SH);
+  exchange_.to_experts(ctx,
+                       chunk,
+                       sent_SH,
+                       kept.dispatch.x_RH.rows(0, rows),
+                       scratch.staging_RH.rows(0, rows),
+                       scratch.copies_PH,
+                       purpose);
+  experts_.forward(ctx,
+                   exchange_.received_counts(chunk),
+                   kept.dispatch.x_RH.rows(0, rows),
+                   kept.dispatch.experts,
+                   scratch.y_RH);
 }
 
 RoutingReport MoeLayer::forward(Context& ctx,
-                                ConstTensorView x_TH,
+                                ConstTensorView x_tH,
                                 FfnActivations& kept,
                                 FfnScratch& scratch,
-                                TensorView y_TH) {
-  norm_.forward(ctx, x_TH, kept.norm, kept.normed_TH);
-  ops::matmul_forward(ctx, router_input(ctx, kept, scratch), router_->weight, kept.logits_TE);
-  const ops::RouterOptions options = router_options();
-  ops::router_forward(
-      ctx, options, kept.logits_TE, expert_bias(), kept.ids_TK, kept.weights_TK, kept.probs_TE);
-  const ops::RouterLosses losses = ops::router_losses(
-      ctx, options, kept.logits_TE, kept.probs_TE, kept.ids_TK, kept.balance_counts_E);
-  std::int64_t dropped = 0;
-  if (dims_.capacity_factor > 0) {
-    dropped = ops::drop_over_capacity(ctx,
-                                      drop_policy_of(dims_),
-                                      dims_.capacity(),
-                                      kept.ids_TK,
-                                      kept.weights_TK,
-                                      kept.chosen_counts_E,
-                                      kept.kept_ids_TK);
-  }
-  num_sent_ = kept.ids_TK.num_elements() - dropped;
-  ops::permute_plan(ctx, kept.kept_ids_TK, kept.counts_E, kept.order_P, kept.positions_TK);
-  ops::permute_forward(ctx, kept.normed_TH, kept.order_P, scratch.sent_PH.rows(0, num_sent_));
-  dispatch(ctx, kept, scratch);
-
-  const std::int64_t rows = exchange_.num_received();
-  DispatchKept& received = kept.dispatch.memory();
-  DispatchScratch& shared = scratch.dispatch.memory();
-  experts_.forward(
-      ctx, exchange_.received_counts(), received.x_RH.rows(0, rows), received.experts, shared.y_RH);
-  exchange_.from_experts(ctx,
-                         shared.y_RH.rows(0, rows),
-                         kept.returned_PH.rows(0, num_sent_),
-                         shared.staging_RH.rows(0, rows),
-                         Purpose::kCombine);
-
+                                const WholeStream& whole,
+                                TensorView y_tH) {
+  norm_.forward(ctx, x_tH, kept.norm, kept.normed_tH);
+  const RoutingReport report = route(ctx, kept, scratch);
   if (shared_) {
-    shared_->forward(ctx, kept.normed_TH, kept.dense, y_TH);
-    ops::add(ctx, x_TH, y_TH, y_TH);
+    const ConstTensorView normed_TH =
+        stream_.gather(ctx, kept.normed_tH, whole.first_TH, layer_, Pass::kForward);
+    shared_->forward_part(ctx, normed_TH, kept.dense, stream_.part(y_tH, whole.second_TH));
+    stream_.reduce(ctx, y_tH, whole.second_TH, layer_, Pass::kForward);
+    shared_->add_bias(ctx, y_tH);
+    ops::add(ctx, x_tH, y_tH, y_tH);
   } else {
-    ops::copy(ctx, x_TH, y_TH);
+    ops::copy(ctx, x_tH, y_tH);
   }
-  ops::unpermute_forward(ctx,
-                         kept.returned_PH.rows(0, num_sent_),
-                         kept.positions_TK,
-                         kept.weights_TK,
-                         y_TH,
-                         Accumulate::kAdd);
-  return {losses.aux, losses.z, dropped};
+  for (int chunk = 0; chunk < exchange_.num_chunks(); ++chunk) {
+    run_experts(ctx, chunk, kept, scratch, Purpose::kDispatch);
+    const auto [first, count] = exchange_.tokens_of(chunk);
+    const std::int64_t rows = exchange_.num_received(chunk);
+    const TensorView returned_SH =
+        kept.returned_PH.rows(first * dims_.topk, exchange_.num_sent(chunk));
+    exchange_.from_experts(ctx,
+                           chunk,
+                           scratch.y_RH.rows(0, rows),
+                           returned_SH,
+                           scratch.staging_RH.rows(0, rows),
+                           scratch.copies_PH,
+                           Purpose::kCombine);
+    ops::unpermute_forward(ctx,
+                           returned_SH,
+                           kept.routing.positions_tK.rows(first, count),
+                           kept.routing.weights_tK.rows(first, count),
+                           y_tH.rows(first, count),
+                           Accumulate::kAdd);
+  }
+  return report;
+}
+
+void MoeLayer::recompute_inputs(Context& ctx,
+                                ConstTensorView x_tH,
+                                FfnActivations& kept,
+                                FfnScratch& scratch,
+                                const WholeStream& whole) {
+  norm_.forward(ctx, x_tH, kept.norm, kept.normed_tH);
+  if (!shared_) return;
+  const ConstTensorView normed_TH =
+      stream_.gather(ctx, kept.normed_tH, whole.first_TH, layer_, Pass::kBackward);
+  shared_->forward_part(
+      ctx, normed_TH, kept.dense, stream_.part(scratch.d_normed_tH, whole.second_TH));
 }
 
 void MoeLayer::backward(Context& ctx,
-                        ConstTensorView x_TH,
+                        ConstTensorView x_tH,
                         FfnActivations& kept,
                         FfnScratch& scratch,
+                        const WholeStream& whole,
                         double loss_scale,
-                        TensorView d_TH) {
-  const std::int64_t rows = exchange_.num_received();
-  DispatchKept& received = kept.dispatch.memory();
-  DispatchScratch& shared = scratch.dispatch.memory();
-  const TensorView staging_RH = shared.staging_RH.rows(0, rows);
-  const TensorView d_rows_RH = shared.y_RH.rows(0, rows);
-  const TensorView x_RH = received.x_RH.rows(0, rows);
-  const TensorView d_sent_PH = scratch.sent_PH.rows(0, num_sent_);
-
-  ops::unpermute_backward(ctx,
-                          d_TH,
-                          kept.returned_PH.rows(0, num_sent_),
-                          kept.positions_TK,
-                          kept.weights_TK,
-                          d_sent_PH,
-                          scratch.d_weights_TK);
-  exchange_.to_experts(ctx, d_sent_PH, d_rows_RH, staging_RH, Purpose::kCombineBackward);
-  // The input's gradient may not overwrite the input while weight gradients read it: it goes to the
-  // staging rows.
-  experts_.backward(
-      ctx, exchange_.received_counts(), d_rows_RH, x_RH, received.experts, staging_RH);
-  exchange_.from_experts(ctx, staging_RH, d_sent_PH, d_rows_RH, Purpose::kDispatchBackward);
-  ops::permute_backward(
-      ctx, d_sent_PH, kept.positions_TK, scratch.d_normed_TH, Accumulate::kOverwrite);
+                        TensorView d_tH) {
+  RoutingKept& routing = kept.routing;
+  const bool recompute = dims_.recompute == config::RecomputeGranularity::kFull;
+  if (recompute) recompute_inputs(ctx, x_tH, kept, scratch, whole);
+  for (int chunk = 0; chunk < exchange_.num_chunks(); ++chunk) {
+    // The memory of received rows holds the last chunk of the forward, or another layer's.
+    if (recompute || exchange_.num_chunks() > 1) {
+      run_experts(ctx, chunk, kept, scratch, Purpose::kDispatchAgain);
+    }
+    const auto [first, count] = exchange_.tokens_of(chunk);
+    const std::int64_t rows = exchange_.num_received(chunk);
+    const TensorView staging_RH = scratch.staging_RH.rows(0, rows);
+    const TensorView d_rows_RH = scratch.y_RH.rows(0, rows);
+    const TensorView d_sent_SH = scratch.sent_PH.rows(0, exchange_.num_sent(chunk));
+    const TensorView returned_SH =
+        kept.returned_PH.rows(first * dims_.topk, exchange_.num_sent(chunk));
+    if (recompute) {
+      exchange_.from_experts(ctx,
+                             chunk,
+                             d_rows_RH,
+                             returned_SH,
+                             staging_RH,
+                             scratch.copies_PH,
+                             Purpose::kCombineAgain);
+    }
+    ops::unpermute_backward(ctx,
+                            d_tH.rows(first, count),
+                            returned_SH,
+                            routing.positions_tK.rows(first, count),
+                            routing.weights_tK.rows(first, count),
+                            d_sent_SH,
+                            scratch.d_weights_tK.rows(first, count));
+    exchange_.to_experts(
+        ctx, chunk, d_sent_SH, d_rows_RH, staging_RH, scratch.copies_PH, Purpose::kCombineBackward);
+    // The input's gradient may not overwrite the input while weight gradients read it: it goes to
+    // the staging rows.
+    experts_.backward(ctx,
+                      exchange_.received_counts(chunk),
+                      d_rows_RH,
+                      kept.dispatch.x_RH.rows(0, rows),
+                      kept.dispatch.experts,
+                      staging_RH);
+    exchange_.from_experts(ctx,
+                           chunk,
+                           staging_RH,
+                           d_sent_SH,
+                           d_rows_RH,
+                           scratch.copies_PH,
+                           Purpose::kDispatchBackward);
+    ops::permute_backward(ctx,
+                          d_sent_SH,
+                          routing.positions_tK.rows(first, count),
+                          scratch.d_normed_tH.rows(first, count),
+                          Accumulate::kOverwrite);
+  }
 
   ops::router_backward(ctx,
                        router_options(),
-                       kept.logits_TE,
-                       kept.probs_TE,
-                       kept.ids_TK,
-                       kept.weights_TK,
-                       scratch.d_weights_TK,
-                       kept.balance_counts_E,
-                       dims_.aux_loss_coeff * loss_scale,
-                       dims_.z_loss_coeff * loss_scale,
-                       scratch.d_logits_TE);
+                       routing.logits_tE,
+                       routing.probs_tE,
+                       routing.ids_tK,
+                       routing.weights_tK,
+                       scratch.d_weights_tK,
+                       routing.balance_counts_GE,
+                       balance_groups(),
+                       dims_.aux_loss_coeff * loss_scale * balance_scales_.aux,
+                       dims_.z_loss_coeff * loss_scale * balance_scales_.z,
+                       scratch.d_logits_tE);
   ops::matmul_backward_weight(
-      ctx, scratch.d_logits_TE, router_input(ctx, kept, scratch), router_->grad);
+      ctx, scratch.d_logits_tE, router_input(ctx, kept, scratch), router_->grad);
   if (dims_.dtype == dims_.master_dtype()) {
     ops::matmul_backward_input(
-        ctx, scratch.d_logits_TE, router_->weight, scratch.d_normed_TH, Accumulate::kAdd);
+        ctx, scratch.d_logits_tE, router_->weight, scratch.d_normed_tH, Accumulate::kAdd);
   } else {
     ops::matmul_backward_input(
-        ctx, scratch.d_logits_TE, router_->weight, scratch.router_TH, Accumulate::kOverwrite);
-    ops::axpy(ctx, 1, scratch.router_TH, scratch.d_normed_TH);
+        ctx, scratch.d_logits_tE, router_->weight, scratch.router_tH, Accumulate::kOverwrite);
+    ops::axpy(ctx, 1, scratch.router_tH, scratch.d_normed_tH);
   }
   if (shared_) {
+    const ConstTensorView d_TH = stream_.gather(ctx, d_tH, whole.first_TH, layer_, Pass::kBackward);
+    const ConstTensorView normed_TH =
+        stream_.gather(ctx, kept.normed_tH, whole.second_TH, layer_, Pass::kBackward);
+    const TensorView d_normed_TH = stream_.part(scratch.d_normed_tH, whole.first_TH);
     shared_->backward(ctx,
                       d_TH,
-                      kept.normed_TH,
+                      normed_TH,
                       kept.dense,
-                      scratch.d_normed_TH,
-                      Accumulate::kAdd,
+                      d_normed_TH,
+                      stream_.shares() ? Accumulate::kOverwrite : Accumulate::kAdd,
                       WeightGradient::kOn);
+    if (stream_.shares()) {
+      const TensorView own_tH = stream_.own_rows(whole.first_TH);
+      stream_.reduce(ctx, own_tH, whole.first_TH, layer_, Pass::kBackward);
+      ops::axpy(ctx, 1, own_tH, scratch.d_normed_tH);
+    }
   }
-  norm_.backward(ctx, scratch.d_normed_TH, x_TH, kept.norm, d_TH, Accumulate::kAdd);
+  norm_.backward(ctx, scratch.d_normed_tH, x_tH, kept.norm, d_tH, Accumulate::kAdd);
 }
 
 }  // namespace pecan::model

@@ -14,9 +14,25 @@ namespace pecan::model {
 
 using config::PositionEmbedding;
 using ops::Accumulate;
+using parallel::Pass;
 
-Activations Activations::plan(const ModelDims& dims, int ep_size, device::Arena& arena) {
+namespace {
+
+ops::VocabShard vocab_shard(const ModelDims& dims, Rank tp_rank) {
+  const std::int64_t first = tp_rank.value * dims.local_vocab();
+  return {first, std::clamp<std::int64_t>(dims.vocab - first, 0, dims.local_vocab()), dims.vocab};
+}
+
+/// Whether layers take turns in one place, and backward computes again what they held.
+bool recomputes(const ModelDims& dims) {
+  return dims.recompute == config::RecomputeGranularity::kFull;
+}
+
+}  // namespace
+
+Activations Activations::plan(const ModelDims& dims, device::Arena& arena) {
   const std::int64_t tokens = dims.tokens();
+  const std::int64_t own_tokens = dims.stream_tokens();
   const auto allocate = [&](const Shape& shape) { return arena.allocate(dims.dtype, shape); };
   Activations memory;
   if (dims.position_embedding == PositionEmbedding::kRope) {
@@ -25,59 +41,148 @@ Activations Activations::plan(const ModelDims& dims, int ep_size, device::Arena&
   if (dims.position_embedding == PositionEmbedding::kLearnedAbsolute) {
     memory.positions_T = arena.allocate(DType::kI32, {tokens});
   }
-  for (std::int64_t i = 0; i < 2 * dims.num_layers + 1; ++i)
-    memory.stream_TH.push_back(allocate({tokens, dims.hidden}));
-  for (std::int32_t i = 0; i < dims.num_layers; ++i) {
-    memory.attention.push_back(AttentionActivations::plan(dims, arena));
-    memory.ffn.push_back(FfnActivations::plan(dims, LayerId{i}, ep_size, arena));
+  for (std::int64_t i = 0; i < 2 * dims.num_layers + 1; ++i) {
+    const bool shared = recomputes(dims) && i % 2 == 1 && i > 1;
+    memory.stream_tH.push_back(shared ? memory.stream_tH[1] : allocate({own_tokens, dims.hidden}));
   }
-  memory.normed_TH = allocate({tokens, dims.hidden});
-  memory.norm = NormStatistics::plan(dims, tokens, arena);
-  memory.logits_TV = allocate({tokens, dims.padded_vocab});
+  std::vector<RoutingKept> routing(std::size_t(dims.num_layers));
+  for (std::size_t i = 0; i < routing.size(); ++i) {
+    if (dims.is_moe[i]) routing[i] = RoutingKept::plan(dims, arena);
+  }
+  const std::size_t first_layer = arena.mark();
+  std::size_t end = first_layer;
+  for (std::int32_t i = 0; i < dims.num_layers; ++i) {
+    if (recomputes(dims)) arena.release(first_layer);
+    memory.attention.push_back(AttentionActivations::plan(dims, arena));
+    memory.ffn.push_back(FfnActivations::plan(dims, LayerId{i}, arena));
+    memory.ffn.back().routing = routing[std::size_t(i)];
+    end = std::max(end, arena.mark());
+  }
+  // What follows lies behind the largest layer.
+  (void)arena.allocate(DType::kU8, {std::int64_t(end - arena.mark())});
+  memory.normed_tH = allocate({own_tokens, dims.hidden});
+  memory.norm = NormStatistics::plan(dims, own_tokens, arena);
+  memory.logits_TV = allocate({tokens, dims.local_vocab()});
   memory.loss_T = arena.allocate(DType::kF64, {tokens});
-  memory.d_stream_TH = allocate({tokens, dims.hidden});
-  memory.d_normed_TH = allocate({tokens, dims.hidden});
+  if (dims.tp > 1) {
+    memory.max_T = arena.allocate(DType::kF64, {tokens});
+    memory.sums_2T = arena.allocate(DType::kF64, {2, tokens});
+  }
+  memory.d_stream_tH = allocate({own_tokens, dims.hidden});
+  memory.d_normed_tH = allocate({own_tokens, dims.hidden});
+  memory.whole = WholeStream::plan(dims, arena);
   const std::size_t shared = arena.mark();
   memory.attention_scratch = AttentionScratch::plan(dims, arena);
   arena.release(shared);
-  memory.ffn_scratch = FfnScratch::plan(dims, ep_size, arena);
+  memory.ffn_scratch = FfnScratch::plan(dims, arena);
   return memory;
 }
 
-MemoryPlan plan_memory(const ModelDims& dims, int ep_size, int threads) {
+MemoryPlan plan_memory(const ModelDims& dims, int threads) {
   device::Arena activations, workspace;
-  (void)Activations::plan(dims, ep_size, activations);
+  (void)Activations::plan(dims, activations);
   device::Stream stream{device::cpu()};
   Context ctx{device::cpu(), stream, workspace, threads};
-  ops::plan_attention(ctx,
-                      {dims.micro_batch, dims.sequence, dims.heads, dims.kv_groups, dims.head_dim},
-                      dims.dtype);
+  ops::plan_attention(
+      ctx,
+      {dims.micro_batch, dims.sequence, dims.local_heads(), dims.local_kv_groups(), dims.head_dim},
+      dims.dtype);
   ops::plan_matmul(ctx, dims.dtype);
   return {activations.high_water(), workspace.high_water()};
+}
+
+comm::SentBytes plan_traffic(const ModelDims& dims,
+                             const parallel::MeshShape& mesh,
+                             const parallel::MeshPosition& position) {
+  using comm::Purpose;
+  comm::SentBytes sent;
+  const bool again = recomputes(dims);
+  const std::vector<std::int64_t> rows(std::size_t(dims.tp), dims.stream_tokens() * dims.hidden);
+  const std::int64_t gather =
+      dims.shares_stream() ? comm::plan_all_gather_sent(rows, dims.dtype, position.tp) : 0;
+  const std::int64_t reduce =
+      dims.shares_stream() ? comm::plan_reduce_scatter_sent(rows, dims.dtype, position.tp)
+                           : comm::plan_all_reduce_sent(
+                                 dims.tokens() * dims.hidden, dims.dtype, dims.tp, position.tp);
+  const auto exchange = [&](int forward_gathers, int backward_gathers, int forward_reduces) {
+    sent[Purpose::kTensorGather] += forward_gathers * gather;
+    sent[Purpose::kTensorGatherBackward] += backward_gathers * gather;
+    sent[Purpose::kTensorReduce] += forward_reduces * reduce;
+    sent[Purpose::kTensorReduceBackward] += reduce;
+  };
+  // Embedding and head together: rows go in at one end and come out at the other.
+  exchange(1, 1, 1);
+  if (dims.tp > 1) {
+    for (const std::int64_t numbers : {dims.tokens(), 2 * dims.tokens()})
+      sent[Purpose::kLoss] +=
+          comm::plan_all_reduce_sent(numbers, DType::kF64, dims.tp, position.tp);
+  }
+  for (const bool is_moe : dims.is_moe) {
+    exchange(again ? 2 : 1, 2, again ? 2 : 1);
+    if (!is_moe) {
+      exchange(again ? 2 : 1, 2, again ? 2 : 1);
+      continue;
+    }
+    if (dims.shared_ffn > 0) exchange(1, again ? 3 : 2, 1);
+
+    const std::int64_t groups = dims.balance == Balance::kSequence ? dims.micro_batch : 1;
+    const std::int64_t counts = groups * dims.num_experts;
+    if (dims.balance == Balance::kGlobalBatch) {
+      const int rank = position.dp * mesh.tp + position.tp;
+      sent[Purpose::kRouting] += comm::plan_all_reduce_sent(counts, DType::kI64, mesh.world, rank);
+    } else if (dims.shares_stream()) {
+      sent[Purpose::kRouting] +=
+          comm::plan_all_reduce_sent(counts, DType::kI64, dims.tp, position.tp);
+    }
+    const std::int64_t slots = dims.stream_tokens() * dims.topk;
+    if (dims.capacity_factor > 0 && dims.shares_stream()) {
+      const std::vector<std::int64_t> choices(std::size_t(dims.tp), slots);
+      for (const DType dtype : {DType::kI32, dims.master_dtype()})
+        sent[Purpose::kRouting] += comm::plan_all_gather_sent(choices, dtype, position.tp);
+    }
+    const int ranks = dims.ep * dims.etp;
+    const std::vector<std::int64_t> plans(std::size_t(ranks), dims.num_experts);
+    sent[Purpose::kDispatchPlan] += comm::plan_all_gather_sent(plans, DType::kI64, 0);
+    // An equal share of the slots for each ep position, to all etp ranks there but itself.
+    const std::int64_t rows_sent = slots / dims.ep * (ranks - 1);
+    const std::int64_t bytes = rows_sent * dims.hidden * std::int64_t(size_of(dims.dtype));
+    for (const Purpose purpose : {Purpose::kDispatch,
+                                  Purpose::kCombine,
+                                  Purpose::kCombineBackward,
+                                  Purpose::kDispatchBackward})
+      sent[purpose] += bytes;
+    if (again) {
+      sent[Purpose::kDispatchAgain] += bytes;
+      sent[Purpose::kCombineAgain] += bytes;
+    }
+  }
+  return sent;
 }
 
 Transformer::Transformer(Context& ctx,
                          const ModelDims& dims,
                          parallel::ParamSet& params,
-                         const parallel::MeshShape& mesh,
-                         comm::Group& ep,
-                         Rank rank,
-                         Activations& activations)
+                         const parallel::MeshGroups& groups,
+                         Activations& activations,
+                         std::vector<parallel::StageListener*> listeners)
     : dims_(dims),
       memory_(activations),
+      stream_(*groups.tp, dims.sequence_parallel),
+      vocab_(vocab_shard(dims, groups.tp->rank())),
+      listeners_(std::move(listeners)),
       embedding_(&params.at("model.embed_tokens.weight")),
       head_(dims.tied_embeddings ? embedding_ : &params.at("lm_head.weight")),
       norm_(dims, params, "model.norm") {
   for (std::int32_t i = 0; i < dims.num_layers; ++i) {
     const LayerId layer{i};
-    attention_.emplace_back(dims, params, layer);
+    attention_.emplace_back(dims, params, stream_, layer);
     if (dims.is_moe[std::size_t(i)]) {
       ffn_.push_back(std::make_unique<FfnLayer>(
-          std::in_place_type<MoeLayer>, dims, params, layer, mesh, ep, rank));
+          std::in_place_type<MoeLayer>, dims, params, params.mesh(), groups, stream_, layer));
       moe_layers_.push_back(std::size_t(i));
     } else {
-      ffn_.push_back(
-          std::make_unique<FfnLayer>(std::in_place_type<DenseFfnLayer>, dims, params, layer));
+      ffn_.push_back(std::make_unique<FfnLayer>(
+          std::in_place_type<DenseFfnLayer>, dims, params, stream_, layer));
     }
   }
   if (dims.position_embedding == PositionEmbedding::kRope) {
@@ -93,9 +198,26 @@ Transformer::Transformer(Context& ctx,
   }
 }
 
+void Transformer::before_forward(Context& ctx, std::size_t stage) {
+  for (parallel::StageListener* listener : listeners_) listener->before_forward(ctx, int(stage));
+}
+
+void Transformer::before_backward(Context& ctx, std::size_t stage) {
+  for (parallel::StageListener* listener : listeners_) listener->before_backward(ctx, int(stage));
+}
+
+void Transformer::after_backward(Context& ctx, std::size_t stage) {
+  for (parallel::StageListener* listener : listeners_) listener->after_backward(ctx, int(stage));
+}
+
+void Transformer::begin_step() {
+  for (const std::size_t layer : moe_layers_) std::get<MoeLayer>(*ffn_[layer]).begin_step();
+}
+
 ConstTensorView Transformer::positions_of(const Batch& batch) const {
-  return batch.positions_T.data == nullptr ? ConstTensorView(memory_.positions_T)
-                                           : batch.positions_T;
+  const ConstTensorView positions_T =
+      batch.positions_T.data == nullptr ? ConstTensorView(memory_.positions_T) : batch.positions_T;
+  return stream_.own_rows(positions_T);
 }
 
 TokenPlaces Transformer::places_of(const Batch& batch) const {
@@ -103,11 +225,19 @@ TokenPlaces Transformer::places_of(const Batch& batch) const {
 }
 
 void Transformer::embed(Context& ctx, const Batch& batch) {
-  const TensorView x_TH = memory_.stream_TH[0];
-  ops::embedding_forward(ctx, batch.tokens_T, embedding_->weight, x_TH);
+  before_forward(ctx, 0);
+  const TensorView x_tH = memory_.stream_tH[0];
+  const TensorView whole_TH = memory_.whole.first_TH;
+  ops::embedding_forward(
+      ctx, batch.tokens_T, embedding_->weight, vocab_, stream_.part(x_tH, whole_TH));
+  stream_.reduce(ctx, x_tH, whole_TH, kNoLayer, Pass::kForward);
   if (positions_ == nullptr) return;
-  ops::embedding_forward(ctx, positions_of(batch), positions_->weight, memory_.d_normed_TH);
-  ops::add(ctx, memory_.d_normed_TH, x_TH, x_TH);
+  ops::embedding_forward(ctx,
+                         positions_of(batch),
+                         positions_->weight,
+                         ops::VocabShard::whole(dims_.max_positions),
+                         memory_.d_normed_tH);
+  ops::add(ctx, memory_.d_normed_tH, x_tH, x_tH);
 }
 
 BatchResult Transformer::forward_to_logits(Context& ctx, const Batch& batch) {
@@ -115,92 +245,144 @@ BatchResult Transformer::forward_to_logits(Context& ctx, const Batch& batch) {
   embed(ctx, batch);
   const TokenPlaces places = places_of(batch);
   for (std::size_t i = 0; i < attention_.size(); ++i) {
-    const TensorView before = memory_.stream_TH[2 * i];
-    const TensorView between = memory_.stream_TH[2 * i + 1];
-    const TensorView after = memory_.stream_TH[2 * i + 2];
-    attention_[i].forward(ctx, before, places, memory_.attention[i], between);
+    before_forward(ctx, i + 1);
+    const TensorView before = memory_.stream_tH[2 * i];
+    const TensorView between = memory_.stream_tH[2 * i + 1];
+    const TensorView after = memory_.stream_tH[2 * i + 2];
+    attention_[i].forward(ctx, before, places, memory_.attention[i], memory_.whole, between);
     if (auto* moe = std::get_if<MoeLayer>(ffn_[i].get())) {
       result.routing.push_back(
-          moe->forward(ctx, between, memory_.ffn[i], memory_.ffn_scratch, after));
+          moe->forward(ctx, between, memory_.ffn[i], memory_.ffn_scratch, memory_.whole, after));
     } else {
-      std::get<DenseFfnLayer>(*ffn_[i]).forward(ctx, between, memory_.ffn[i], after);
+      std::get<DenseFfnLayer>(*ffn_[i]).forward(ctx, between, memory_.ffn[i], memory_.whole, after);
     }
   }
-  norm_.forward(ctx, memory_.stream_TH.back(), memory_.norm, memory_.normed_TH);
-  ops::matmul_forward(ctx, memory_.normed_TH, head_->weight, memory_.logits_TV);
+  before_forward(ctx, attention_.size() + 1);
+  norm_.forward(ctx, memory_.stream_tH.back(), memory_.norm, memory_.normed_tH);
+  // first_TH keeps the gathered rows for the head's weight gradient.
+  const ConstTensorView normed_TH =
+      stream_.gather(ctx, memory_.normed_tH, memory_.whole.first_TH, kNoLayer, Pass::kForward);
+  ops::matmul_forward(ctx, normed_TH, head_->weight, memory_.logits_TV);
   return result;
 }
 
+void Transformer::recompute_layer(Context& ctx, std::size_t i, const TokenPlaces& places) {
+  const TensorView between = memory_.stream_tH[2 * i + 1];
+  attention_[i].forward(
+      ctx, memory_.stream_tH[2 * i], places, memory_.attention[i], memory_.whole, between);
+  // A MoE layer routes no token anew: its backward does the rest by the routing it kept.
+  if (auto* dense = std::get_if<DenseFfnLayer>(ffn_[i].get()))
+    dense->forward(ctx, between, memory_.ffn[i], memory_.whole, memory_.stream_tH[2 * i + 2]);
+}
+
 double Transformer::sum_of_loss(Context& ctx) const {
-  return ops::sum(ctx, memory_.loss_T);
+  return stream_.tp().rank().value == 0 ? ops::sum(ctx, memory_.loss_T) : 0;
+}
+
+void Transformer::measure_loss(Context& ctx, const Batch& batch) {
+  const comm::Tag tag{comm::Purpose::kLoss};
+  ops::cross_entropy_max(ctx, memory_.logits_TV, vocab_, memory_.max_T);
+  stream_.tp().all_reduce(ctx, memory_.max_T, comm::ReduceOp::kMax, tag).wait();
+  ops::cross_entropy_sums(
+      ctx, memory_.logits_TV, vocab_, batch.labels_T, batch.mask_T, memory_.max_T, memory_.sums_2T);
+  stream_.tp().all_reduce(ctx, memory_.sums_2T, comm::ReduceOp::kSum, tag).wait();
+  ops::cross_entropy_from_sums(ctx, memory_.sums_2T, batch.mask_T, memory_.loss_T);
 }
 
 BatchResult Transformer::forward(Context& ctx, const Batch& batch) {
+  begin_step();
   BatchResult result = forward_to_logits(ctx, batch);
-  ops::cross_entropy_forward(
-      ctx, memory_.logits_TV, dims_.vocab, batch.labels_T, batch.mask_T, memory_.loss_T);
+  if (dims_.tp > 1) {
+    measure_loss(ctx, batch);
+  } else {
+    ops::cross_entropy_forward(
+        ctx, memory_.logits_TV, dims_.vocab, batch.labels_T, batch.mask_T, memory_.loss_T);
+  }
   result.loss_sum = sum_of_loss(ctx);
   return result;
 }
 
 BatchResult Transformer::forward_backward(Context& ctx, const Batch& batch, double loss_scale) {
   BatchResult result = forward_to_logits(ctx, batch);
-  ops::cross_entropy_forward_backward(ctx,
-                                      memory_.logits_TV,
-                                      dims_.vocab,
-                                      batch.labels_T,
-                                      batch.mask_T,
-                                      loss_scale * batch.loss_weight / double(dims_.tokens()),
-                                      memory_.loss_T);
+  const double scale = loss_scale * batch.loss_weight / double(dims_.tokens());
+  if (dims_.tp > 1) {
+    measure_loss(ctx, batch);
+    ops::cross_entropy_backward(ctx,
+                                memory_.logits_TV,
+                                vocab_,
+                                batch.labels_T,
+                                batch.mask_T,
+                                memory_.max_T,
+                                memory_.sums_2T,
+                                scale);
+  } else {
+    ops::cross_entropy_forward_backward(
+        ctx, memory_.logits_TV, dims_.vocab, batch.labels_T, batch.mask_T, scale, memory_.loss_T);
+  }
   result.loss_sum = sum_of_loss(ctx);
 
-  const TensorView d_TH = memory_.d_stream_TH;
-  ops::matmul_backward_weight(ctx, memory_.logits_TV, memory_.normed_TH, head_->grad);
-  ops::matmul_backward_input(
-      ctx, memory_.logits_TV, head_->weight, memory_.d_normed_TH, Accumulate::kOverwrite);
+  const std::size_t last_stage = attention_.size() + 1;
+  before_backward(ctx, last_stage);
+  const WholeStream& whole = memory_.whole;
+  const TensorView d_tH = memory_.d_stream_tH;
+  const ConstTensorView normed_TH = stream_.shares() ? whole.first_TH : memory_.normed_tH;
+  ops::matmul_backward_weight(ctx, memory_.logits_TV, normed_TH, head_->grad);
+  ops::matmul_backward_input(ctx,
+                             memory_.logits_TV,
+                             head_->weight,
+                             stream_.part(memory_.d_normed_tH, whole.second_TH),
+                             Accumulate::kOverwrite);
+  stream_.reduce(ctx, memory_.d_normed_tH, whole.second_TH, kNoLayer, Pass::kBackward);
   norm_.backward(ctx,
-                 memory_.d_normed_TH,
-                 memory_.stream_TH.back(),
+                 memory_.d_normed_tH,
+                 memory_.stream_tH.back(),
                  memory_.norm,
-                 d_TH,
+                 d_tH,
                  Accumulate::kOverwrite);
+  after_backward(ctx, last_stage);
   const TokenPlaces places = places_of(batch);
   for (std::size_t i = attention_.size(); i-- > 0;) {
-    const TensorView between = memory_.stream_TH[2 * i + 1];
+    before_backward(ctx, i + 1);
+    if (recomputes(dims_)) recompute_layer(ctx, i, places);
+    const TensorView between = memory_.stream_tH[2 * i + 1];
     if (auto* moe = std::get_if<MoeLayer>(ffn_[i].get())) {
-      moe->backward(ctx, between, memory_.ffn[i], memory_.ffn_scratch, loss_scale, d_TH);
+      moe->backward(ctx, between, memory_.ffn[i], memory_.ffn_scratch, whole, loss_scale, d_tH);
     } else {
       std::get<DenseFfnLayer>(*ffn_[i]).backward(
-          ctx, between, memory_.ffn[i], memory_.ffn_scratch, d_TH);
+          ctx, between, memory_.ffn[i], memory_.ffn_scratch, whole, d_tH);
     }
     attention_[i].backward(ctx,
-                           memory_.stream_TH[2 * i],
+                           memory_.stream_tH[2 * i],
                            places,
                            memory_.attention[i],
                            memory_.attention_scratch,
-                           d_TH);
+                           whole,
+                           d_tH);
+    after_backward(ctx, i + 1);
   }
-  ops::embedding_backward(ctx, d_TH, batch.tokens_T, embedding_->grad);
+  before_backward(ctx, 0);
   if (positions_ != nullptr) {
-    ops::embedding_backward(ctx, d_TH, positions_of(batch), positions_->grad);
+    ops::embedding_backward(ctx,
+                            d_tH,
+                            positions_of(batch),
+                            ops::VocabShard::whole(dims_.max_positions),
+                            positions_->grad);
   }
+  const ConstTensorView d_TH = stream_.gather(ctx, d_tH, whole.first_TH, kNoLayer, Pass::kBackward);
+  ops::embedding_backward(ctx, d_TH, batch.tokens_T, vocab_, embedding_->grad);
+  after_backward(ctx, 0);
   return result;
 }
 
 std::span<const std::int64_t> Transformer::expert_counts(int moe_layer) const {
-  const TensorView& counts = memory_.ffn[moe_layers_.at(std::size_t(moe_layer))].counts_E;
+  const TensorView& counts = memory_.ffn[moe_layers_.at(std::size_t(moe_layer))].routing.counts_E;
   return counts.as<std::int64_t>();
 }
 
 std::span<const std::int64_t> Transformer::chosen_counts(int moe_layer) const {
-  const TensorView& counts = memory_.ffn[moe_layers_.at(std::size_t(moe_layer))].chosen_counts_E;
+  const TensorView& counts =
+      memory_.ffn[moe_layers_.at(std::size_t(moe_layer))].routing.chosen_counts_E;
   return counts.as<std::int64_t>();
-}
-
-std::int64_t Transformer::dispatch_growths() const {
-  std::int64_t growths = 0;
-  for (const FfnActivations& ffn : memory_.ffn) growths += ffn.dispatch.growths();
-  return growths;
 }
 
 MoeLayer& Transformer::moe_layer(int moe_layer) {

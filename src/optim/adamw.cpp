@@ -9,8 +9,8 @@ namespace pecan::optim {
 
 AdamW::AdamW(device::Device device, parallel::ParamSet& params)
     : params_(params),
-      exp_avg_(device, params.num_elements() * size_of(params.master_dtype())),
-      exp_avg_sq_(device, params.num_elements() * size_of(params.master_dtype())),
+      exp_avg_(device, params.num_owned() * size_of(params.master_dtype())),
+      exp_avg_sq_(device, params.num_owned() * size_of(params.master_dtype())),
       units_{UnitUpdates{}} {
   for (const parallel::Param& param : params.params()) {
     const LayerId layer = param.spec.is_expert() ? param.spec.layer : kNoLayer;
@@ -39,11 +39,11 @@ void AdamW::update(Context& ctx,
                                     .update_count = units_[unit_of_param_[index++]].count};
     ops::adamw_update(ctx,
                       options,
-                      param.grad.flat(),
+                      param.owned_grad.flat(),
                       param.master.flat(),
                       exp_avg(param).flat(),
                       exp_avg_sq(param).flat());
-    if (param.is_derived()) ops::cast(ctx, param.master.flat(), param.weight.flat());
+    if (param.is_derived()) ops::cast(ctx, param.master.flat(), param.owned_weight.flat());
   }
 }
 

@@ -48,10 +48,10 @@ TEST_CASE("names are unique, residual outputs start smaller, norms do not decay"
 
 TEST_CASE("the memory plan allocates nothing and counts what building takes", "[model]") {
   const model::ModelDims dims = test::small_dims(DType::kF32);
-  const model::MemoryPlan plan = model::plan_memory(dims, 2, 1);
+  const model::MemoryPlan plan = model::plan_memory(dims, 1);
   CHECK(plan.activation_bytes > std::size_t(dims.tokens() * dims.padded_vocab) * sizeof(float));
   model::ModelDims huge = dims;
   huge.hidden = 1 << 20;
   huge.micro_batch = 1 << 12;
-  CHECK(model::plan_memory(huge, 2, 1).activation_bytes > std::size_t{1} << 36);
+  CHECK(model::plan_memory(huge, 1).activation_bytes > std::size_t{1} << 36);
 }

@@ -44,24 +44,60 @@ inline model::ModelDims small_dims(DType dtype) {
   return dims;
 }
 
+/// How ranks share a model out.
+struct Layout {
+  int world = 1;
+  int tp = 1;
+  int ep = 1;
+  int etp = 1;
+  parallel::Sharding sharding = parallel::Sharding::kNone;
+  parallel::Overlap overlap = parallel::Overlap::kOff;
+  config::RecomputeGranularity recompute = config::RecomputeGranularity::kNone;
+  double dispatch_buffer_factor = 8;  ///< less cuts micro-batches into chunks
+};
+
+inline model::ModelDims laid_out(model::ModelDims dims, const Layout& layout) {
+  dims.tp = layout.tp;
+  dims.ep = layout.ep;
+  dims.etp = layout.etp;
+  dims.recompute = layout.recompute;
+  return dims;
+}
+
 /// One rank's model with its memory.
 struct Harness {
   Harness(const model::ModelDims& model_dims, comm::Group& world, int ep, std::uint64_t seed = 11)
-      : dims(model_dims),
-        mesh{world.size(), 1, world.size(), 1, ep, world.size() / ep},
-        groups(parallel::make_groups(mesh, world)),
-        workspace(device::cpu(), model::plan_memory(dims, ep, 1).workspace_bytes),
+      : Harness(model_dims, world, Layout{.world = world.size(), .ep = ep}, seed) {}
+  Harness(const model::ModelDims& model_dims,
+          comm::Group& world,
+          const Layout& layout,
+          std::uint64_t seed = 11)
+      : dims(laid_out(model_dims, layout)),
+        mesh{world.size(),
+             layout.tp,
+             world.size() / layout.tp,
+             layout.etp,
+             layout.ep,
+             world.size() / (layout.ep * layout.etp)},
+        groups(parallel::make_groups(mesh, world, dims.kv_replicas())),
+        workspace(device::cpu(), model::plan_memory(dims, 1).workspace_bytes),
         ctx{device::cpu(), stream, workspace, 1},
-        arena(device::cpu(), model::plan_memory(dims, ep, 1).activation_bytes),
-        activations(model::Activations::plan(dims, ep, arena)),
+        arena(device::cpu(), model::plan_memory(dims, 1).activation_bytes),
+        activations(model::Activations::plan(dims, arena)),
         params(device::cpu(),
                model::plan_parameters(dims),
                int(dims.num_experts),
                mesh,
                world.rank(),
-               dims.dtype),
-        transformer(ctx, dims, params, mesh, *groups.ep, world.rank(), activations) {
+               dims.dtype,
+               layout.sharding),
+        gather(params, groups, layout.overlap),
+        exchange(params, groups, layout.overlap),
+        background(gather, exchange),
+        transformer(ctx, dims, params, groups, activations, {&gather, &exchange}) {
+    ctx.background = &background;
     model::initialise(ctx, params, seed);
+    gather.start(ctx);
   }
 
   /// Gradients of one micro-batch in the flat buffers. Empty positions and document starts: none
@@ -89,12 +125,14 @@ struct Harness {
       if (param.spec.shape.num_dims() != 1) continue;
       const TensorView values = param.master.row_major();
       for (std::int64_t i = 0; i < values.num_elements(); ++i) {
+        const auto element = std::uint64_t(param.owned_offset()[0] + i);
         set(values,
             i,
-            param.spec.init_value +
-                0.6 * philox_uniform(7, stream_of(param.spec.name), std::uint64_t(i)) - 0.3);
+            param.spec.init_value + 0.6 * philox_uniform(7, stream_of(param.spec.name), element) -
+                0.3);
       }
     }
+    gather.start(ctx);
     for (int layer = 0; layer < dims.num_moe_layers(); ++layer) {
       const TensorView bias = transformer.moe_layer(layer).expert_bias();
       for (std::int64_t e = 0; dims.expert_bias && e < dims.num_experts; ++e)
@@ -118,6 +156,9 @@ struct Harness {
   device::Arena arena;
   model::Activations activations;
   parallel::ParamSet params;
+  parallel::WeightGather gather;
+  parallel::GradientExchange exchange;
+  parallel::StepBackground background;
   model::Transformer transformer;
 };
 
@@ -140,6 +181,26 @@ inline std::vector<double> values_of(const parallel::ParamSpec& spec,
     }
   }
   return values;
+}
+
+/// Puts the rows that `param`'s rank owns where they belong in `whole`, which holds the parameter.
+inline void put_owned(const parallel::Param& param,
+                      const device::ParamStorage& owned,
+                      std::vector<double>& whole) {
+  whole.resize(std::size_t(param.spec.shape.num_elements()));
+  const Block block = param.owned_block();
+  const bool matrix = block.extent.num_dims() == 2;
+  const std::int64_t columns = matrix ? block.extent[1] : 1;
+  const std::int64_t all_columns = matrix ? param.spec.shape[1] : 1;
+  const std::int64_t first_column = matrix ? block.offset[1] : 0;
+  const TensorView view = owned.row_major();
+  for (std::int64_t r = 0; r < block.extent[0]; ++r) {
+    for (std::int64_t c = 0; c < columns; ++c) {
+      const auto from = std::size_t(r * columns + c);
+      whole[std::size_t((block.offset[0] + r) * all_columns + first_column + c)] =
+          view.dtype == DType::kF64 ? view.as<double>()[from] : double(view.as<float>()[from]);
+    }
+  }
 }
 
 /// small_dims as the GPT models of the papers: LayerNorm, GELU, biases, learned positions, top-1

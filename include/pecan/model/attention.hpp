@@ -1,6 +1,7 @@
 #pragma once
 /// The attention half of a decoder layer: y = x + o_proj(attention(norm(x))).
-/// Legend: T tokens, H hidden, N heads, G key-value groups, D head dim, S sequence, B sequences.
+/// Legend: T tokens of a micro-batch, t those of the residual stream that this rank holds, H
+/// hidden, N heads and G key-value groups of this rank, D head dim, S sequence, B sequences.
 
 #include <optional>
 
@@ -17,7 +18,7 @@ struct TokenPlaces {
 
 /// What forward keeps for backward, and scratch that layers share.
 struct AttentionActivations {
-  TensorView normed_TH;
+  TensorView normed_tH;
   NormStatistics norm;
   TensorView q_TND, k_TGD, v_TGD;   ///< after QK-norm and rotation
   TensorView raw_q_TND, raw_k_TGD;  ///< before QK-norm; without it unused
@@ -26,30 +27,38 @@ struct AttentionActivations {
   [[nodiscard]] static AttentionActivations plan(const ModelDims& dims, device::Arena& arena);
 };
 struct AttentionScratch {
-  TensorView d_normed_TH, d_out_TND, d_q_TND, d_k_TGD, d_v_TGD;
+  TensorView d_normed_tH, d_out_TND, d_q_TND, d_k_TGD, d_v_TGD;
   [[nodiscard]] static AttentionScratch plan(const ModelDims& dims, device::Arena& arena);
 };
 
 class AttentionLayer {
  public:
-  /// Refers to `dims` and `params`, which outlive it.
-  AttentionLayer(const ModelDims& dims, parallel::ParamSet& params, LayerId layer);
-  /// y_TH = x_TH + attention.
+  /// Refers to `dims`, `params` and `stream`, which outlive it.
+  AttentionLayer(const ModelDims& dims,
+                 parallel::ParamSet& params,
+                 const parallel::StreamExchange& stream,
+                 LayerId layer);
+  /// y_tH = x_tH + attention. Collective over tp.
   void forward(Context& ctx,
-               ConstTensorView x_TH,
+               ConstTensorView x_tH,
                const TokenPlaces& places,
                AttentionActivations& kept,
-               TensorView y_TH) const;
-  /// Turns d_TH, the gradient of y, into that of x, and adds to the parameters' gradients.
+               const WholeStream& whole,
+               TensorView y_tH) const;
+  /// Turns d_tH, the gradient of y, into that of x, and adds to the parameters' gradients.
+  /// Collective over tp.
   void backward(Context& ctx,
-                ConstTensorView x_TH,
+                ConstTensorView x_tH,
                 const TokenPlaces& places,
                 AttentionActivations& kept,
                 AttentionScratch& scratch,
-                TensorView d_TH) const;
+                const WholeStream& whole,
+                TensorView d_tH) const;
 
  private:
   const ModelDims& dims_;
+  const parallel::StreamExchange& stream_;
+  LayerId layer_;
   Norm norm_;
   Linear q_, k_, v_, o_;
   std::optional<Norm> q_norm_, k_norm_;

@@ -19,6 +19,9 @@ class Linear {
   /// Refers to `params`, which outlives it.
   Linear(const ModelDims& dims, parallel::ParamSet& params, const std::string& name);
   void forward(Context& ctx, ConstTensorView x_TI, TensorView y_TO) const;
+  /// y_TO = x_TI W^T alone: of a row-parallel map a part of a sum, to which add_bias then adds b.
+  void forward_part(Context& ctx, ConstTensorView x_TI, TensorView y_TO) const;
+  void add_bias(Context& ctx, TensorView y_TO) const;
   /// Adds to the gradients of weight and bias.
   void backward_weight(Context& ctx, ConstTensorView dy_TO, ConstTensorView x_TI) const;
   /// dx_TI (+)= the input's gradient.
@@ -30,6 +33,12 @@ class Linear {
  private:
   parallel::Param* weight_;
   parallel::Param* bias_ = nullptr;
+};
+
+/// Scratch for whole micro-batches of the residual stream; empty where that is not shared out.
+struct WholeStream {
+  TensorView first_TH, second_TH;
+  [[nodiscard]] static WholeStream plan(const ModelDims& dims, device::Arena& arena);
 };
 
 /// What a norm's forward keeps for its backward, one element a row, in the master type.

@@ -10,6 +10,7 @@
 #include <pecan/device/context.hpp>
 
 #include <pecan/parallel/params.hpp>
+#include <pecan/parallel/stream_exchange.hpp>
 
 namespace pecan::model {
 
@@ -20,9 +21,19 @@ enum class QkNorm : std::uint8_t {
   kWhole,    ///< of all heads together, before they are split (OLMoE)
 };
 
+/// Over which tokens the auxiliary loss measures balance.
+enum class Balance : std::uint8_t {
+  kMicroBatch,   ///< those of a micro-batch
+  kSequence,     ///< those of each sequence; the mean over the sequences of a micro-batch
+  kGlobalBatch,  ///< choices of all ranks and of the step so far, scores of a micro-batch
+};
+
 /// Everything a layer needs to know. T = micro_batch * sequence tokens a micro-batch.
 struct ModelDims {
   DType dtype = DType::kF32;
+  int tp = 1;   ///< ranks that share each dense matrix and each micro-batch
+  int ep = 1;   ///< ranks over which experts are spread
+  int etp = 1;  ///< ranks that share each expert's matrices
   std::int64_t num_layers = 0;
   std::int64_t hidden = 0;         ///< H
   std::int64_t heads = 0;          ///< N
@@ -44,6 +55,7 @@ struct ModelDims {
   double rotary_base = 0;
   double init_std = 0;
   double aux_loss_coeff = 0;
+  Balance balance = Balance::kMicroBatch;
   double z_loss_coeff = 0;
   double router_scaling = 1;
   double dispatch_buffer_factor = 2;
@@ -53,6 +65,8 @@ struct ModelDims {
   config::Normalization normalization = config::Normalization::kRmsNorm;
   config::PositionEmbedding position_embedding = config::PositionEmbedding::kRope;
   QkNorm qk_norm = QkNorm::kNone;
+  parallel::SequenceParallel sequence_parallel = parallel::SequenceParallel::kOff;
+  config::RecomputeGranularity recompute = config::RecomputeGranularity::kNone;
   bool router_pre_softmax = false;
   bool expert_bias = false;    ///< added to sigmoid scores for the choice
   bool force_balance = false;  ///< experts in turn, for benchmarks
@@ -63,8 +77,24 @@ struct ModelDims {
   /// Of masters, norms, router, softmax and statistics: f32 where dtype is bf16.
   [[nodiscard]] DType master_dtype() const { return master_of(dtype); }
   [[nodiscard]] std::int64_t tokens() const { return micro_batch * sequence; }
+  /// Whether the residual stream of a micro-batch is shared out over tp.
+  [[nodiscard]] bool shares_stream() const {
+    return tp > 1 && sequence_parallel == parallel::SequenceParallel::kOn;
+  }
+  /// Tokens of the residual stream that a rank holds.
+  [[nodiscard]] std::int64_t stream_tokens() const {
+    return shares_stream() ? tokens() / tp : tokens();
+  }
+  /// One rank's part of what tp shares out.
+  [[nodiscard]] std::int64_t local_heads() const { return heads / tp; }
+  [[nodiscard]] std::int64_t local_kv_groups() const {
+    return kv_groups / tp > 0 ? kv_groups / tp : 1;
+  }
+  [[nodiscard]] std::int64_t local_vocab() const { return padded_vocab / tp; }
+  /// Ranks of tp that hold the same key-value group.
+  [[nodiscard]] int kv_replicas() const { return kv_groups < tp ? int(tp / kv_groups) : 1; }
   [[nodiscard]] int num_moe_layers() const;
-  /// Token-slots that an expert takes of one rank's micro-batch; 0: any number.
+  /// Token-slots that an expert takes of a micro-batch; 0: any number.
   [[nodiscard]] std::int64_t capacity() const;
 };
 
@@ -73,9 +103,10 @@ struct ModelDims {
 /// Every parameter in a fixed order, experts by (layer, expert). Pure.
 [[nodiscard]] std::vector<parallel::ParamSpec> plan_parameters(const ModelDims& dims);
 /// Draws every master that this rank holds by (seed, name, element): every layout starts from the
-/// same model. Derives the weights.
+/// same model. Derives the weights that it owns; those of others are gathered (WeightGather).
 void initialise(Context& ctx, parallel::ParamSet& params, std::uint64_t seed);
-/// Rounds the weights from their masters, where the two differ: after the masters were restored.
+/// Rounds the weights that this rank owns from their masters, where the two differ: after the
+/// masters were restored.
 void derive_weights(Context& ctx, parallel::ParamSet& params);
 
 /// Names of parameters: Hugging Face's Qwen3-MoE (docs/formats/checkpoint.md).

@@ -26,9 +26,12 @@ class Mlp {
  public:
   /// Linear maps "<prefix>.{gate,up,down}_proj" of `params`, which outlives it.
   Mlp(const ModelDims& dims, parallel::ParamSet& params, const std::string& prefix);
-  /// y_TH = mlp(x_TH); no rows are fine.
-  void forward(Context& ctx, ConstTensorView x_TH, MlpActivations kept, TensorView y_TH) const;
-  /// dx_TH (+)= the input's gradient; kept is overwritten by gradients.
+  /// y_TH = mlp(x_TH) without the bias of `down`, which add_bias then adds: where ranks share the
+  /// matrices, y_TH is a part of a sum over them. No rows are fine.
+  void forward_part(Context& ctx, ConstTensorView x_TH, MlpActivations kept, TensorView y_TH) const;
+  void add_bias(Context& ctx, TensorView y_TH) const { down_.add_bias(ctx, y_TH); }
+  /// dx_TH (+)= the input's gradient (a part of a sum as above); kept is overwritten by gradients.
+  /// dx_TH may be dy_TH with kOverwrite.
   void backward(Context& ctx,
                 ConstTensorView dy_TH,
                 ConstTensorView x_TH,
@@ -42,7 +45,7 @@ class Mlp {
   Linear up_, down_;
 };
 
-/// The routed experts of one layer that this rank holds.
+/// The routed experts of one layer that this rank holds, whole or in part.
 class Experts {
  public:
   Experts(const ModelDims& dims,
@@ -51,7 +54,8 @@ class Experts {
           const parallel::MeshShape& mesh,
           Rank rank);
   [[nodiscard]] int num_local() const { return int(experts_.size()); }
-  /// x_RH holds counts[i] rows for local expert i, one expert after the other.
+  /// x_RH holds counts[i] rows for local expert i, one expert after the other; y_RH is a part of a
+  /// sum over etp.
   void forward(Context& ctx,
                std::span<const std::int64_t> counts,
                ConstTensorView x_RH,
@@ -70,6 +74,7 @@ class Experts {
 
  private:
   std::vector<Mlp> experts_;
+  bool adds_bias_;  ///< one of the ranks that share an expert adds its bias
   std::vector<WeightGradient> weight_gradient_;
 };
 

@@ -1,9 +1,9 @@
 #pragma once
 /// The feed-forward half of a decoder layer, dense or mixture of experts: y = x + ffn(norm(x)).
-/// Legend: T tokens, K choices, P = T*K slots, of which those not dropped are sent, R slots
-/// received, H hidden, E experts.
+/// Legend: T tokens of a micro-batch, t those of the residual stream that this rank holds, K
+/// choices, P = t*K slots, of which those not dropped are sent, R slots received, H hidden, E
+/// experts, G groups of tokens whose balance is measured.
 
-#include <algorithm>
 #include <optional>
 #include <span>
 
@@ -11,94 +11,65 @@
 
 #include <pecan/ops/router.hpp>
 
+#include <pecan/parallel/mesh.hpp>
 #include <pecan/parallel/token_exchange.hpp>
 
 #include <pecan/model/mlp.hpp>
 
 namespace pecan::model {
 
-/// Memory for received slots: what each layer keeps and what layers share.
+/// Memory for received slots that a layer keeps for its backward.
 struct DispatchKept {
   TensorView x_RH;
   MlpActivations experts;
-  [[nodiscard]] static DispatchKept plan(const ModelDims& dims,
-                                         std::int64_t rows,
-                                         device::Arena& arena);
-};
-struct DispatchScratch {
-  TensorView staging_RH, y_RH;
-  [[nodiscard]] static DispatchScratch plan(const ModelDims& dims,
-                                            std::int64_t rows,
-                                            device::Arena& arena);
 };
 
-/// Dispatch memory of `planned` rows that grows when routing sends more: counted and warned about,
-/// never fatal.
-template <typename Memory>
-class Growable {
- public:
-  Growable() = default;
-  Growable(const ModelDims& dims, std::int64_t planned, device::Arena& arena)
-      : capacity_(planned), memory_(Memory::plan(dims, planned, arena)) {}
-  /// Memory for at least `rows`, of which there are never more than `most`; former content is lost
-  /// when it grows.
-  Memory& at_least(Context& ctx, const ModelDims& dims, std::int64_t rows, std::int64_t most) {
-    if (rows > capacity_) {
-      capacity_ = std::min(rows + rows / 2, most);
-      device::Arena measure;
-      (void)Memory::plan(dims, capacity_, measure);
-      own_ = device::Arena(ctx.device, measure.high_water());
-      memory_ = Memory::plan(dims, capacity_, *own_);
-      ++growths_;
-    }
-    return memory_;
-  }
-  [[nodiscard]] Memory& memory() { return memory_; }
-  [[nodiscard]] std::int64_t growths() const { return growths_; }
-  [[nodiscard]] std::int64_t capacity() const { return capacity_; }
-
- private:
-  std::int64_t capacity_ = 0;
-  Memory memory_;
-  std::optional<device::Arena> own_;
-  std::int64_t growths_ = 0;
-};
-
-/// Rows that a rank can receive at most: all slots of its expert-parallel group, or what its
-/// experts' capacities let through.
-[[nodiscard]] std::int64_t most_dispatch_rows(const ModelDims& dims, int ep_size);
+/// Rows that a rank can receive of a micro-batch at most: all slots of its dispatch group that may
+/// go to its experts, or what their capacities let through.
+[[nodiscard]] std::int64_t most_dispatch_rows(const ModelDims& dims);
 /// Received rows that memory is planned for: dispatch_buffer_factor times an even share, at most
-/// all there can be.
-[[nodiscard]] std::int64_t planned_dispatch_rows(const ModelDims& dims, int ep_size);
+/// all there can be and at least one token of each rank. More are processed in chunks.
+[[nodiscard]] std::int64_t planned_dispatch_rows(const ModelDims& dims);
+
+/// What the router settled in forward.
+struct RoutingKept {
+  TensorView logits_tE, probs_tE, ids_tK, weights_tK;
+  TensorView kept_ids_tK;        ///< -1 where a choice is dropped; without a capacity ids_tK itself
+  TensorView counts_E;           ///< slots that are sent
+  TensorView chosen_counts_E;    ///< with those dropped; without a capacity counts_E itself
+  TensorView balance_counts_GE;  ///< those of the auxiliary loss, of all ranks it measures
+  TensorView order_P, positions_tK;
+  [[nodiscard]] static RoutingKept plan(const ModelDims& dims, device::Arena& arena);
+};
 
 struct FfnActivations {
-  TensorView normed_TH;
+  RoutingKept routing;  ///< of a MoE layer only
+  TensorView normed_tH;
   NormStatistics norm;
-  MlpActivations dense;  ///< of a dense layer or of the shared expert
-  TensorView logits_TE, probs_TE, ids_TK, weights_TK;
-  TensorView kept_ids_TK;       ///< -1 where a choice is dropped; without a capacity ids_TK itself
-  TensorView counts_E;          ///< slots that are sent
-  TensorView chosen_counts_E;   ///< with those dropped; without a capacity counts_E itself
-  TensorView balance_counts_E;  ///< those of the auxiliary loss
-  TensorView order_P, positions_TK, returned_PH;
-  Growable<DispatchKept> dispatch;
+  MlpActivations dense;    ///< of a dense layer or of the shared expert
+  TensorView returned_PH;  ///< what experts made of the slots sent
+  DispatchKept dispatch;
+  /// All but the routing.
   [[nodiscard]] static FfnActivations plan(const ModelDims& dims,
                                            LayerId layer,
-                                           int ep_size,
                                            device::Arena& arena);
 };
 struct FfnScratch {
-  TensorView d_normed_TH, d_logits_TE, d_weights_TK, sent_PH;
-  TensorView router_TH;  ///< bf16 only: the router's input, and its gradient, in the master type
-  Growable<DispatchScratch> dispatch;
-  [[nodiscard]] static FfnScratch plan(const ModelDims& dims, int ep_size, device::Arena& arena);
+  TensorView d_normed_tH, d_logits_tE, d_weights_tK, sent_PH;
+  TensorView router_tH;  ///< bf16 only: the router's input, and its gradient, in the master type
+  TensorView copies_PH;  ///< of slots sent to each of etp ranks
+  TensorView staging_RH, y_RH;
+  TensorView chunk_counts_E;
+  TensorView ids_TK, weights_TK, kept_ids_TK, counts_E;  ///< of whole micro-batches, for capacities
+  [[nodiscard]] static FfnScratch plan(const ModelDims& dims, device::Arena& arena);
 };
 
 /// What a MoE layer reports of one micro-batch.
 struct RoutingReport {
-  double aux_loss = 0;  ///< before its coefficient; 1 at balance
-  double z_loss = 0;
+  double aux_loss = 0;  ///< this rank's term, before its coefficient; summed over tp 1 at balance
+  double z_loss = 0;    ///< likewise
   std::int64_t dropped_slots = 0;  ///< choices of this rank's tokens over their expert's capacity
+  int dispatch_chunks = 1;
 };
 
 /// One step of the router's bias: b_e += rate * sign(mean - n_e), where n_e = counts_E[e] are the
@@ -110,42 +81,61 @@ void update_expert_bias(TensorView bias_E, std::span<const double> counts_E, dou
 
 class DenseFfnLayer {
  public:
-  DenseFfnLayer(const ModelDims& dims, parallel::ParamSet& params, LayerId layer);
-  void forward(Context& ctx, ConstTensorView x_TH, FfnActivations& kept, TensorView y_TH) const;
-  /// Turns d_TH, the gradient of y, into that of x.
+  /// Refers to `dims`, `params` and `stream`, which outlive it.
+  DenseFfnLayer(const ModelDims& dims,
+                parallel::ParamSet& params,
+                const parallel::StreamExchange& stream,
+                LayerId layer);
+  /// Collective over tp.
+  void forward(Context& ctx,
+               ConstTensorView x_tH,
+               FfnActivations& kept,
+               const WholeStream& whole,
+               TensorView y_tH) const;
+  /// Turns d_tH, the gradient of y, into that of x. Collective over tp.
   void backward(Context& ctx,
-                ConstTensorView x_TH,
+                ConstTensorView x_tH,
                 FfnActivations& kept,
                 FfnScratch& scratch,
-                TensorView d_TH) const;
+                const WholeStream& whole,
+                TensorView d_tH) const;
 
  private:
+  const parallel::StreamExchange& stream_;
+  LayerId layer_;
   Norm norm_;
   Mlp mlp_;
 };
 
 class MoeLayer {
  public:
+  /// Refers to `dims`, `params`, `groups` and `stream`, which outlive it. With tp > 1 the stream is
+  /// shared out, so that no token is routed twice.
   MoeLayer(const ModelDims& dims,
            parallel::ParamSet& params,
-           LayerId layer,
            const parallel::MeshShape& mesh,
-           comm::Group& ep,
-           Rank rank);
-  /// Collective over ep. The counts in `kept` are of this rank's tokens, by expert.
+           const parallel::MeshGroups& groups,
+           const parallel::StreamExchange& stream,
+           LayerId layer);
+  /// Forgets the choices of earlier micro-batches (Balance::kGlobalBatch).
+  void begin_step();
+  /// Collective over tp and the dispatch group, with Balance::kGlobalBatch over the world. The
+  /// counts in `kept` are of this rank's tokens, by expert, but those of the auxiliary loss.
   RoutingReport forward(Context& ctx,
-                        ConstTensorView x_TH,
+                        ConstTensorView x_tH,
                         FfnActivations& kept,
                         FfnScratch& scratch,
-                        TensorView y_TH);
+                        const WholeStream& whole,
+                        TensorView y_tH);
   /// `loss_scale` is the factor of the main loss, and so of the balancing losses. Collective over
-  /// ep.
+  /// tp and the dispatch group.
   void backward(Context& ctx,
-                ConstTensorView x_TH,
+                ConstTensorView x_tH,
                 FfnActivations& kept,
                 FfnScratch& scratch,
+                const WholeStream& whole,
                 double loss_scale,
-                TensorView d_TH);
+                TensorView d_tH);
   [[nodiscard]] Experts& experts() { return experts_; }
   /// The router's bias, E numbers in the master type, 0 at first; the trainer reads and writes
   /// it between steps, alike on all ranks. Without dims.expert_bias its data is null.
@@ -153,13 +143,30 @@ class MoeLayer {
 
  private:
   [[nodiscard]] ops::RouterOptions router_options() const;
-  void dispatch(Context& ctx, FfnActivations& kept, FfnScratch& scratch);
   /// The normed tokens in the master type, which the router computes in.
   [[nodiscard]] ConstTensorView router_input(Context& ctx,
                                              const FfnActivations& kept,
                                              const FfnScratch& scratch) const;
+  [[nodiscard]] ops::BalanceGroups balance_groups() const;
+  /// Settles choices, drops and the order of slots.
+  RoutingReport route(Context& ctx, FfnActivations& kept, FfnScratch& scratch);
+  ops::RouterLosses measure_balance(Context& ctx, RoutingKept& routing);
+  std::int64_t drop(Context& ctx, RoutingKept& routing, FfnScratch& scratch) const;
+  /// What forward kept of x but for the routing and what experts received and returned. Collective
+  /// over tp.
+  void recompute_inputs(Context& ctx,
+                        ConstTensorView x_tH,
+                        FfnActivations& kept,
+                        FfnScratch& scratch,
+                        const WholeStream& whole);
+  void warn_of_chunks(std::int64_t max_rows);
+  /// The chunk's tokens to their experts, and through them: scratch.y_RH.
+  void run_experts(
+      Context& ctx, int chunk, FfnActivations& kept, FfnScratch& scratch, comm::Purpose purpose);
 
   const ModelDims& dims_;
+  const parallel::MeshGroups& groups_;
+  const parallel::StreamExchange& stream_;
   LayerId layer_;
   Norm norm_;
   parallel::Param* router_;
@@ -168,7 +175,11 @@ class MoeLayer {
   parallel::TokenExchange exchange_;
   device::Buffer expert_bias_;
   std::int64_t first_in_turn_;
-  std::int64_t num_sent_ = 0;  ///< in the last forward
+  std::int64_t max_rows_;
+  std::vector<std::int64_t> step_counts_E_;  ///< choices of all ranks in the step so far
+  std::int64_t step_tokens_ = 0;
+  ops::BalanceScales balance_scales_;  ///< of the last forward
+  int most_chunks_ = 1;
 };
 
 }  // namespace pecan::model

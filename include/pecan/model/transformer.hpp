@@ -7,6 +7,10 @@
 #include <variant>
 #include <vector>
 
+#include <pecan/comm/traffic.hpp>
+
+#include <pecan/parallel/stage_listener.hpp>
+
 #include <pecan/model/attention.hpp>
 #include <pecan/model/moe.hpp>
 
@@ -17,17 +21,21 @@ struct Activations {
   TensorView rope_table_SD;  ///< of rotary embedding only
   TensorView positions_T;    ///< t mod S, of learned positions only
   std::vector<TensorView>
-      stream_TH;  ///< residual stream before layer 0, after its attention, after its ffn, ...
+      stream_tH;  ///< residual stream before layer 0, after its attention, after its ffn, ...;
+                  ///< with recompute all attention outputs share memory, and so do all that follow
   std::vector<AttentionActivations> attention;
   std::vector<FfnActivations> ffn;
-  TensorView normed_TH, logits_TV, loss_T, d_stream_TH;
-  TensorView d_normed_TH;  ///< in the forward: rows of learned positions
+  TensorView normed_tH, loss_T, d_stream_tH;
+  TensorView d_normed_tH;     ///< in the forward: rows of learned positions
+  TensorView logits_TV;       ///< of this rank's part of the vocabulary
+  TensorView max_T, sums_2T;  ///< of softmax over a vocabulary that tp shares out
   NormStatistics norm;
+  WholeStream whole;
   AttentionScratch attention_scratch;  ///< shares memory with ffn_scratch
   FfnScratch ffn_scratch;
   /// On a measuring arena the high water is the plan; on a real one of that size it is reached
   /// exactly.
-  [[nodiscard]] static Activations plan(const ModelDims& dims, int ep_size, device::Arena& arena);
+  [[nodiscard]] static Activations plan(const ModelDims& dims, device::Arena& arena);
 };
 
 /// Bytes of memory a rank's model takes besides parameters. Pure.
@@ -35,9 +43,16 @@ struct MemoryPlan {
   std::size_t activation_bytes = 0;
   std::size_t workspace_bytes = 0;
 };
-[[nodiscard]] MemoryPlan plan_memory(const ModelDims& dims, int ep_size, int threads);
+[[nodiscard]] MemoryPlan plan_memory(const ModelDims& dims, int threads);
 
-/// One micro-batch: T = B * S tokens each, i32; mask_T in the model's dtype or empty for ones.
+/// What the rank at `position` sends for the forward and backward of one micro-batch, by purpose,
+/// if every expert is chosen equally often and so no micro-batch is cut into chunks. Pure.
+[[nodiscard]] comm::SentBytes plan_traffic(const ModelDims& dims,
+                                           const parallel::MeshShape& mesh,
+                                           const parallel::MeshPosition& position);
+
+/// One micro-batch, alike on all ranks of tp: T = B * S tokens each, i32; mask_T in the model's
+/// dtype or empty for ones.
 struct Batch {
   ConstTensorView tokens_T;
   ConstTensorView labels_T;
@@ -51,31 +66,32 @@ struct Batch {
 
 /// What a micro-batch gave.
 struct BatchResult {
-  double loss_sum = 0;                 ///< sum over unmasked tokens, nats
+  double loss_sum = 0;  ///< sum over unmasked tokens, nats; on the first rank of tp only, so that
+                        ///< a sum over the world counts each token once
   std::vector<RoutingReport> routing;  ///< by MoE layer
 };
 
 class Transformer {
  public:
-  /// `activations` holds memory planned with the same dims and ep size. Everything given outlives
-  /// the object.
+  /// `activations` holds memory planned with the same dims. Everything given outlives the object;
+  /// `listeners` are told in their order.
   Transformer(Context& ctx,
               const ModelDims& dims,
               parallel::ParamSet& params,
-              const parallel::MeshShape& mesh,
-              comm::Group& ep,
-              Rank rank,
-              Activations& activations);
-  /// Loss only. Collective over ep.
+              const parallel::MeshGroups& groups,
+              Activations& activations,
+              std::vector<parallel::StageListener*> listeners = {});
+  /// Forgets what earlier micro-batches told about balance: before the first of a step.
+  void begin_step();
+  /// Loss only. Collective over tp and the dispatch group (Balance::kGlobalBatch: the world).
   BatchResult forward(Context& ctx, const Batch& batch);
   /// Loss, and gradients of loss_scale * (loss_weight * sum of losses / T + balancing losses),
-  /// added to the parameters'. Collective over ep.
+  /// added to the parameters': before they are summed over ranks. Collective as forward.
   BatchResult forward_backward(Context& ctx, const Batch& batch, double loss_scale);
   /// Token slots of this rank's last micro-batch that experts processed, by [MoE layer][expert].
   [[nodiscard]] std::span<const std::int64_t> expert_counts(int moe_layer) const;
   /// The same with choices that were dropped over capacity: what the router chose.
   [[nodiscard]] std::span<const std::int64_t> chosen_counts(int moe_layer) const;
-  [[nodiscard]] std::int64_t dispatch_growths() const;
   [[nodiscard]] MoeLayer& moe_layer(int moe_layer);
 
  private:
@@ -85,9 +101,19 @@ class Transformer {
   [[nodiscard]] TokenPlaces places_of(const Batch& batch) const;
   [[nodiscard]] ConstTensorView positions_of(const Batch& batch) const;
   [[nodiscard]] double sum_of_loss(Context& ctx) const;
+  /// Statistics of the softmax over all ranks' parts of the vocabulary, and the loss.
+  void measure_loss(Context& ctx, const Batch& batch);
+  /// What layer `i` kept in forward, from its input. Collective as the layer's forward.
+  void recompute_layer(Context& ctx, std::size_t i, const TokenPlaces& places);
+  void before_forward(Context& ctx, std::size_t stage);
+  void before_backward(Context& ctx, std::size_t stage);
+  void after_backward(Context& ctx, std::size_t stage);
 
   const ModelDims& dims_;
   Activations& memory_;
+  parallel::StreamExchange stream_;
+  ops::VocabShard vocab_;
+  std::vector<parallel::StageListener*> listeners_;
   parallel::Param *embedding_, *head_;
   parallel::Param* positions_ = nullptr;  ///< learned ones
   Norm norm_;
