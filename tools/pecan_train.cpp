@@ -128,6 +128,15 @@ int fail(const comm::Group& world, ExitCode code, const std::string& message) {
   return int(code);
 }
 
+/// Ranks that wait for one that is gone find out within a step of each other, and each tells what
+/// it waits for: together they say who is missing, and where.
+int fail_waiting(const std::string& message) {
+  constexpr std::chrono::milliseconds kLeaveToOthers{1500};
+  std::cerr << "pecan-train: " << message << std::endl;
+  std::this_thread::sleep_for(kLeaveToOthers);
+  return int(ExitCode::kWatchdog);
+}
+
 int run(const Arguments& arguments, comm::MpiEnvironment& mpi) {
   comm::GroupOptions group_options;
   std::unique_ptr<comm::Group> world = mpi.world(group_options);
@@ -152,6 +161,8 @@ int run(const Arguments& arguments, comm::MpiEnvironment& mpi) {
     world = mpi.world(group_options);
     const std::unique_ptr<FileSystem> fs = make_posix_file_system();
     return int(train::run(config, arguments.run, *fs, *world));
+  } catch (const CommError& error) {
+    code = fail_waiting(error.what());
   } catch (const Error& error) {
     code = fail(*world, error.exit_code(), error.what());
   } catch (const std::exception& error) {

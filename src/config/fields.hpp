@@ -182,8 +182,9 @@ void visit(MoeConfig& c, Field&& field) {
         "padding of each expert's input to its capacity");
   field("moe_router_load_balancing_type",
         c.moe_router_load_balancing_type,
-        Choice{{"aux_loss", "none"}, {"seq_aux_loss", "global_aux_loss", "sinkhorn"}},
-        "how load is balanced");
+        Choice{{"aux_loss", "seq_aux_loss", "global_aux_loss", "none"}, {"sinkhorn"}},
+        "over which tokens the auxiliary loss measures load: a micro-batch, each sequence, or the "
+        "global batch so far");
   field("moe_aux_loss_coeff",
         c.moe_aux_loss_coeff,
         at_least(0),
@@ -212,16 +213,17 @@ void visit(MoeConfig& c, Field&& field) {
   field("dispatch_buffer_factor",
         c.dispatch_buffer_factor,
         at_least(1),
-        "planned dispatch memory as a multiple of perfectly balanced load; beyond it buffers grow, "
-        "with a warning");
+        "dispatch memory as a multiple of perfectly balanced load; beyond it a micro-batch is "
+        "processed in chunks, with a warning");
 }
 
 template <typename Field>
 void visit(ParallelConfig& c, Field&& field) {
   field("tensor_model_parallel_size",
         c.tensor_model_parallel_size,
-        Only<int>{1, "spread experts with expert_model_parallel_size"},
-        "ranks that share each matrix");
+        at_least(1),
+        "ranks that share each matrix; divides `num_attention_heads`, the FFN widths and the "
+        "number of ranks; a divisor or a multiple of `num_query_groups`");
   field("pipeline_model_parallel_size",
         c.pipeline_model_parallel_size,
         Only<int>{1, "spread experts with expert_model_parallel_size"},
@@ -237,16 +239,35 @@ void visit(ParallelConfig& c, Field&& field) {
         "number of ranks");
   field("expert_tensor_parallel_size",
         c.expert_tensor_parallel_size,
-        Only<int>{1, "spread experts with expert_model_parallel_size"},
-        "ranks that share each expert's matrices");
+        at_least(0),
+        "ranks that share each expert's matrices; 0: `tensor_model_parallel_size`");
   field("sequence_parallel",
         c.sequence_parallel,
-        Only<bool>{false, "it belongs to tensor parallelism"},
-        "norms split along the sequence");
+        Free{},
+        "tensor-parallel ranks share out norms and residual stream too, by tokens; MoE layers "
+        "need it");
   field("use_distributed_optimizer",
         c.use_distributed_optimizer,
-        Only<bool>{false, "each rank keeps the optimizer state of its parameters"},
-        "optimizer state split over data-parallel ranks");
+        Free{},
+        "optimizer state split over data-parallel ranks (ZeRO-1); the same as "
+        "`data_parallel_sharding_strategy: optim`");
+  field("data_parallel_sharding_strategy",
+        c.data_parallel_sharding_strategy,
+        Named<DataSharding>{{{"no_shard", DataSharding::kNone},
+                             {"optim", DataSharding::kOptimizer},
+                             {"optim_grads", DataSharding::kOptimizerAndGradients}},
+                            {"optim_grads_params"}},
+        "what data-parallel ranks split: nothing, the optimizer state (ZeRO-1), or the summed "
+        "gradients too (ZeRO-2)");
+  field("overlap_grad_reduce",
+        c.overlap_grad_reduce,
+        Free{},
+        "gradients are summed over ranks while backward goes on; results are the same to the bit");
+  field("overlap_param_gather",
+        c.overlap_param_gather,
+        Free{},
+        "updated weights are gathered while the next forward goes on; results are the same to the "
+        "bit; needs `use_distributed_optimizer`");
 }
 
 template <typename Field>
@@ -293,7 +314,17 @@ void visit(TrainingConfig& c, Field&& field) {
         c.check_for_nan_in_loss_and_grad,
         Named<NanPolicy>{{{"stop", NanPolicy::kStop}, {"skip", NanPolicy::kSkip}}},
         "on a loss or gradient that is not finite: stop the run (exit code 6) or skip the update");
-  field("threads", c.threads, from_to(1, 1024), "CPU threads a rank");
+  field("threads",
+        c.threads,
+        from_to(0, 1024),
+        "CPU threads a rank; 0: an equal share of the cores that the ranks of a host may use");
+  field("recompute_granularity",
+        c.recompute_granularity,
+        Named<RecomputeGranularity>{
+            {{"none", RecomputeGranularity::kNone}, {"full", RecomputeGranularity::kFull}},
+            {"selective"}},
+        "`full`: backward computes each layer's activations again from its input, which takes "
+        "less memory and more time; results are the same to the bit");
 }
 
 template <typename Field>

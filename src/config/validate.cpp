@@ -201,6 +201,102 @@ void check_moe(const Config& config) {
                  moe.moe_aux_loss_coeff);
 }
 
+void check_tensor_parallel(const Config& config) {
+  const ParallelConfig& parallel = config.parallel;
+  PECAN_VALIDATE(!parallel.overlap_param_gather || parallel.use_distributed_optimizer,
+                 ConfigError,
+                 "parallel.overlap_param_gather=true but no rank lacks weights to gather; set "
+                 "parallel.use_distributed_optimizer=true, or leave it out");
+  const int tp = parallel.tensor_model_parallel_size;
+  if (tp == 1) return;
+  const ModelConfig& model = config.model;
+  const auto must_share = [&](const char* key, int size, const char* why) {
+    PECAN_VALIDATE(size % tp == 0,
+                   ConfigError,
+                   "{}={} is not divisible by parallel.tensor_model_parallel_size={} ({}); use "
+                   "{}, or a tensor_model_parallel_size of {}",
+                   key,
+                   size,
+                   tp,
+                   why,
+                   multiples_near(size, tp),
+                   divisors(size));
+  };
+  must_share("model.num_attention_heads",
+             model.num_attention_heads,
+             "each rank computes an equal share of the heads");
+  const int groups = model.num_query_groups;
+  PECAN_VALIDATE(groups % tp == 0 || tp % groups == 0,
+                 ConfigError,
+                 "model.num_query_groups={} is neither a divisor nor a multiple of "
+                 "parallel.tensor_model_parallel_size={} (a rank holds whole key-value heads, or "
+                 "equally many ranks hold each); use {} or a divisor of {}",
+                 groups,
+                 tp,
+                 multiples_near(groups, tp),
+                 tp);
+  const std::vector<int>& pattern = config.moe.moe_layer_freq;
+  const bool has_dense = std::ranges::find(pattern, 0) != pattern.end();
+  if (has_dense) {
+    must_share("model.ffn_hidden_size",
+               model.ffn_hidden_size,
+               "each rank computes an equal share of an FFN");
+  }
+  must_share("moe.moe_shared_expert_intermediate_size",
+             config.moe.moe_shared_expert_intermediate_size,
+             "each rank computes an equal share of the shared expert");
+  PECAN_VALIDATE(
+      !model.qk_layernorm_across_heads,
+      ConfigError,
+      "model.qk_layernorm_across_heads=true with parallel.tensor_model_parallel_size={}: no rank "
+      "has all heads that this norm spans; use a tensor_model_parallel_size of 1, or the norm of "
+      "each head",
+      tp);
+  PECAN_VALIDATE(config.moe.num_experts == 0 || parallel.sequence_parallel,
+                 ConfigError,
+                 "parallel.tensor_model_parallel_size={} with MoE layers needs "
+                 "parallel.sequence_parallel=true (otherwise all {} ranks would dispatch the same "
+                 "tokens); set it, or use a tensor_model_parallel_size of 1",
+                 tp,
+                 tp);
+  const std::int64_t tokens =
+      std::int64_t{config.training.micro_batch_size} * config.training.seq_length;
+  PECAN_VALIDATE(
+      !parallel.sequence_parallel || tokens % tp == 0,
+      ConfigError,
+      "training.micro_batch_size={} x training.seq_length={} = {} tokens are not divisible by "
+      "parallel.tensor_model_parallel_size={}, which parallel.sequence_parallel shares them out "
+      "over; use a seq_length of {}",
+      config.training.micro_batch_size,
+      config.training.seq_length,
+      tokens,
+      tp,
+      multiples_near(config.training.seq_length, tp));
+}
+
+void check_expert_parallel(const Config& config) {
+  const ParallelConfig& parallel = config.parallel;
+  const MoeConfig& moe = config.moe;
+  const int etp = parallel.expert_tensor_parallel_size;
+  if (moe.num_experts == 0) {
+    PECAN_VALIDATE(etp == 1 || etp == parallel.tensor_model_parallel_size,
+                   ConfigError,
+                   "parallel.expert_tensor_parallel_size={} but moe.num_experts=0: a dense model "
+                   "has no experts to share out; leave it out, or set moe.num_experts",
+                   etp);
+    return;
+  }
+  PECAN_VALIDATE(moe.moe_ffn_hidden_size % etp == 0,
+                 ConfigError,
+                 "moe.moe_ffn_hidden_size={} is not divisible by "
+                 "parallel.expert_tensor_parallel_size={} (each rank computes an equal share of "
+                 "an expert); use {}, or an expert_tensor_parallel_size of {}",
+                 moe.moe_ffn_hidden_size,
+                 etp,
+                 multiples_near(moe.moe_ffn_hidden_size, etp),
+                 divisors(moe.moe_ffn_hidden_size));
+}
+
 void check_training(const Config& config) {
   const TrainingConfig& training = config.training;
   PECAN_VALIDATE(training.global_batch_size % training.micro_batch_size == 0,
@@ -301,6 +397,7 @@ Config unresolved_defaults() {
   config.model.ffn_hidden_size = 0;
   config.model.num_query_groups = 0;
   config.model.kv_channels = 0;
+  config.parallel.expert_tensor_parallel_size = 0;
   return config;
 }
 
@@ -326,10 +423,19 @@ void resolve(Config& config) {
   default_to(model.max_position_embeddings, config.training.seq_length);
   default_to(config.moe.moe_ffn_hidden_size, model.ffn_hidden_size);
   default_to(config.optimizer.lr_decay_iters, config.training.train_iters);
+  ParallelConfig& parallel = config.parallel;
+  default_to(parallel.expert_tensor_parallel_size, parallel.tensor_model_parallel_size);
+  if (parallel.data_parallel_sharding_strategy != DataSharding::kNone) {
+    parallel.use_distributed_optimizer = true;
+  } else if (parallel.use_distributed_optimizer) {
+    parallel.data_parallel_sharding_strategy = DataSharding::kOptimizer;
+  }
   resolve_layers(config.moe, model.num_layers);
   default_to(config.checkpoint.pec.experts_per_checkpoint, config.moe.num_experts);
   check_model(config);
   check_moe(config);
+  check_tensor_parallel(config);
+  check_expert_parallel(config);
   check_training(config);
   check_data(config);
   check_checkpoint(config);
@@ -360,12 +466,18 @@ void validate_for_world(const Config& config, int world_size) {
                  multiples_near(world_size, dense));
   PECAN_VALIDATE(world_size % sparse == 0,
                  ConfigError,
-                 "parallel.expert_model_parallel_size={} does not divide the {} ranks (every copy "
-                 "of the experts is "
-                 "complete); use {}, or start {} ranks",
-                 ep,
+                 "{} does not divide the {} ranks (every copy of the experts is complete); use an "
+                 "expert_model_parallel_size of {}, or start {} ranks",
+                 p.expert_tensor_parallel_size == 1
+                     ? fmt::format("parallel.expert_model_parallel_size={}", ep)
+                     : fmt::format("parallel.expert_tensor_parallel_size={} x "
+                                   "expert_model_parallel_size={} = {}",
+                                   p.expert_tensor_parallel_size,
+                                   ep,
+                                   sparse),
                  world_size,
-                 divisors(std::gcd(world_size, std::max(config.moe.num_experts, 1))),
+                 divisors(std::gcd(std::max(world_size / p.expert_tensor_parallel_size, 1),
+                                   std::max(config.moe.num_experts, 1))),
                  multiples_near(world_size, sparse));
   PECAN_VALIDATE(config.moe.num_experts % ep == 0,
                  ConfigError,

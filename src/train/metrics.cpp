@@ -65,6 +65,13 @@ MetricsWriter::MetricsWriter(const std::string& path, int world_size)
 MetricsWriter::~MetricsWriter() = default;
 
 void MetricsWriter::write(const StepRecord& r) {
+  Json traffic = Json::object();
+  for (const PurposeTraffic& sent : r.traffic) {
+    traffic[std::string(comm::name_of(sent.purpose))] = {{"calls", sent.measured.calls},
+                                                         {"bytes", sent.measured.sent_bytes},
+                                                         {"planned_bytes", sent.planned_bytes},
+                                                         {"seconds", sent.measured.seconds}};
+  }
   impl_->write({{"kind", "step"},
                 {"incarnation", r.incarnation.value},
                 {"step", r.step.value},
@@ -85,8 +92,9 @@ void MetricsWriter::write(const StepRecord& r) {
                 {"ckpt_stall_ms", r.ckpt_stall_ms},
                 {"plt", r.plt},
                 {"load_max_over_mean", r.load_max_over_mean},
-                {"dispatch_growths", r.dispatch_growths},
-                {"dropped_slots", r.dropped_slots}});
+                {"dispatch_chunks_added", r.dispatch_chunks_added},
+                {"dropped_slots", r.dropped_slots},
+                {"traffic", traffic}});
 }
 
 void MetricsWriter::write(const ValidRecord& r) {

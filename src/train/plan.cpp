@@ -39,6 +39,22 @@ std::pair<std::int64_t, std::int64_t> state_bytes(const StateCatalog& catalog,
   return {rotating, rest};
 }
 
+parallel::Sharding sharding_of(config::DataSharding strategy) {
+  switch (strategy) {
+    case config::DataSharding::kNone:
+      return parallel::Sharding::kNone;
+    case config::DataSharding::kOptimizer:
+      return parallel::Sharding::kOptimizer;
+    case config::DataSharding::kOptimizerAndGradients:
+      return parallel::Sharding::kGradients;
+  }
+  throw InternalError("an unknown sharding strategy");
+}
+
+parallel::Overlap overlap_of(bool on) {
+  return on ? parallel::Overlap::kOn : parallel::Overlap::kOff;
+}
+
 /// "46,702,792,704".
 template <typename Int>
 std::string grouped(Int value) {
@@ -53,6 +69,9 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
   config::validate_for_world(config, world_size);
   TrainPlan plan;
   plan.mesh = parallel::plan_mesh(config.parallel, world_size);
+  plan.sharding = sharding_of(config.parallel.data_parallel_sharding_strategy);
+  plan.overlap_reduce = overlap_of(config.parallel.overlap_grad_reduce);
+  plan.overlap_gather = overlap_of(config.parallel.overlap_param_gather);
   plan.dims = model::plan_dims(config, vocab_size);
   plan.specs = model::plan_parameters(plan.dims);
   const auto& always_saved = config.checkpoint.pec.always_saved;
@@ -60,25 +79,41 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
   plan.catalog = plan_catalog(plan.dims,
                               weights_saved ? DerivedWeights::kSaved : DerivedWeights::kOmitted,
                               plan.specs,
-                              plan.mesh);
+                              plan.mesh,
+                              plan.sharding);
   plan.parameters = count_parameters(plan.dims, plan.specs);
   plan.num_micro_batches =
       config.training.global_batch_size / (config.training.micro_batch_size * plan.mesh.dp);
   const model::MemoryPlan memory =
-      model::plan_memory(plan.dims, plan.mesh.ep, config.training.threads);
+      model::plan_memory(plan.dims, std::max(1, config.training.threads));
   for (int r = 0; r < world_size; ++r) {
-    const parallel::ElementCounts elements = parallel::ParamSet::plan_elements(
-        plan.specs, int(plan.dims.num_experts), plan.mesh, Rank{r}, plan.dims.dtype);
-    const DType master = plan.dims.master_dtype();
-    plan.memory.push_back(
-        {.weights = elements.total() * size_of(plan.dims.dtype),
-         .gradients = elements.total() * size_of(master),
-         .optimizer = optim::AdamW::plan_bytes(elements.total(), plan.dims.dtype),
-         .activations = memory.activation_bytes,
-         .workspace = memory.workspace_bytes,
-         .communication =
-             comm::plan_all_reduce_scratch(std::int64_t(elements.dense), master, plan.mesh.dp) +
-             comm::plan_all_reduce_scratch(std::int64_t(elements.expert), master, plan.mesh.edp)});
+    const parallel::MeshPosition position = parallel::position_of(plan.mesh, Rank{r});
+    const parallel::ParamLayout layout = parallel::plan_layout(
+        plan.specs, int(plan.dims.num_experts), plan.mesh, position, plan.dims.dtype);
+    const parallel::StateBytes state =
+        parallel::plan_state_memory(layout, plan.sharding, position, plan.dims.dtype).bytes;
+    comm::SentBytes sent =
+        model::plan_traffic(plan.dims, plan.mesh, position).times(plan.num_micro_batches);
+    sent += parallel::plan_gradient_traffic(layout,
+                                            plan.sharding,
+                                            plan.mesh,
+                                            position,
+                                            plan.dims.kv_replicas(),
+                                            plan.dims.dtype,
+                                            plan.num_micro_batches);
+    plan.sent.push_back(sent);
+    std::size_t communication = 0;
+    for (const parallel::Bucket& bucket : layout.buckets) {
+      communication += comm::plan_all_reduce_scratch(std::int64_t(bucket.range.count),
+                                                     plan.dims.master_dtype(),
+                                                     bucket.expert ? plan.mesh.edp : plan.mesh.dp);
+    }
+    plan.memory.push_back({.weights = state.weights,
+                           .gradients = state.gradients,
+                           .optimizer = state.masters + 2 * state.moment,
+                           .activations = memory.activation_bytes,
+                           .workspace = memory.workspace_bytes,
+                           .communication = communication});
   }
   const auto [rotating, rest] =
       state_bytes(plan.catalog, checkpoint::always_saved_groups(always_saved));
@@ -90,6 +125,15 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
 }
 
 std::string describe(const TrainPlan& plan) {
+  const auto busiest = std::ranges::max_element(
+      plan.sent, {}, [](const comm::SentBytes& sent) { return sent.total(); });
+  std::string sent;
+  for (std::size_t i = 0; i < std::size_t(comm::Purpose::kCount); ++i) {
+    const auto purpose = comm::Purpose(i);
+    if ((*busiest)[purpose] == 0) continue;
+    sent +=
+        fmt::format("            {} {}\n", comm::name_of(purpose), grouped((*busiest)[purpose]));
+  }
   const auto largest = std::ranges::max_element(plan.memory, {}, &RankMemory::total);
   const double expert_share = double(plan.parameters.expert) / double(plan.parameters.total);
   return fmt::format(
@@ -99,6 +143,8 @@ std::string describe(const TrainPlan& plan) {
       "rank\n"
       "memory      {} bytes a rank at most: weights {}, gradients {}, optimizer {},\n"
       "            activations {}, workspace {}, communication {}\n"
+      "traffic     {} bytes a step that a rank sends at most, if experts are chosen equally often\n"
+      "{}"
       "checkpoint  {} bytes full, {} partial ({:.1f} %)\n",
       grouped(plan.parameters.total),
       grouped(plan.parameters.active),
@@ -119,6 +165,8 @@ std::string describe(const TrainPlan& plan) {
       grouped(largest->activations),
       grouped(largest->workspace),
       grouped(largest->communication),
+      grouped(busiest->total()),
+      sent,
       grouped(plan.full_checkpoint_bytes),
       grouped(plan.partial_checkpoint_bytes),
       100 * double(plan.partial_checkpoint_bytes) / double(plan.full_checkpoint_bytes));
@@ -134,6 +182,15 @@ std::string to_json(const TrainPlan& plan) {
                      {"workspace", memory.workspace},
                      {"communication", memory.communication},
                      {"total", memory.total()}});
+  }
+  nlohmann::ordered_json traffic = nlohmann::ordered_json::array();
+  for (const comm::SentBytes& sent : plan.sent) {
+    nlohmann::ordered_json purposes = nlohmann::ordered_json::object();
+    for (std::size_t i = 0; i < std::size_t(comm::Purpose::kCount); ++i) {
+      const auto purpose = comm::Purpose(i);
+      if (sent[purpose] > 0) purposes[std::string(comm::name_of(purpose))] = sent[purpose];
+    }
+    traffic.push_back(purposes);
   }
   const nlohmann::ordered_json json{
       {"schema", 1},
@@ -151,6 +208,7 @@ std::string to_json(const TrainPlan& plan) {
         {"edp", plan.mesh.edp},
         {"micro_batches", plan.num_micro_batches}}},
       {"rank_bytes", ranks},
+      {"sent_bytes", traffic},
       {"checkpoint_bytes",
        {{"full", plan.full_checkpoint_bytes}, {"partial", plan.partial_checkpoint_bytes}}}};
   return json.dump(2) + "\n";

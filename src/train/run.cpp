@@ -20,6 +20,7 @@
 #include <pecan/checkpoint/checkpointer.hpp>
 
 #include <pecan/train/metrics.hpp>
+#include <pecan/train/placement.hpp>
 #include <pecan/train/plan.hpp>
 #include <pecan/train/run.hpp>
 #include <pecan/train/state.hpp>
@@ -54,7 +55,7 @@ class StepSums {
   double& dense_squares() { return values_[3]; }
   double& expert_squares() { return values_[4]; }
   double& non_finite() { return values_[5]; }
-  double& growths() { return values_[6]; }
+  double& chunks_added() { return values_[6]; }
   double& dropped() { return values_[7]; }
   /// Token slots that experts processed, [MoE layer, expert].
   [[nodiscard]] std::span<double> slots() {
@@ -93,9 +94,12 @@ class Trainer {
         ctx_(ctx),
         plan_(plan),
         position_(parallel::position_of(plan.mesh, world.rank())),
-        groups_(parallel::make_groups(plan.mesh, world)),
+        groups_(parallel::make_groups(plan.mesh, world, plan.dims.kv_replicas())),
         state_(ctx.device, plan, world.rank()),
-        model_(ctx, plan.dims, state_.params(), plan.mesh, *groups_.ep, world.rank(), activations),
+        gather_(state_.params(), groups_, plan.overlap_gather),
+        exchange_(state_.params(), groups_, plan.overlap_reduce),
+        background_(gather_, exchange_),
+        model_(ctx, plan.dims, state_.params(), groups_, activations, {&gather_, &exchange_}),
         batches_(config, plan.dims, plan.mesh.dp, position_.dp),
         sums_(std::size_t(plan.catalog.num_moe_layers),
               std::size_t(plan.dims.num_experts),
@@ -104,7 +108,11 @@ class Trainer {
     if (ValidBatches::configured(config))
       valid_.emplace(config, plan.dims, plan.mesh.dp, position_.dp);
     if (plan.dims.expert_bias) state_.bind_expert_bias(model_);
+    ctx_.background = &background_;
   }
+  ~Trainer() { ctx_.background = nullptr; }
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
 
   ExitCode run() {
     model::initialise(ctx_, state_.params(), std::uint64_t(config_.training.seed));
@@ -174,6 +182,7 @@ class Trainer {
       if (is_root()) metrics_->write(*recovered_, plan_.catalog, weights, losses);
       say(describe(*recovered_, plan_.catalog, weights, losses));
     }
+    gather_.start(ctx_);
     if (config_.checkpoint.save_interval > 0) {
       checkpointer_.emplace(fs_,
                             options_.run_directory,
@@ -203,7 +212,8 @@ class Trainer {
   /// All tokens of the global batch over those that are learned: with it the loss is the mean over
   /// the latter, however the batch is cut.
   double masked_loss_weight() {
-    std::int64_t learned = batches_.learned_tokens(consumed_samples_);
+    // Ranks of tp have the same tokens.
+    std::int64_t learned = position_.tp == 0 ? batches_.learned_tokens(consumed_samples_) : 0;
     world_.all_reduce(ctx_, view_of(std::span(&learned, 1)), ReduceOp::kSum, {Purpose::kLossWeight})
         .wait();
     const double tokens =
@@ -213,19 +223,24 @@ class Trainer {
 
   void forward_backward() {
     sums_.clear();
-    state_.params().zero_grads();
+    model_.begin_step();
+    exchange_.begin_step();
     const double scale = parallel::gradient_scale(plan_.mesh, plan_.num_micro_batches);
     const double share = scale / double(plan_.dims.tokens());
     const double loss_weight = batches_.masks_tokens() ? masked_loss_weight() : 1;
     for (int micro = 0; micro < plan_.num_micro_batches; ++micro) {
       model::Batch batch = batches_.load(consumed_samples_, micro);
       batch.loss_weight = loss_weight;
+      exchange_.begin_micro_batch(micro + 1 == plan_.num_micro_batches
+                                      ? parallel::MicroBatch::kLast
+                                      : parallel::MicroBatch::kMoreFollow);
       const model::BatchResult result = model_.forward_backward(ctx_, batch, scale);
       sums_.loss() += result.loss_sum * share * loss_weight;
       for (std::size_t layer = 0; layer < result.routing.size(); ++layer) {
         sums_.aux_loss() += result.routing[layer].aux_loss * scale / double(result.routing.size());
         sums_.z_loss() += result.routing[layer].z_loss * scale / double(result.routing.size());
         sums_.dropped() += double(result.routing[layer].dropped_slots);
+        sums_.chunks_added() += result.routing[layer].dispatch_chunks - 1;
         const auto counts = model_.expert_counts(int(layer));
         for (std::size_t e = 0; e < counts.size(); ++e)
           sums_.slots()[layer * counts.size() + e] += double(counts[e]);
@@ -239,17 +254,14 @@ class Trainer {
 
   void sum_over_ranks() {
     const parallel::ParamSet& params = state_.params();
-    const TensorView dense = params.flat_grads(params.dense_range());
-    const TensorView experts = params.flat_grads(params.expert_range());
-    if (parallel::counts_dense(plan_.mesh, world_.rank())) {
-      sums_.dense_squares() = ops::sum_of_squares(ctx_, dense);
-      sums_.non_finite() += double(ops::count_non_finite(ctx_, dense));
+    // The shares of data-parallel ranks, whether or not anything is sharded: the same bits.
+    for (const parallel::Bucket& bucket : params.buckets()) {
+      if (!params.counts(bucket)) continue;
+      const TensorView share = params.summed_share(bucket);
+      (bucket.expert ? sums_.expert_squares() : sums_.dense_squares()) +=
+          ops::sum_of_squares(ctx_, share);
+      sums_.non_finite() += double(ops::count_non_finite(ctx_, share));
     }
-    if (parallel::counts_experts(plan_.mesh, world_.rank())) {
-      sums_.expert_squares() = ops::sum_of_squares(ctx_, experts);
-      sums_.non_finite() += double(ops::count_non_finite(ctx_, experts));
-    }
-    sums_.growths() = double(model_.dispatch_growths());
     world_.all_reduce(ctx_, view_of(sums_.all()), ReduceOp::kSum, {Purpose::kGradNorm}).wait();
   }
 
@@ -280,7 +292,7 @@ class Trainer {
 
   void report_divergence() const {
     for (const parallel::Param& param : state_const().params()) {
-      const std::int64_t bad = ops::count_non_finite(ctx_, param.grad.flat());
+      const std::int64_t bad = ops::count_non_finite(ctx_, param.owned_grad.flat());
       if (bad > 0) {
         PECAN_LOG(kError,
                   "[train] rank {}: the gradient of {} has {} non-finite values at step {}",
@@ -298,9 +310,11 @@ class Trainer {
 
   StepRecord step() {
     const auto start = Clock::now();
+    const std::vector<comm::Traffic> before = traffic();
     world_.set_step(Step{step_ + 1});
     forward_backward();
-    parallel::exchange_gradients(ctx_, state_.params(), groups_);
+    exchange_.finish(ctx_);
+    gather_.finish();
     sum_over_ranks();
     exchange_flags(StopVote::kAsk);
 
@@ -338,6 +352,7 @@ class Trainer {
     double stall_ms = checkpointer_ ? checkpointer_->before_update() : 0;  // (A)
     if (!record.skipped) {
       state_.optimizer().update(ctx_, config_.optimizer, record.lr, factor);
+      gather_.start(ctx_);
       std::vector<std::int64_t> slots(sums_.slots().size());
       std::ranges::transform(
           sums_.slots(), slots.begin(), [](double count) { return std::int64_t(count); });
@@ -365,9 +380,34 @@ class Trainer {
     record.plt = state_.plt(double(config_.training.train_iters) * double(record.tokens) *
                             double(plan_.dims.topk));
     record.load_max_over_mean = load_imbalance();
-    record.dispatch_growths = std::int64_t(sums_.growths());
+    record.dispatch_chunks_added = std::int64_t(sums_.chunks_added());
     record.dropped_slots = std::int64_t(sums_.dropped());
+    record.traffic = traffic_since(before);
     return record;
+  }
+
+  /// By purpose, of this rank since its groups were made.
+  [[nodiscard]] std::vector<comm::Traffic> traffic() const {
+    std::vector<comm::Traffic> all;
+    for (std::size_t i = 0; i < std::size_t(Purpose::kCount); ++i)
+      all.push_back(parallel::traffic(groups_, Purpose(i)));
+    return all;
+  }
+
+  /// Purposes that have a plan, and those that only turned up.
+  [[nodiscard]] std::vector<PurposeTraffic> traffic_since(
+      const std::vector<comm::Traffic>& before) const {
+    std::vector<PurposeTraffic> sent;
+    const std::vector<comm::Traffic> now = traffic();
+    const comm::SentBytes& planned = plan_.sent[std::size_t(world_.rank().value)];
+    for (std::size_t i = 0; i < now.size(); ++i) {
+      const comm::Traffic step{now[i].calls - before[i].calls,
+                               now[i].sent_bytes - before[i].sent_bytes,
+                               now[i].seconds - before[i].seconds};
+      if (step.sent_bytes > 0 || planned[Purpose(i)] > 0)
+        sent.push_back({Purpose(i), step, planned[Purpose(i)]});
+    }
+    return sent;
   }
 
   void update_expert_bias() {
@@ -421,7 +461,7 @@ class Trainer {
     double loss = 0;
     for (int i = 0; i < valid_->num_batches(); ++i)
       loss += model_.forward(ctx_, valid_->load(i)).loss_sum;
-    // Every dp rank has its own windows, and with tp = 1 each rank is its own dp position.
+    // Every dp position has its own windows, and the first rank of tp tells their loss.
     world_.all_reduce(ctx_, view_of(std::span(&loss, 1)), ReduceOp::kSum, {Purpose::kEvaluation})
         .wait();
     ValidRecord record;
@@ -464,6 +504,7 @@ class Trainer {
 
   /// The last state is saved, and saves under way come to an end that all ranks have seen.
   void finish() {
+    gather_.finish();
     if (!checkpointer_) return;
     settle_saves();
     if (last_saved_step() != step_) {
@@ -484,6 +525,9 @@ class Trainer {
   parallel::MeshPosition position_;
   parallel::MeshGroups groups_;
   TrainState state_;
+  parallel::WeightGather gather_;
+  parallel::GradientExchange exchange_;
+  parallel::StepBackground background_;
   model::Transformer model_;
   TrainBatches batches_;
   std::optional<ValidBatches> valid_;
@@ -507,15 +551,30 @@ ExitCode run(const config::Config& config,
              const RunOptions& options,
              FileSystem& fs,
              comm::Group& world) {
-  const TrainPlan plan = make_plan(config, resolve_vocab_size(config), world.size());
-  if (world.rank().value == 0 && options.out != nullptr)
-    *options.out << describe(plan) << std::flush;
-  const RankMemory& memory = plan.memory[std::size_t(world.rank().value)];
+  config::Config placed = config;
   device::Stream stream{device::cpu()};
+  device::Arena no_workspace;
+  Context at_start{device::cpu(), stream, no_workspace};
+  // Refused before anything is exchanged, alike on all ranks.
+  (void)make_plan(config, resolve_vocab_size(config), world.size());
+  const Placement placement = place_threads(at_start, world, config.training.threads);
+  if (!placement.complaint.empty()) PECAN_LOG(kWarn, "[train] {}", placement.complaint);
+  placed.training.threads = placement.threads;
+  const TrainPlan plan = make_plan(placed, resolve_vocab_size(config), world.size());
+  if (world.rank().value == 0 && options.out != nullptr) {
+    *options.out << describe(plan)
+                 << fmt::format(
+                        "threads     {} a rank; {} ranks on the {} cores of the first host\n",
+                        placement.threads,
+                        placement.ranks_here,
+                        placement.cores_here)
+                 << std::flush;
+  }
+  const RankMemory& memory = plan.memory[std::size_t(world.rank().value)];
   device::Arena workspace(device::cpu(), memory.workspace);
   device::Arena arena(device::cpu(), memory.activations);
-  Context ctx{device::cpu(), stream, workspace, config.training.threads};
-  model::Activations activations = model::Activations::plan(plan.dims, plan.mesh.ep, arena);
+  Context ctx{device::cpu(), stream, workspace, placement.threads};
+  model::Activations activations = model::Activations::plan(plan.dims, arena);
   Trainer trainer(config, options, fs, world, ctx, plan, activations);
   return trainer.run();
 }

@@ -62,7 +62,8 @@ device::ParamStorage storage_of(std::int64_t* values, std::int64_t count) {
 StateCatalog plan_catalog(const model::ModelDims& dims,
                           DerivedWeights derived_weights,
                           const std::vector<ParamSpec>& specs,
-                          const parallel::MeshShape& mesh) {
+                          const parallel::MeshShape& mesh,
+                          parallel::Sharding sharding) {
   StateCatalog catalog;
   catalog.world_size = mesh.world;
   catalog.num_moe_layers = dims.num_moe_layers();
@@ -79,7 +80,9 @@ StateCatalog plan_catalog(const model::ModelDims& dims,
   const ParameterRole parameter = parameter_role(dims.dtype);
   const bool save_derived =
       derived_weights == DerivedWeights::kSaved && dims.dtype != dims.master_dtype();
-  for (const ParamSpec& spec : specs) {
+  const auto placed = parallel::place(specs, int(dims.num_experts), mesh, sharding, dims.dtype);
+  for (std::size_t s = 0; s < specs.size(); ++s) {
+    const ParamSpec& spec = specs[s];
     const UnitIndex unit = spec.is_expert() ? unit_of.at({spec.layer, spec.expert}) : UnitIndex{0};
     const auto add = [&](const char* dataset, Role role, RoleGroup group, DType dtype) {
       catalog.items.push_back({.name = spec.name,
@@ -90,7 +93,7 @@ StateCatalog plan_catalog(const model::ModelDims& dims,
                                .mutated_in = MutatedIn::kUpdate,
                                .global_shape = spec.shape,
                                .dtype = dtype,
-                               .blocks = parallel::place(spec, int(dims.num_experts), mesh)});
+                               .blocks = placed[s]});
     };
     const DType master = dims.master_dtype();
     add(parameter.dataset, parameter.role, parameter.group, master);
@@ -202,7 +205,13 @@ StateCatalog plan_catalog(const model::ModelDims& dims,
 TrainState::TrainState(device::Device device, const TrainPlan& plan, Rank rank)
     : plan_(plan),
       rank_(rank),
-      params_(device, plan.specs, int(plan.dims.num_experts), plan.mesh, rank, plan.dims.dtype),
+      params_(device,
+              plan.specs,
+              int(plan.dims.num_experts),
+              plan.mesh,
+              rank,
+              plan.dims.dtype,
+              plan.sharding),
       optimizer_(device, params_),
       binding_(std::make_unique<parallel::StorageBinding>(plan.catalog, rank)) {
   const std::vector<LayerId> layers = moe_layers(plan.dims);
@@ -214,10 +223,11 @@ TrainState::TrainState(device::Device device, const TrainPlan& plan, Rank rank)
   const bool saves_derived = std::ranges::any_of(plan.catalog.items, &StateItem::derived);
   const Shape origin{0};
   for (const parallel::Param& param : params_.params()) {
-    const Shape offset = Block::whole(param.spec.shape).offset;
+    if (param.owned_block().extent.num_elements() == 0) continue;
+    const Shape offset = param.owned_offset();
     binding_->bind(param.spec.name + "/" + parameter.dataset, param.master, offset);
     if (saves_derived && param.is_derived() && param.spec.is_expert())
-      binding_->bind(param.spec.name + "/weight", param.weight, offset);
+      binding_->bind(param.spec.name + "/weight", param.owned_weight, offset);
     binding_->bind(param.spec.name + "/exp_avg", optimizer_.exp_avg(param), offset);
     binding_->bind(param.spec.name + "/exp_avg_sq", optimizer_.exp_avg_sq(param), offset);
   }
@@ -294,9 +304,9 @@ WeightRestore TrainState::restore_weights(Context& ctx, const checkpoint::Restor
   for (const parallel::Param& param : params_.params()) {
     if (!param.is_derived()) continue;
     if (newer.contains({param.spec.layer, param.spec.expert})) {
-      ops::cast(ctx, param.weight.flat(), param.master.flat());
+      ops::cast(ctx, param.owned_weight.flat(), param.master.flat());
     } else {
-      ops::cast(ctx, param.master.flat(), param.weight.flat());
+      ops::cast(ctx, param.master.flat(), param.owned_weight.flat());
     }
   }
   const std::vector<LayerId> layers = moe_layers(plan_.dims);
@@ -312,10 +322,11 @@ WeightRestore TrainState::restore_weights(Context& ctx, const checkpoint::Restor
 LossReport TrainState::account_for_losses(Context& ctx,
                                           comm::Group& world,
                                           const config::Config& config) {
-  // Experts live on some ranks only: each one's counters travel from its first replica.
+  // Experts live on some ranks only: each one's counters travel from the first that holds it.
   const std::size_t size = routed_.size();
   std::vector<std::int64_t> absorbed(2 * size, 0);
-  if (parallel::position_of(plan_.mesh, rank_).edp == 0) {
+  const parallel::MeshPosition position = parallel::position_of(plan_.mesh, rank_);
+  if (position.edp == 0 && position.etp == 0) {
     for (const ExpertCounters& expert : experts_) {
       const std::size_t at = std::size_t(expert.moe_layer * plan_.dims.num_experts + expert.expert);
       absorbed[at] = expert.absorbed_weight;

@@ -157,7 +157,7 @@ TEST_CASE("dump_config prints every key and reads back as the same configuration
     CHECK(dump.find(" " + key + ":") != std::string::npos);
     ++num_keys;
   }
-  CHECK(num_keys == 94);
+  CHECK(num_keys == 98);
 }
 
 TEST_CASE("docs/configuration.md holds the reference of every key", "[config]") {
@@ -229,15 +229,12 @@ TEST_CASE("unusable configurations are refused with a message that helps", "[con
       {"parallel: {expert_model_parallel_size: -1}",
        "parallel.expert_model_parallel_size=-1 is out of range"},
       // Not in this version.
-      {"parallel: {tensor_model_parallel_size: 2}",
-       "tensor_model_parallel_size=2 is not supported in this version (spread experts with "
-       "expert_model_parallel_size); use 1"},
       {"parallel: {pipeline_model_parallel_size: 2}", "is not supported in this version"},
       {"parallel: {context_parallel_size: 2}", "is not supported in this version"},
-      {"parallel: {expert_tensor_parallel_size: 2}", "is not supported in this version"},
-      {"parallel: {sequence_parallel: true}",
-       "is not supported in this version (it belongs to tensor parallelism); use false"},
-      {"parallel: {use_distributed_optimizer: true}", "is not supported in this version"},
+      {"parallel: {data_parallel_sharding_strategy: optim_grads_params}",
+       "is not supported in this version"},
+      {"training: {recompute_granularity: selective}",
+       "is not supported in this version; use none or full"},
       {"training: {compute_dtype: bf16}", "is not supported in this version; use fp32 or fp64"},
       {"training: {device: cuda}",
        "training.device=cuda is not supported in this version; use auto or cpu"},
@@ -251,7 +248,8 @@ TEST_CASE("unusable configurations are refused with a message that helps", "[con
       {"moe: {moe_pad_expert_input_to_capacity: true}",
        "is not supported in this version (experts take the rows that they get); use false"},
       {"moe: {moe_router_load_balancing_type: sinkhorn}",
-       "is not supported in this version; use aux_loss or none"},
+       "is not supported in this version; use aux_loss, "
+       "seq_aux_loss, global_aux_loss or none"},
       {"moe: {moe_token_dispatcher_type: flex}", "is not supported in this version; use alltoall"},
       {"moe: {moe_router_dtype: fp64}", "is not supported in this version; use fp32"},
       {"optimizer: {lr_decay_style: cosin}",
@@ -337,6 +335,70 @@ TEST_CASE("unusable configurations are refused with a message that helps", "[con
   for (const Case& c : cases) {
     INFO(c.yaml);
     CHECK_THAT(refusal(c.yaml), Catch::Contains(c.message));
+  }
+}
+
+TEST_CASE("layouts that cannot be are refused with the nearest that can", "[config]") {
+  struct Case {
+    std::string yaml;
+    std::string message;
+  };
+  const std::string heads = "model: {hidden_size: 96, num_attention_heads: 12";
+  const std::string moe = heads + "}\nmoe: {num_experts: 4";
+  const std::string tp = "}\nparallel: {sequence_parallel: true, tensor_model_parallel_size: ";
+  const Case cases[] = {
+      {heads + "}\nparallel: {tensor_model_parallel_size: 5}",
+       "model.num_attention_heads=12 is not divisible by parallel.tensor_model_parallel_size=5 "
+       "(each rank computes an equal share of the heads); use 10 or 15, or a "
+       "tensor_model_parallel_size of 1, 2, 3, 4, 6 or 12"},
+      {heads + ", num_query_groups: 4}\nparallel: {tensor_model_parallel_size: 6}",
+       "model.num_query_groups=4 is neither a divisor nor a multiple of "
+       "parallel.tensor_model_parallel_size=6"},
+      {heads + ", ffn_hidden_size: 30}\nparallel: {tensor_model_parallel_size: 4}",
+       "model.ffn_hidden_size=30 is not divisible by parallel.tensor_model_parallel_size=4"},
+      {moe + ", moe_shared_expert_intermediate_size: 30" + tp + "4}",
+       "moe.moe_shared_expert_intermediate_size=30 is not divisible by "
+       "parallel.tensor_model_parallel_size=4"},
+      {heads + ", qk_layernorm: true, qk_layernorm_across_heads: true}\nparallel: "
+               "{tensor_model_parallel_size: 2}",
+       "no rank has all heads that this norm spans; use a tensor_model_parallel_size of 1"},
+      {moe + "}\nparallel: {tensor_model_parallel_size: 2}",
+       "with MoE layers needs parallel.sequence_parallel=true"},
+      {"training: {seq_length: 255}\n" + moe + tp + "2}",
+       "= 255 tokens are not divisible by parallel.tensor_model_parallel_size=2"},
+      {"parallel: {overlap_param_gather: true}", "no rank lacks weights to gather"},
+      {"parallel: {expert_tensor_parallel_size: 2}", "a dense model has no experts to share out"},
+      {moe + ", moe_ffn_hidden_size: 7}\nparallel: {expert_tensor_parallel_size: 2}",
+       "moe.moe_ffn_hidden_size=7 is not divisible by parallel.expert_tensor_parallel_size=2 (each "
+       "rank computes an equal share of an expert); use 6 or 8"},
+      {moe + "}\nparallel: {tensor_model_parallel_size: 0}", "is out of range"},
+      {moe + "}\nparallel: {expert_tensor_parallel_size: -1}", "is out of range"},
+      {"training: {micro_batch_size: 3, global_batch_size: 9, seq_length: 5}\n" + moe + tp + "4}",
+       "= 15 tokens are not divisible by parallel.tensor_model_parallel_size=4"},
+      {"parallel: {data_parallel_sharding_strategy: zero9}", "is not a known value"},
+  };
+  for (const Case& c : cases) {
+    INFO(c.yaml);
+    CHECK_THAT(refusal(c.yaml), Catch::Contains(c.message));
+  }
+
+  // Those that only the number of ranks tells.
+  const Case worlds[] = {
+      {moe + "}\nparallel: {expert_model_parallel_size: 3}",
+       "moe.num_experts=4 is not divisible by parallel.expert_model_parallel_size=3"},
+      {moe + tp + "4}", "start 4 or 8 ranks"},
+      {moe + "}\nparallel: {expert_model_parallel_size: 4}",
+       "parallel.expert_model_parallel_size=4"},
+      {moe + ", moe_ffn_hidden_size: 8}\nparallel: {expert_model_parallel_size: 2, "
+             "expert_tensor_parallel_size: 2}",
+       "parallel.expert_tensor_parallel_size=2"},
+      {"training: {micro_batch_size: 1, global_batch_size: 8}\n" + moe + "}",
+       "training.global_batch_size=8"},
+  };
+  for (const Case& c : worlds) {
+    INFO(c.yaml);
+    const Config config = parse_config(c.yaml);
+    CHECK_THROWS_WITH(validate_for_world(config, 6), Catch::Contains(c.message));
   }
 }
 

@@ -35,11 +35,11 @@ TEST_CASE("layouts that do not fit the number of ranks are refused with what fit
         "use 56 or 64");
   CHECK(refusal(moe(6, 3), 4) ==
         "parallel.expert_model_parallel_size=3 does not divide the 4 ranks (every copy of the "
-        "experts is complete); use "
+        "experts is complete); use an expert_model_parallel_size of "
         "1 or 2, or start 3 or 6 ranks");
   CHECK(refusal(moe(8, 4), 2) ==
         "parallel.expert_model_parallel_size=4 does not divide the 2 ranks (every copy of the "
-        "experts is complete); use "
+        "experts is complete); use an expert_model_parallel_size of "
         "1 or 2, or start 4 ranks");
   CHECK(refusal(moe(8, 1, 12, 2), 4) ==
         "training.global_batch_size=12 is not divisible by micro_batch_size=2 x 4 data-parallel "

@@ -1,5 +1,7 @@
 #include <filesystem>
 #include <map>
+#include <string>
+#include <vector>
 
 #include <pecan/train/plan.hpp>
 
@@ -70,4 +72,72 @@ TEST_CASE("the first release of Mixtral-8x22B had a smaller vocabulary", "[train
   const std::vector<std::string> settings{"model.vocab_size=32000"};
   const config::Config config = config::load_config(files, settings);
   CHECK(train::make_plan(config, config.model.vocab_size, 8).parameters.total == 140'620'634'112);
+}
+
+TEST_CASE("every recipe of configs/parallel is a layout, and saves what it is for", "[train]") {
+  const std::string model = PECAN_SOURCE_DIR "/configs/models/mixtral-8x7b.yaml";
+  const auto plan_of = [&](const std::vector<std::string>& recipes,
+                           const std::vector<std::string>& settings = {}) {
+    std::vector<std::string> files{model};
+    for (const std::string& name : recipes)
+      files.push_back(PECAN_SOURCE_DIR "/configs/parallel/" + name + ".yaml");
+    const config::Config config = config::load_config(files, settings);
+    return train::make_plan(config, config.model.vocab_size, 64);
+  };
+  std::map<std::string, train::TrainPlan> plans;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(PECAN_SOURCE_DIR "/configs/parallel")) {
+    const std::string name = entry.path().stem().string();
+    CAPTURE(name);
+    plans.emplace(name, plan_of({name}));
+  }
+  CHECK(plans.size() == 7);
+  const train::RankMemory plain = plan_of({}).memory[0];
+  const auto memory = [&](const std::string& name) { return plans.at(name).memory[0]; };
+  const auto whole = plan_of({}, {"parallel.expert_model_parallel_size=1"}).memory[0];
+  CHECK(memory("expert").weights < whole.weights / 4);
+  CHECK(memory("tensor").weights < plain.weights);
+  CHECK(memory("tensor").activations < plain.activations);
+  CHECK(memory("expert-tensor").weights < memory("expert").weights);
+  CHECK(memory("folded").weights < memory("expert").weights);
+  CHECK(memory("zero1").optimizer < plain.optimizer / 7);
+  CHECK(memory("zero1").gradients == plain.gradients);
+  CHECK(memory("zero2").gradients < plain.gradients / 3);
+  CHECK(memory("recompute").activations < plain.activations / 4);
+  CHECK(plans.at("folded").mesh.dp == 16);
+  CHECK(plans.at("folded").mesh.edp == 8);
+}
+
+TEST_CASE("checkpoints hold the same items whatever the layout", "[train]") {
+  const std::string model = PECAN_SOURCE_DIR "/configs/models/mixtral-8x7b.yaml";
+  const auto items_of = [&](const std::vector<std::string>& settings) {
+    const std::vector<std::string> files{model};
+    const config::Config config = config::load_config(files, settings);
+    std::vector<std::string> items;
+    for (const StateItem& item :
+         train::make_plan(config, config.model.vocab_size, 8).catalog.items) {
+      std::int64_t covered = 0;
+      for (const StateBlock& block : item.blocks) covered += block.block.extent.num_elements();
+      items.push_back(fmt::format("{}/{} {} {} {}",
+                                  item.name,
+                                  item.dataset,
+                                  item.global_shape.to_string(),
+                                  int(item.dtype),
+                                  covered == item.global_shape.num_elements()));
+    }
+    return items;
+  };
+  const auto plain = items_of({});
+  REQUIRE(plain.size() > 1000);
+  for (const std::string& item : plain) REQUIRE(item.ends_with("true"));
+  const std::string tp = "parallel.sequence_parallel=true";
+  CHECK(items_of({"parallel.expert_model_parallel_size=8"}) == plain);
+  CHECK(items_of({tp,
+                  "parallel.tensor_model_parallel_size=8",
+                  "parallel.expert_model_parallel_size=1"}) == plain);
+  CHECK(items_of({tp,
+                  "parallel.tensor_model_parallel_size=4",
+                  "parallel.expert_tensor_parallel_size=2",
+                  "parallel.expert_model_parallel_size=4",
+                  "parallel.data_parallel_sharding_strategy=optim_grads"}) == plain);
 }

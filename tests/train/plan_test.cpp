@@ -54,8 +54,10 @@ TEST_CASE("bf16 halves the weights, keeps masters, and saves what always_saved a
   const train::TrainPlan plan = train::make_plan(config, 50, 4);
   // Padding to whole cache lines apart.
   CHECK(double(plan.memory[0].weights) == Approx(double(wide.memory[0].weights) / 2).epsilon(0.1));
-  CHECK(plan.memory[0].gradients == 2 * plan.memory[0].weights);
-  CHECK(plan.memory[0].optimizer == 6 * plan.memory[0].weights);
+  CHECK(double(plan.memory[0].gradients) ==
+        Approx(2 * double(plan.memory[0].weights)).epsilon(0.1));
+  CHECK(plan.memory[0].optimizer > 2 * plan.memory[0].gradients);
+  CHECK(plan.memory[0].optimizer <= 3 * plan.memory[0].gradients);
   CHECK(plan.memory[0].activations < wide.memory[0].activations);
   CHECK(plan.full_checkpoint_bytes == wide.full_checkpoint_bytes);
   CHECK(plan.partial_checkpoint_bytes == wide.partial_checkpoint_bytes);

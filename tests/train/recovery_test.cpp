@@ -244,16 +244,13 @@ TEST_CASE("the router's bias follows the load of the whole step and survives a r
   std::vector<std::vector<float>> biases;
   comm::run_thread_group(kWorld, [&](comm::Group& world) {
     device::Stream stream{device::cpu()};
-    device::Arena workspace(device::cpu(),
-                            model::plan_memory(plan.dims, plan.mesh.ep, 1).workspace_bytes);
+    device::Arena workspace(device::cpu(), model::plan_memory(plan.dims, 1).workspace_bytes);
     Context ctx{device::cpu(), stream, workspace, 1};
     train::TrainState state(device::cpu(), plan, world.rank());
-    device::Arena arena(device::cpu(),
-                        model::plan_memory(plan.dims, plan.mesh.ep, 1).activation_bytes);
-    model::Activations memory = model::Activations::plan(plan.dims, plan.mesh.ep, arena);
-    parallel::MeshGroups groups = parallel::make_groups(plan.mesh, world);
-    model::Transformer model(
-        ctx, plan.dims, state.params(), plan.mesh, *groups.ep, world.rank(), memory);
+    device::Arena arena(device::cpu(), model::plan_memory(plan.dims, 1).activation_bytes);
+    model::Activations memory = model::Activations::plan(plan.dims, arena);
+    parallel::MeshGroups groups = parallel::make_groups(plan.mesh, world, plan.dims.kv_replicas());
+    model::Transformer model(ctx, plan.dims, state.params(), groups, memory);
     state.bind_expert_bias(model);
     (void)checkpoint::recover(lab.fs(),
                               lab.path("first"),

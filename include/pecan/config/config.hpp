@@ -71,6 +71,9 @@ struct MoeConfig {
   bool operator==(const MoeConfig&) const = default;
 };
 
+/// What data-parallel ranks share out: ZeRO stages 0 to 2.
+enum class DataSharding : std::uint8_t { kNone, kOptimizer, kOptimizerAndGradients };
+
 struct ParallelConfig {
   int tensor_model_parallel_size = 1;
   int pipeline_model_parallel_size = 1;
@@ -79,8 +82,14 @@ struct ParallelConfig {
   int expert_tensor_parallel_size = 1;
   bool sequence_parallel = false;
   bool use_distributed_optimizer = false;
+  DataSharding data_parallel_sharding_strategy = DataSharding::kNone;
+  bool overlap_grad_reduce = false;
+  bool overlap_param_gather = false;
   bool operator==(const ParallelConfig&) const = default;
 };
+
+/// Which activations backward computes again instead of keeping them.
+enum class RecomputeGranularity : std::uint8_t { kNone, kFull };
 
 struct TrainingConfig {
   bool bf16 = false;
@@ -95,7 +104,8 @@ struct TrainingConfig {
   double exit_duration_in_mins = 0;
   DeviceChoice device = DeviceChoice::kAuto;
   NanPolicy check_for_nan_in_loss_and_grad = NanPolicy::kStop;
-  int threads = 1;  ///< CPU threads a rank
+  int threads = 0;  ///< CPU threads a rank; 0: chosen where it runs
+  RecomputeGranularity recompute_granularity = RecomputeGranularity::kNone;
   bool operator==(const TrainingConfig&) const = default;
 };
 

@@ -8,6 +8,8 @@
 
 #include <pecan/core/ids.hpp>
 
+#include <pecan/comm/group.hpp>
+
 #include <pecan/checkpoint/checkpointer.hpp>
 #include <pecan/checkpoint/recovery.hpp>
 
@@ -16,6 +18,13 @@
 namespace pecan::train {
 
 inline constexpr int kMetricsSchema = 1;  // on-disk: raise with every change of meaning
+
+/// What rank 0 sent for one purpose in a step.
+struct PurposeTraffic {
+  comm::Purpose purpose;
+  comm::Traffic measured;
+  std::int64_t planned_bytes = 0;  ///< TrainPlan::sent
+};
 
 /// One step as every rank knows it after the step's small all-reduce.
 struct StepRecord {
@@ -38,8 +47,9 @@ struct StepRecord {
   double ckpt_stall_ms = 0;
   double plt = 0;
   double load_max_over_mean = 0;  ///< largest of the MoE layers
-  std::int64_t dispatch_growths = 0;
+  std::int64_t dispatch_chunks_added = 0;
   std::int64_t dropped_slots = 0;  ///< over their expert's capacity, of all MoE layers
+  std::vector<PurposeTraffic> traffic;
 };
 
 struct ValidRecord {

@@ -8,6 +8,7 @@
 
 #include <pecan/config/config.hpp>
 
+#include <pecan/parallel/gradients.hpp>
 #include <pecan/parallel/mesh.hpp>
 #include <pecan/parallel/params.hpp>
 
@@ -39,12 +40,18 @@ struct RankMemory {
 
 struct TrainPlan {
   parallel::MeshShape mesh;
+  parallel::Sharding sharding = parallel::Sharding::kNone;
+  parallel::Overlap overlap_reduce = parallel::Overlap::kOff;
+  parallel::Overlap overlap_gather = parallel::Overlap::kOff;
   model::ModelDims dims;
   std::vector<parallel::ParamSpec> specs;
   StateCatalog catalog;
   ParameterCounts parameters;
   std::vector<RankMemory> memory;  ///< by rank
   int num_micro_batches = 1;       ///< a rank and step
+  /// What each rank sends in a step for forward, backward, gradients and weights, by purpose, if
+  /// experts are chosen equally often.
+  std::vector<comm::SentBytes> sent;
   std::int64_t full_checkpoint_bytes = 0;
   std::int64_t partial_checkpoint_bytes =
       0;  ///< with pec.experts_per_checkpoint, largest selection
@@ -53,7 +60,7 @@ struct TrainPlan {
 /// model.vocab_size, or the size of data.tokenizer_model; ConfigError without either, DataError for
 /// a bad tokenizer.
 [[nodiscard]] std::int64_t resolve_vocab_size(const config::Config& config);
-/// Throws ConfigError where configuration and world do not fit. Allocates nothing of the model's
+/// With training.threads=0 memory is that of one thread. Throws ConfigError where configuration and world do not fit. Allocates nothing of the model's
 /// size.
 [[nodiscard]] TrainPlan make_plan(const config::Config& config,
                                   std::int64_t vocab_size,

@@ -8,6 +8,8 @@
 
 #include <pecan/comm/group.hpp>
 
+#include <pecan/parallel/storage_binding.hpp>
+
 #include <pecan/optim/adamw.hpp>
 
 #include <pecan/checkpoint/recovery.hpp>
@@ -85,6 +87,7 @@ enum class DerivedWeights : std::uint8_t { kOmitted, kSaved };
 [[nodiscard]] StateCatalog plan_catalog(const model::ModelDims& dims,
                                         DerivedWeights derived_weights,
                                         const std::vector<parallel::ParamSpec>& specs,
-                                        const parallel::MeshShape& mesh);
+                                        const parallel::MeshShape& mesh,
+                                        parallel::Sharding sharding);
 
 }  // namespace pecan::train
