@@ -6,6 +6,7 @@ usage: e2e.py SUITE --bin DIR --mpiexec PATH [--seeds N]
 import argparse
 import json
 import os
+import re
 import pathlib
 import random
 import resource
@@ -113,30 +114,98 @@ LAYOUT_VARIANTS = {
 }
 
 
+def parallel(**sizes):
+    """Settings of a layout by short names."""
+    keys = {"tp": "tensor_model_parallel_size", "ep": "expert_model_parallel_size", "etp": "expert_tensor_parallel_size",
+            "strategy": "data_parallel_sharding_strategy", "reduce": "overlap_grad_reduce", "gather": "overlap_param_gather"}
+    settings = [f"parallel.{keys[name]}={value}" for name, value in sizes.items()]
+    if "tp" in sizes:
+        settings.append("parallel.sequence_parallel=true")
+    return settings
+
+
+LAYOUTS = {
+    "1 rank": (1, []),
+    "EP 2": (2, parallel(ep=2)),
+    "EP 4": (4, parallel(ep=4)),
+    "EP 2 x EDP 2": (4, parallel(ep=2)),
+    "TP 2": (2, parallel(tp=2)),
+    "TP 2, EP 2, ETP 1": (2, parallel(tp=2, ep=2, etp=1)),
+    "TP 4, EP 4, ETP 1": (4, parallel(tp=4, ep=4, etp=1)),
+    "TP 2, EP 4, ETP 1, ZeRO-1": (4, parallel(tp=2, ep=4, etp=1, strategy="optim")),
+    "TP 2, EP 2, ETP 1, ZeRO-2 overlapped": (4, parallel(tp=2, ep=2, etp=1, strategy="optim_grads", reduce="true", gather="true")),
+    "recomputed": (2, [*parallel(ep=2), "training.recompute_granularity=full"]),
+    "in chunks": (4, [*parallel(ep=4), "moe.dispatch_buffer_factor=1"]),
+    "8 ranks, TP 2, EP 4, ETP 2, ZeRO-2 overlapped": (
+        8, parallel(tp=2, ep=4, etp=2, strategy="optim_grads", reduce="true", gather="true")),
+    "8 ranks, TP 4, EP 8, ETP 1, ZeRO-1 overlapped": (
+        8, parallel(tp=4, ep=8, etp=1, strategy="optim", reduce="true", gather="true")),
+}
+# The order in which choices are dropped depends on the layout of a micro-batch only, so few layouts tell.
+FEW_LAYOUTS = ("1 rank", "EP 4", "TP 2, EP 2, ETP 1")
+
+
+# Their bytes depend on what routers choose.
+ROUTED = ("dispatch", "combine", "dispatch_backward", "combine_backward", "dispatch_again", "combine_again", "dispatch_plan")
+UNPLANNED = ("grad_norm", "loss_weight", "step_flags")
+
+
+def check_traffic(records, name, unequal=()):
+    """Measured bytes are the planned ones, for every purpose but those given."""
+    for record in records:
+        for purpose, sent in record["traffic"].items():
+            if purpose not in UNPLANNED and purpose not in unequal:
+                check(sent["bytes"] == sent["planned_bytes"],
+                      f"{name}: {purpose} of step {record['step']}: {sent['bytes']} of {sent['planned_bytes']} bytes")
+
+
+def traffic(lab, arguments):
+    """With experts in turn every byte that a step sends is planned, dispatch included."""
+    for label, (ranks, layout) in LAYOUTS.items():
+        if label == "in chunks":
+            continue
+        for extra in ([], ["training.bf16=true", "moe.moe_shared_expert_intermediate_size=16", "moe.moe_layer_freq=[0,1]"],
+                      ["moe.moe_router_load_balancing_type=global_aux_loss", "training.global_batch_size=8"]):
+            name = f"{label} {' '.join(extra)}"
+            run_dir = lab.folder / f"traffic-{abs(hash(name))}"
+            options = [o for setting in [*layout, *extra] for o in ("--set", setting)]
+            lab.train(ranks, run_dir, *options, "--set", "moe.moe_router_force_load_balancing=true",
+                      "--set", "training.train_iters=2", "--set", "checkpoint.save_interval=0")
+            records = steps(run_dir)
+            check_traffic(records, name)
+            check(len(records) == 2 and (ranks == 1 or records[0]["traffic"]["gradients"]["bytes"] > 0),
+                  f"{name}: gradients travel")
+
+
 def layouts(lab, arguments):
-    """The same global batches on 1 rank, EP 2, EP 4 and EP 2 x EDP 2, over MPI."""
+    """The same global batches on 1, 2, 4 and 8 ranks over MPI."""
     for variant, settings in LAYOUT_VARIANTS.items():
         for dtype, tolerance in (("fp64", 1e-11), ("fp32", 1e-6)):
             if variant != "plain" and dtype == "fp32":
                 continue
             alone = None
-            for ranks, ep in ((1, 1), (2, 2), (4, 4), (4, 2)):
-                name = f"{variant}, {dtype}, {ranks} ranks, EP {ep}"
+            for label, (ranks, layout) in LAYOUTS.items():
+                if variant != "plain" and label not in FEW_LAYOUTS:
+                    continue
+                name = f"{variant}, {dtype}, {label}"
                 run_dir = lab.folder / f"layout-{name.replace(', ', '-').replace(' ', '-')}"
-                options = [o for setting in settings for o in ("--set", setting)]
-                lab.train(ranks, run_dir, *lab.layout(ep), "--set", f"training.compute_dtype={dtype}", *options,
+                options = [o for setting in [*layout, *settings] for o in ("--set", setting)]
+                lab.train(ranks, run_dir, "--set", f"training.compute_dtype={dtype}", *options,
                           "--set", "training.train_iters=3", "--set", "checkpoint.save_interval=0")
                 records = steps(run_dir)
                 check(len(records) == 3, f"{name}: three steps")
+                check_traffic(records, name, ROUTED)
                 if alone is None:
                     alone = records
                 # In fp64 the following steps agree too: what updates carry on is the same.
                 compared = zip(records, alone) if dtype == "fp64" else [(records[0], alone[0])]
                 for record, other in compared:
                     growth = 1 if record["step"] == 1 else 1000
-                    for key in ("loss", "grad_norm"):
+                    for key in ("loss", "grad_norm", "aux_loss", "z_loss"):
                         check(close_to(record[key], other[key], growth * tolerance),
                               f"{name}: {key} of step {record['step']}")
+                if label == "in chunks":
+                    check(records[0]["dispatch_chunks_added"] > 0, f"{name}: micro-batches are cut")
             if "capacity" in variant:
                 check(alone[-1]["dropped_slots"] > 0, f"{variant}: slots are dropped")
 
@@ -185,6 +254,64 @@ def ranks_of(job):
         except (OSError, IndexError):
             continue
     return sorted(found)
+
+
+def memory(lab, arguments):
+    """The resident memory of a rank grows by what its plan says, to a tenth."""
+    large = ["model.hidden_size=512", "model.num_attention_heads=8", "model.num_query_groups=4", "moe.moe_ffn_hidden_size=1024",
+             "model.num_layers=4", "training.seq_length=256", "training.micro_batch_size=2", "training.global_batch_size=4"]
+    short = ["training.train_iters=2", "checkpoint.save_interval=0"]
+
+    def high_water(name, ranks, settings):
+        """Of the largest process of a run; a process of its own asks, since the system keeps the largest of all."""
+        command = lab.command(ranks, lab.folder / name, *[o for setting in [*short, *settings] for o in ("--set", setting)])
+        ask = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); " \
+              "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
+        done = lab.run([sys.executable, "-c", ask, *command], expect=0)
+        return int(done.stdout.split()[-1])
+
+    def planned(ranks, settings):
+        done = lab.run([lab.bin / "pecan-plan", "--config", lab.config, "--world", str(ranks), "--json",
+                        *[o for setting in [*short, *settings] for o in ("--set", setting)]], expect=0)
+        return max(rank["total"] for rank in json.loads(done.stdout)["rank_bytes"])
+
+    for label, ranks, layout in (
+            ("one rank", 1, ["training.threads=1"]),
+            ("recomputed", 1, ["training.threads=1", "training.recompute_granularity=full"]),
+            ("TP 2, EP 2, ZeRO-1", 2, ["training.threads=1", *parallel(tp=2, ep=2, etp=1, strategy="optim")])):
+        # What a process has before it builds a model: that of a run whose model is next to nothing.
+        before = high_water(f"memory-{label}-small", ranks, layout) - planned(ranks, layout)
+        plan = planned(ranks, [*large, *layout])
+        grown = high_water(f"memory-{label}", ranks, [*large, *layout]) - before
+        check(plan >= 500e6, f"{label}: the plan is {plan} bytes")
+        check(abs(grown - plan) <= 0.1 * plan, f"{label}: {grown} bytes of {plan} planned ({100 * (grown / plan - 1):+.1f} %)")
+
+
+def stopped(lab, arguments):
+    """SIGSTOP of a rank in the midst of steps: all others say whom they wait for, and the job ends with code 5."""
+    for label in ("EP 4", "TP 2, EP 2, ETP 1, ZeRO-2 overlapped"):
+        ranks, layout = LAYOUTS[label]
+        run_dir = lab.folder / f"stopped-{ranks}-{len(layout)}"
+        options = [o for setting in [*layout, "comm.timeout_s=2", "training.train_iters=100000", "checkpoint.save_interval=0"]
+                   for o in ("--set", setting)]
+        job = subprocess.Popen(lab.command(ranks, run_dir, *options), env={**os.environ, **ENVIRONMENT},
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        wait_for_steps(job, run_dir, 3)
+        processes = ranks_of(job)
+        check(len(processes) == ranks, f"{label}: {ranks} processes run")
+        victim = processes[-1]
+        environment = pathlib.Path(f"/proc/{victim}/environ").read_bytes().split(b"\0")
+        rank = next(int(e.split(b"=")[1]) for e in environment if e.startswith(b"OMPI_COMM_WORLD_RANK="))
+        os.kill(victim, signal.SIGSTOP)
+        try:
+            said = job.communicate(timeout=60)[1]
+        finally:
+            job.kill()
+        check(job.returncode == 5, f"{label}: exit code {job.returncode} is 5")
+        waits = re.findall(r"rank (\d+) waited 2 s in \w+ #\d+ \([^)]*step \d+\): (.*?);", said)
+        # mpirun lets the stopped one go on before it ends it, and so that one may speak too.
+        check({int(w[0]) for w in waits} >= set(range(ranks)) - {rank}, f"{label}: all ranks but {rank} speak: {waits}")
+        check(any(re.search(rf"rank(?: \d+,)* {rank}\b", w[1]) for w in waits), f"{label}: rank {rank} is named: {waits}")
 
 
 def kill_loop(lab, arguments):
@@ -392,7 +519,7 @@ def long_line(lab, arguments):
 
 def main():
     parser = argparse.ArgumentParser()
-    suites = {f.__name__: f for f in (layouts, resume, kill_loop, damage, flipped_bits, bad_input, bf16_paths, long_line)}
+    suites = {f.__name__: f for f in (layouts, traffic, memory, stopped, resume, kill_loop, damage, flipped_bits, bad_input, bf16_paths, long_line)}
     parser.add_argument("suite", choices=suites)
     parser.add_argument("--bin", required=True)
     parser.add_argument("--mpiexec", default="mpirun")
