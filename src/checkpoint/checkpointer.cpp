@@ -303,7 +303,7 @@ struct Checkpointer::Impl {
                 "shorter than a save takes (reported once)",
                 step,
                 record.failure,
-                config.save_interval);
+                config::to_string(config.save_interval));
     }
     skip_reported = true;
     records.push_back(std::move(record));
@@ -432,7 +432,8 @@ double Checkpointer::before_update() {
 
 double Checkpointer::after_update(const StepFacts& facts) {
   Impl& me = *impl_;
-  if (me.config.save_interval <= 0 || facts.step.value % me.config.save_interval != 0) return 0;
+  const std::int64_t interval = me.config.save_interval.steps;
+  if (interval <= 0 || facts.step.value % interval != 0) return 0;
   if (me.phase != Impl::Phase::kIdle) {
     me.skip(facts.step);
     return 0;

@@ -48,7 +48,8 @@ std::string describe(const Range& range) {
   if (range.high == std::numeric_limits<double>::infinity()) {
     return fmt::format("{} {}", range.low_open ? "above" : "at least", range.low);
   }
-  return fmt::format("from {} to {}{}",
+  return fmt::format("{} {} to {}{}",
+                     range.low_open ? "above" : "from",
                      static_cast<std::int64_t>(range.low),
                      static_cast<std::int64_t>(range.high),
                      range.high_open ? " (excluded)" : "");
@@ -285,6 +286,25 @@ void read(const Place& place, std::string& value, const Shares&) {
   if (!(sum > 0)) place.fail("gives nothing to anyone", "let one share be above 0");
 }
 
+void read(const Place& place, Interval& value, const Every&) {
+  const std::string expected = "steps like 10, or seconds like 30s";
+  const std::string& text = place.scalar(expected);
+  value = {};
+  if (text.ends_with('s')) {
+    const auto [end, error] =
+        std::from_chars(text.data(), text.data() + text.size() - 1, value.seconds);
+    if (error != std::errc{} || end != text.data() + text.size() - 1 ||
+        !std::isfinite(value.seconds) || value.seconds < 0) {
+      place.fail("is no number of seconds", "give " + expected);
+    }
+    return;
+  }
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value.steps);
+  if (error == std::errc::result_out_of_range) place.fail("is too large", "give " + expected);
+  if (error != std::errc{} || end != text.data() + text.size() || value.steps < 0)
+    place.fail("is no interval", "give " + expected + ", or 0 for never");
+}
+
 /// Takes the values of one section from a map, and refuses keys that the section does not have.
 class Reader {
  public:
@@ -362,6 +382,10 @@ std::string to_text(Enum value, const Named<Enum>& rule) {
     if (named == value) return std::string(name);
   }
   throw InternalError("an enumerator without a name in the configuration's tables");
+}
+
+std::string to_text(const Interval& value, const Every&) {
+  return to_string(value);
 }
 
 class Writer {
@@ -442,6 +466,9 @@ inline std::string allowed(const std::string&, const Shares&) {
 }
 inline std::string allowed(const std::vector<WeightedDataset>&, const Blend&) {
   return "text, or list of weights and texts";
+}
+inline std::string allowed(const Interval&, const Every&) {
+  return "integer at least 0, or seconds like `30s`";
 }
 inline std::string allowed(const std::vector<int>&, const LayerPattern&) {
   return "integer at least 1, or list of 0 and 1";
@@ -530,6 +557,11 @@ Config parse_config(std::string_view yaml, std::span<const std::string> settings
   detail::merge(tree, detail::parse_tree(std::string(yaml), "yaml"));
   for (const std::string& setting : settings) detail::merge(tree, detail::parse_setting(setting));
   return detail::read_tree(tree);
+}
+
+std::string to_string(const Interval& interval) {
+  return interval.seconds > 0 ? fmt::format("{}s", interval.seconds)
+                              : fmt::format("{}", interval.steps);
 }
 
 std::string dump_config(const Config& config) {

@@ -53,6 +53,8 @@ struct Free {};
 struct Blend {};
 /// Three numbers with commas between them.
 struct Shares {};
+/// A number of steps, or of seconds with the suffix s.
+struct Every {};
 /// A period N, kept as {-N} until the number of layers is known, or a list of 0 and 1.
 struct LayerPattern {};
 
@@ -410,21 +412,59 @@ void visit(PecConfig& c, Field&& field) {
         c.experts_per_checkpoint,
         at_least(0),
         "experts of each MoE layer in one checkpoint; 0: all (full checkpoints)");
+  field("experts_per_snapshot",
+        c.experts_per_snapshot,
+        at_least(0),
+        "experts of each MoE layer in one snapshot in host memory, at least "
+        "`experts_per_checkpoint`; 0: as many");
   field("selection",
         c.selection,
-        Choice{{"sequential"}, {"load_aware", "random"}},
-        "which experts come next: those saved longest ago");
+        Choice{{"sequential", "load_aware", "full", "auto"}, {"random"}},
+        "which experts come next: those saved longest ago, those with most tokens since their last "
+        "save, all, or as many as copying hides under forward and backward");
+  field("max_expert_age",
+        c.max_expert_age,
+        at_least(0),
+        "checkpoints after which `load_aware` and `auto` save an expert whatever its tokens; 0: "
+        "twice as many as a rotation takes (for `auto` one expert at a time)");
   field(
       "always_saved",
       c.always_saved,
       Choice{{"weight", "master", "moments"}},
       "role groups of every expert that each checkpoint holds; with `bf16` the parameter itself is "
       "`master`, and `weight` its bf16 rounding; without, it is `weight`");
+  field("sharding",
+        c.sharding,
+        Named<WriteSharding>{{{"rank0", WriteSharding::kRank0},
+                              {"equal", WriteSharding::kEqual},
+                              {"adaptive", WriteSharding::kAdaptive}}},
+        "who writes what several ranks hold: the lowest of them, each an equal share, or non-expert "
+        "state where fewest experts are written");
+  field("dynamic_k",
+        c.dynamic_k,
+        Free{},
+        "double the experts of both levels after a recovery where `plt_budget` asks for it");
+  field("plt_budget",
+        c.plt_budget,
+        Range{.low = 0, .high = 1, .low_open = true},
+        "proportion of lost tokens (PLT) that all failures together may reach, by `dynamic_k`");
 }
 
 template <typename Field>
 void visit(CheckpointConfig& c, Field&& field) {
-  field("save_interval", c.save_interval, at_least(0), "steps between checkpoints; 0: none");
+  field("save_interval",
+        c.save_interval,
+        Every{},
+        "steps (`10`) or seconds (`30s`) between checkpoints in storage; 0: none");
+  field("non_persistent_save_interval",
+        c.non_persistent_save_interval,
+        Every{},
+        "steps or seconds between snapshots in host memory, which survive the process but not the "
+        "node; 0: none");
+  field("memory_dir",
+        c.memory_dir,
+        Free{},
+        "directory in memory (tmpfs) of these snapshots, on every node");
   field("keep_latest_k", c.keep_latest_k, at_least(1), "newest checkpoints that are kept");
   field("save_retain_interval",
         c.save_retain_interval,
@@ -456,6 +496,10 @@ void visit(FaultConfig& c, Field&& field) {
         at_least(0),
         "for tests and demonstrations: SIGKILL to `kill_rank` when this step begins; 0: never");
   field("kill_rank", c.kill_rank, at_least(0), "the rank to kill");
+  field("kill_in_start",
+        c.kill_in_start,
+        at_least(0),
+        "the start of the run, counted from 0, in which it is killed");
 }
 
 template <typename Field>

@@ -4,6 +4,8 @@
 #include <limits>
 #include <numeric>
 
+#include <fmt/ranges.h>
+
 namespace pecan::config {
 namespace {
 
@@ -366,6 +368,74 @@ void check_checkpoint(const Config& config) {
                  ConfigError,
                  "checkpoint.pec.always_saved holds both weight and master, but the bf16 weight is "
                  "the rounded master and would be written twice; keep one");
+  const bool parameter = has(config.training.bf16 ? "master" : "weight");
+  PECAN_VALIDATE(!parameter || !has("moments"),
+                 ConfigError,
+                 "checkpoint.pec.always_saved=[{}] leaves nothing of an expert that could be "
+                 "partial; leave out moments, or make every checkpoint full with "
+                 "experts_per_checkpoint={}",
+                 fmt::join(groups, ", "),
+                 config.moe.num_experts);
+}
+
+void check_selection(const Config& config) {
+  const PecConfig& pec = config.checkpoint.pec;
+  const int experts = config.moe.num_experts;
+  const bool by_tokens = pec.selection == "load_aware" || pec.selection == "auto";
+  PECAN_VALIDATE(pec.selection != "full" || pec.experts_per_checkpoint == experts,
+                 ConfigError,
+                 "checkpoint.pec.selection=full saves all {} experts, but "
+                 "experts_per_checkpoint={}; leave one of them out",
+                 experts,
+                 pec.experts_per_checkpoint);
+  PECAN_VALIDATE(pec.max_expert_age == 0 || by_tokens,
+                 ConfigError,
+                 "checkpoint.pec.max_expert_age={} has no effect with selection={}, which reaches "
+                 "every expert in turn; leave it out, or choose load_aware or auto",
+                 pec.max_expert_age,
+                 pec.selection);
+  PECAN_VALIDATE(!pec.dynamic_k || pec.experts_per_checkpoint < experts,
+                 ConfigError,
+                 "checkpoint.pec.dynamic_k=true cannot raise experts_per_checkpoint={} of {} "
+                 "experts; start with fewer, or leave it out",
+                 pec.experts_per_checkpoint,
+                 experts);
+  PECAN_VALIDATE(!pec.dynamic_k || pec.selection != "auto",
+                 ConfigError,
+                 "checkpoint.pec.dynamic_k=true sets the number of experts, which selection=auto "
+                 "chooses by itself; use sequential or load_aware");
+}
+
+void check_memory_level(const Config& config) {
+  const CheckpointConfig& checkpoint = config.checkpoint;
+  const PecConfig& pec = checkpoint.pec;
+  const bool memory = !checkpoint.non_persistent_save_interval.never();
+  PECAN_VALIDATE(!memory || !checkpoint.save_interval.never(),
+                 ConfigError,
+                 "checkpoint.non_persistent_save_interval={} without save_interval: memory does not "
+                 "survive its node, so checkpoints in storage are needed too; set save_interval",
+                 to_string(checkpoint.non_persistent_save_interval));
+  PECAN_VALIDATE(!memory || checkpoint.async_save,
+                 ConfigError,
+                 "checkpoint.non_persistent_save_interval={} needs async_save=true: snapshots are "
+                 "copied while training goes on",
+                 to_string(checkpoint.non_persistent_save_interval));
+  PECAN_VALIDATE(memory || pec.experts_per_snapshot == pec.experts_per_checkpoint,
+                 ConfigError,
+                 "checkpoint.pec.experts_per_snapshot={} needs snapshots in memory; set "
+                 "checkpoint.non_persistent_save_interval",
+                 pec.experts_per_snapshot);
+  PECAN_VALIDATE(pec.experts_per_snapshot >= pec.experts_per_checkpoint &&
+                     pec.experts_per_snapshot <= config.moe.num_experts,
+                 ConfigError,
+                 "checkpoint.pec.experts_per_snapshot={} must lie between experts_per_checkpoint={}, "
+                 "which are taken from the snapshot, and moe.num_experts={}",
+                 pec.experts_per_snapshot,
+                 pec.experts_per_checkpoint,
+                 config.moe.num_experts);
+  PECAN_VALIDATE(!checkpoint.memory_dir.empty(),
+                 ConfigError,
+                 "checkpoint.memory_dir is empty; give a directory in memory, as a rule /dev/shm");
 }
 
 void check_data(const Config& config) {
@@ -431,7 +501,9 @@ void resolve(Config& config) {
     parallel.data_parallel_sharding_strategy = DataSharding::kOptimizer;
   }
   resolve_layers(config.moe, model.num_layers);
-  default_to(config.checkpoint.pec.experts_per_checkpoint, config.moe.num_experts);
+  PecConfig& pec = config.checkpoint.pec;
+  default_to(pec.experts_per_checkpoint, config.moe.num_experts);
+  default_to(pec.experts_per_snapshot, pec.experts_per_checkpoint);
   check_model(config);
   check_moe(config);
   check_tensor_parallel(config);
@@ -439,6 +511,8 @@ void resolve(Config& config) {
   check_training(config);
   check_data(config);
   check_checkpoint(config);
+  check_selection(config);
+  check_memory_level(config);
 }
 
 }  // namespace detail

@@ -183,7 +183,7 @@ class Trainer {
       say(describe(*recovered_, plan_.catalog, weights, losses));
     }
     gather_.start(ctx_);
-    if (config_.checkpoint.save_interval > 0) {
+    if (!config_.checkpoint.save_interval.never()) {
       checkpointer_.emplace(fs_,
                             options_.run_directory,
                             config_.checkpoint,
@@ -203,7 +203,7 @@ class Trainer {
 
   void inject_fault() {
     if (config_.fault.kill_at_step > 0 && step_ + 1 == config_.fault.kill_at_step &&
-        recovered_->identity.incarnation.value == 0 &&
+        recovered_->identity.incarnation.value == config_.fault.kill_in_start &&
         world_.rank().value == config_.fault.kill_rank) {
       std::raise(SIGKILL);
     }
@@ -364,7 +364,7 @@ class Trainer {
     if (checkpointer_) {  // (B)
       stall_ms +=
           stop_agreed_ ? checkpointer_->save_now(facts()) : checkpointer_->after_update(facts());
-      if (!config_.checkpoint.async_save && step_ % config_.checkpoint.save_interval == 0) {
+      if (!config_.checkpoint.async_save && last_saved_step() == step_) {
         const auto settling = Clock::now();
         settle_saves();
         stall_ms += ms_since(settling);

@@ -268,7 +268,7 @@ TEST_CASE("a snapshot is of its step although training goes on", "[checkpointer]
     Gate fs(memory);
     test::JobOptions options = job_options(1);
     options.checkpoint.async_save = true;
-    options.checkpoint.save_interval = 100;
+    options.checkpoint.save_interval = {100};
     Job job(fs, catalog, options, *world);
     job.step();
     fs.close();

@@ -173,7 +173,7 @@ std::string FakeBinding::difference(const checkpoint::RestorePlan& plan) const {
 
 JobOptions job_options(int experts_per_checkpoint, int fallback_copies) {
   JobOptions options;
-  options.checkpoint.save_interval = 1;
+  options.checkpoint.save_interval = {1};
   options.checkpoint.fallback_copies = fallback_copies;
   options.checkpoint.async_save = false;
   options.checkpoint.pec.experts_per_checkpoint = experts_per_checkpoint;

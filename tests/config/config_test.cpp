@@ -66,7 +66,7 @@ model: {norm_epsilon: 1e-6, qk_layernorm: true, hidden_size: +256}
 moe: {moe_router_load_balancing_type: none, num_experts: 4}
 training: {compute_dtype: fp64, device: cpu, check_for_nan_in_loss_and_grad: skip, seed: 4294967295}
 optimizer: {lr_decay_style: constant, lr: .5}
-checkpoint: {pec: {always_saved: [weight, moments]}}
+checkpoint: {pec: {always_saved: [moments]}}
 logging: {level: debug}
 )");
   CHECK(config.model.norm_epsilon == 1e-6);
@@ -79,7 +79,7 @@ logging: {level: debug}
   CHECK(config.training.seed == std::numeric_limits<std::uint32_t>::max());
   CHECK(config.optimizer.lr_decay_style == LrDecayStyle::kConstant);
   CHECK(config.optimizer.lr == .5);
-  CHECK(config.checkpoint.pec.always_saved == std::vector<std::string>{"weight", "moments"});
+  CHECK(config.checkpoint.pec.always_saved == std::vector<std::string>{"moments"});
   CHECK(config.logging.level == "debug");
 }
 
@@ -99,7 +99,7 @@ TEST_CASE("files are merged left to right and settings come last", "[config]") {
   CHECK(config.model.num_layers == 6);
   CHECK(config.model.hidden_size == 64);
   CHECK(config.checkpoint.pec.experts_per_checkpoint == 2);
-  CHECK(config.checkpoint.save_interval == 9);
+  CHECK(config.checkpoint.save_interval == Interval{9});
   CHECK(config.checkpoint.pec.always_saved == std::vector<std::string>{"weight"});
   CHECK(config.data.data_path == std::vector<WeightedDataset>{{1, "a=b"}});
 }
@@ -128,6 +128,9 @@ TEST_CASE("dump_config prints every key and reads back as the same configuration
       "training: {compute_dtype: fp64, device: cpu, exit_duration_in_mins: 0.1}\nlogging: {level: "
       "error}",
       "checkpoint: {save_interval: 3, pec: {always_saved: [moments]}, async_save: false}",
+      "moe: {num_experts: 8}\ncheckpoint: {save_interval: 90s, non_persistent_save_interval: 2.5s, "
+      "pec: {experts_per_checkpoint: 1, experts_per_snapshot: 4, selection: load_aware, "
+      "max_expert_age: 9, sharding: equal, dynamic_k: true, plt_budget: 0.05}}",
       "data: {data_path: [0.1, 'a ${PECAN_TEST_ODD}', 3e-7, b], split: '99.5,.5'}",
       "model: {normalization: LayerNorm, position_embedding_type: none, swiglu: false}\nmoe: "
       "{num_experts: 8, moe_router_score_function: sigmoid, moe_router_num_groups: 4, "
@@ -157,7 +160,7 @@ TEST_CASE("dump_config prints every key and reads back as the same configuration
     CHECK(dump.find(" " + key + ":") != std::string::npos);
     ++num_keys;
   }
-  CHECK(num_keys == 98);
+  CHECK(num_keys == 106);
 }
 
 TEST_CASE("docs/configuration.md holds the reference of every key", "[config]") {
@@ -411,6 +414,60 @@ TEST_CASE("a refused setting is named as it was given", "[config]") {
   CHECK_THAT(refusal("", {"model..num_layers=3"}), Catch::Contains("unknown key model."));
   CHECK_THAT(refusal("", {"model.num_layers"}), Catch::Contains("not of the form key.path=value"));
   CHECK_THAT(refusal("", {"=3"}), Catch::Contains("not of the form key.path=value"));
+}
+
+TEST_CASE("intervals are steps or seconds", "[config]") {
+  const auto interval = [](const std::string& text) {
+    return parse_config("checkpoint: {save_interval: " + text + "}").checkpoint.save_interval;
+  };
+  CHECK(interval("12") == Interval{12, 0});
+  CHECK(interval("1.5s") == Interval{0, 1.5});
+  CHECK(interval("0").never());
+  CHECK(interval("0s").never());
+  for (const char* bad : {"-1", "ten", "1.5", "s", "-2s", "nans", "infs", "5 s", "5m", "1e999s"}) {
+    INFO(bad);
+    CHECK_THROWS_AS(interval(bad), ConfigError);
+  }
+}
+
+TEST_CASE("settings of partial checkpoints that contradict each other are refused", "[config]") {
+  const auto refused = [](const std::string& checkpoint, const std::string& rest = "") {
+    return refusal("moe: {num_experts: 8}\ncheckpoint: {" + checkpoint + "}\n" + rest);
+  };
+  const std::string memory = "save_interval: 9, non_persistent_save_interval: 3, ";
+  CHECK(refused(memory + "pec: {experts_per_checkpoint: 2, experts_per_snapshot: 4}").empty());
+  CHECK(refused("pec: {selection: full}").empty());
+  CHECK(refused("pec: {selection: auto, max_expert_age: 5}").empty());
+  struct Case {
+    std::string checkpoint, rest, says;
+  };
+  for (const Case& bad : {
+           Case{"non_persistent_save_interval: 3", "", "set save_interval"},
+           Case{memory + "async_save: false", "", "needs async_save=true"},
+           Case{"save_interval: 9, pec: {experts_per_checkpoint: 2, experts_per_snapshot: 4}",
+                "",
+                "needs snapshots in memory"},
+           Case{memory + "pec: {experts_per_checkpoint: 4, experts_per_snapshot: 2}",
+                "",
+                "must lie between"},
+           Case{memory + "pec: {experts_per_checkpoint: 4, experts_per_snapshot: 9}",
+                "",
+                "must lie between"},
+           Case{memory + "memory_dir: ''", "", "memory_dir is empty"},
+           Case{"pec: {selection: full, experts_per_checkpoint: 2}", "", "saves all 8 experts"},
+           Case{"pec: {experts_per_checkpoint: 2, max_expert_age: 4}", "", "has no effect"},
+           Case{"pec: {dynamic_k: true}", "", "cannot raise experts_per_checkpoint=8"},
+           Case{"pec: {experts_per_checkpoint: 2, selection: auto, dynamic_k: true}",
+                "",
+                "chooses by itself"},
+           Case{"pec: {plt_budget: 0}", "", "above 0 to 1"},
+           Case{"pec: {plt_budget: 1.5}", "", "above 0 to 1"},
+           Case{"pec: {always_saved: [weight, moments]}", "", "leaves nothing"},
+           Case{"pec: {always_saved: [master, moments]}", "training: {bf16: true}", "leaves nothing"},
+       }) {
+    INFO(bad.checkpoint);
+    CHECK_THAT(refused(bad.checkpoint, bad.rest), Catch::Matchers::Contains(bad.says));
+  }
 }
 
 }  // namespace

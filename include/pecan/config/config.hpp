@@ -145,16 +145,36 @@ struct DataConfig {
   bool operator==(const DataConfig&) const = default;
 };
 
+/// Which replica of a block writes it (papers on PEC, sharded checkpointing).
+enum class WriteSharding : std::uint8_t { kRank0, kEqual, kAdaptive };
+
+/// Once in so many steps, or in so many seconds; never if both are 0.
+struct Interval {
+  std::int64_t steps = 0;
+  double seconds = 0;
+  [[nodiscard]] bool never() const { return steps == 0 && seconds == 0; }
+  bool operator==(const Interval&) const = default;
+};
+/// "10" or "2.5s", as the configuration writes it.
+[[nodiscard]] std::string to_string(const Interval& interval);
+
 struct PecConfig {
   int experts_per_checkpoint = 0;  ///< K_pec of each MoE layer; default num_experts (full)
+  int experts_per_snapshot = 0;    ///< the same in host memory; default experts_per_checkpoint
   std::string selection = "sequential";
+  int max_expert_age = 0;  ///< checkpoints; default by policy
   std::vector<std::string>
       always_saved;  ///< role groups of every expert in every checkpoint: weight, moments
+  WriteSharding sharding = WriteSharding::kAdaptive;
+  bool dynamic_k = false;
+  double plt_budget = 0.0375;
   bool operator==(const PecConfig&) const = default;
 };
 
 struct CheckpointConfig {
-  std::int64_t save_interval = 0;  ///< steps; 0: never
+  Interval save_interval;                 ///< between checkpoints in storage
+  Interval non_persistent_save_interval;  ///< between snapshots in host memory
+  std::string memory_dir = "/dev/shm";    ///< where these lie
   int keep_latest_k = 1;
   std::int64_t save_retain_interval = 0;  ///< 0: none; else steps divisible by it are kept for ever
   int fallback_copies = 1;
@@ -172,6 +192,7 @@ struct FaultConfig {
   std::int64_t kill_at_step =
       0;  ///< tests and demonstrations: SIGKILL to kill_rank when this step begins; 0: never
   int kill_rank = 0;
+  int kill_in_start = 0;  ///< the start (incarnation) of the run in which that happens
   bool operator==(const FaultConfig&) const = default;
 };
 
