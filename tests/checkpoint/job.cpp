@@ -188,14 +188,15 @@ Job::Job(FileSystem& fs, const StateCatalog& catalog, const JobOptions& options,
       recovered_(checkpoint::recover(
           fs, "run", options.mode, options.path, catalog, binding_, ctx_, world, options.lock)) {
   if (!recovered_.report.fresh) step_ = recovered_.report.plan.recovery.step;
-  checkpointer_ = std::make_unique<checkpoint::Checkpointer>(fs,
-                                                             "run",
-                                                             options.checkpoint,
-                                                             catalog,
-                                                             binding_,
-                                                             world.rank(),
-                                                             recovered_.identity,
-                                                             recovered_.manifest);
+  checkpointer_ = std::make_unique<checkpoint::Checkpointer>(
+      fs,
+      "run",
+      options.checkpoint,
+      catalog,
+      binding_,
+      world.rank(),
+      checkpoint::CheckpointerStart{
+          recovered_.identity, recovered_.manifest, {}, {}, options.seconds});
 }
 
 void Job::exchange_votes() {

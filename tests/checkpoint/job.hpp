@@ -1,6 +1,7 @@
 #pragma once
 /// A training job without a model: small catalogs whose items say which version they are of.
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -62,6 +63,7 @@ struct JobOptions {
   checkpoint::ResumeMode mode = checkpoint::ResumeMode::kFromFailure;
   std::string path;
   checkpoint::LockOptions lock{std::chrono::hours(1), std::chrono::milliseconds(0)};
+  std::function<double()> seconds = {};  ///< the checkpointer's clock; empty: the real one
 };
 
 /// K experts a checkpoint, saved every step, training waits for the files.
