@@ -16,6 +16,7 @@
 #include "checkpoint/persist.hpp"
 #include "checkpoint/request.hpp"
 #include "checkpoint/retention.hpp"
+#include "checkpoint/segment_memory.hpp"
 #include "checkpoint/snapshot.hpp"
 #include "checkpoint/triple_buffer.hpp"
 #include "checkpoint/worker.hpp"
@@ -164,8 +165,9 @@ struct Checkpointer::Impl {
 
     const SnapshotMemory reserved = plan_snapshot_memory(
         catalog, config, budget, has_full)[std::size_t(rank.value)];
+    remove_superseded_segments(config.memory_dir, identity.run_id, rank, catalog.world_size);
     for (int b = 0; b < reserved.num_buffers; ++b) {
-      buffers.emplace_back(catalog, binding, make_memory(b));
+      buffers.emplace_back(catalog, binding, make_memory(reserved.num_buffers, b));
       buffers.back().reserve(b == 0 ? reserved.first : reserved.others, reserved.max_blocks);
     }
     generations.resize(buffers.size());
@@ -188,8 +190,10 @@ struct Checkpointer::Impl {
     copies = std::move(recovered.copies);
   }
 
-  std::unique_ptr<BufferMemory> make_memory(int /*buffer*/) {
-    return std::make_unique<PrivateMemory>();
+  [[nodiscard]] std::unique_ptr<BufferMemory> make_memory(int num_buffers, int buffer) const {
+    if (num_buffers == 1) return std::make_unique<PrivateMemory>();
+    return std::make_unique<SegmentMemory>(
+        config.memory_dir, SegmentName{identity.run_id, this_host(), rank, buffer});
   }
 
   void use_all_buffers() {

@@ -4,6 +4,8 @@
 
 #include <pecan/core/hash.hpp>
 
+#include "checkpoint/segment.hpp"
+
 namespace pecan::checkpoint {
 namespace {
 
@@ -76,7 +78,7 @@ std::size_t Snapshot::copy(MutatedIn phase) {
 
 Status Snapshot::seal(const Manifest& header) {
   if (!memory_->outlives_process()) return {};
-  RankIndex index{header.version, rank_, {{"memory", FileKind::kState, rank_, {}}}, {}};
+  RankIndex index{header.version, rank_, {memory_file(rank_, layout_bytes(blocks_))}, {}};
   for (const SnapshotBlock& part : blocks_) {
     const StateItem& item = catalog_->items[std::size_t(part.write.item.value)];
     ShardBlock block = describe(item, part.write.block, header.version.step);
