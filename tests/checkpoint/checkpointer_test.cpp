@@ -1,7 +1,10 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <filesystem>
+#include <map>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include <pecan/checkpoint/checkpointer.hpp>
@@ -9,6 +12,7 @@
 #include "checkpoint/job.hpp"
 #include "checkpoint/lineage.hpp"
 #include "checkpoint/scan.hpp"
+#include "checkpoint/segment.hpp"
 #include "support/catch.hpp"
 #include "support/faulty_file_system.hpp"
 #include "support/memory_file_system.hpp"
@@ -340,10 +344,14 @@ TEST_CASE("a change of K keeps the rotation", "[checkpointer]") {
 namespace {
 
 /// Snapshots each step, a checkpoint in storage every `save_interval` steps.
-test::JobOptions two_levels(int in_storage, int in_memory, int save_interval) {
+test::JobOptions two_levels(const std::string& memory_dir,
+                            int in_storage,
+                            int in_memory,
+                            int save_interval) {
   test::JobOptions options = job_options(in_storage, 9);
   options.checkpoint.save_interval = {save_interval};
   options.checkpoint.non_persistent_save_interval = {1};
+  options.checkpoint.memory_dir = memory_dir;
   options.checkpoint.pec.experts_per_snapshot = in_memory;
   options.checkpoint.async_save = true;
   options.checkpoint.keep_latest_k = 9;
@@ -366,6 +374,7 @@ std::string history_of(const std::vector<SaveRecord>& records) {
 
 TEST_CASE("memory takes each snapshot and storage every fourth, from the same copies",
           "[checkpointer]") {
+  const test::TempDir dir;
   MemoryFileSystem fs;
   const StateCatalog catalog = make_catalog({2, 8, 2, 2});
   std::vector<std::string> histories(4);
@@ -373,7 +382,7 @@ TEST_CASE("memory takes each snapshot and storage every fourth, from the same co
   comm::run_thread_group(4, [&](comm::Group& world) {
     const auto rank = std::size_t(world.rank().value);
     {
-      Job job(fs, catalog, two_levels(1, 3, 4), world);
+      Job job(fs, catalog, two_levels(dir.path(), 1, 3, 4), world);
       job.train(17);
       histories[rank] = history_of(job.records());
       for (const SaveRecord& record : job.records()) {
@@ -381,7 +390,7 @@ TEST_CASE("memory takes each snapshot and storage every fourth, from the same co
         if (record.num_expert_units != 2 * experts) histories[rank] += "units ";
       }
     }
-    Job again(fs, catalog, two_levels(1, 3, 4), world);
+    Job again(fs, catalog, two_levels(dir.path(), 1, 3, 4), world);
     differences[rank] = again.difference();
   });
   for (std::size_t rank = 0; rank < 4; ++rank) {
@@ -396,11 +405,12 @@ TEST_CASE("memory takes each snapshot and storage every fourth, from the same co
 
 TEST_CASE("training goes on while storage is slow: snapshots wait and are replaced",
           "[checkpointer]") {
+  const test::TempDir dir;
   MemoryFileSystem memory;
   Gate fs(memory);
   const StateCatalog catalog = make_catalog({1, 8, 1, 1});
   const auto world = comm::make_self_group();
-  test::JobOptions options = two_levels(1, 2, 3);
+  test::JobOptions options = two_levels(dir.path(), 1, 2, 3);
   const ExpectLog log;
   Job job(fs, catalog, options, *world);
   job.train(3);  // full, in storage
@@ -434,12 +444,13 @@ TEST_CASE("training goes on while storage is slow: snapshots wait and are replac
 
 TEST_CASE("a snapshot that fails on one rank is dropped on all, storage and all",
           "[checkpointer]") {
+  const test::TempDir dir;
   MemoryFileSystem fs;
   const StateCatalog catalog = make_catalog({1, 4, 2, 1});
   const ExpectLog log;
   std::vector<std::string> histories(2);
   comm::run_thread_group(2, [&](comm::Group& world) {
-    Job job(fs, catalog, two_levels(1, 2, 2), world);
+    Job job(fs, catalog, two_levels(dir.path(), 1, 2, 2), world);
     job.train(4);
     if (world.rank().value == 1) job.binding().fail_next_copy();
     job.train(1);
@@ -456,13 +467,14 @@ TEST_CASE("a snapshot that fails on one rank is dropped on all, storage and all"
 
 TEST_CASE("saves follow a clock where intervals are seconds, whatever the clock does",
           "[checkpointer]") {
+  const test::TempDir dir;
   MemoryFileSystem fs;
   const StateCatalog catalog = make_catalog({1, 4, 2, 1});
   std::vector<std::string> histories(2);
   comm::run_thread_group(2, [&](comm::Group& world) {
     // Rank 1's clock is wrong; only rank 0's counts.
     double now = world.rank().value == 0 ? 100 : 5000;
-    test::JobOptions options = two_levels(1, 2, 0);
+    test::JobOptions options = two_levels(dir.path(), 1, 2, 0);
     options.checkpoint.save_interval = {0, 10};
     options.checkpoint.non_persistent_save_interval = {0, 3};
     options.seconds = [&now] { return now; };
@@ -518,11 +530,12 @@ TEST_CASE("the token slots of a step decide what load-aware selection saves, aft
 }
 
 TEST_CASE("host memory is what the plan says, and enough for every snapshot", "[checkpointer]") {
+  const test::TempDir dir;
   for (const auto& [ep, edp] : {std::pair(1, 1), {2, 1}, {2, 2}}) {
     const StateCatalog catalog = make_catalog({3, 8, ep, edp});
     for (const char* policy : {"sequential", "load_aware", "auto"}) {
       for (const bool memory : {false, true}) {
-        config::CheckpointConfig config = two_levels(2, memory ? 3 : 2, 4).checkpoint;
+        config::CheckpointConfig config = two_levels(dir.path(), 2, memory ? 3 : 2, 4).checkpoint;
         config.pec.selection = policy;
         if (!memory) config.non_persistent_save_interval = {};
         const auto plan = plan_snapshot_memory(catalog, config, {}, false);
@@ -537,5 +550,80 @@ TEST_CASE("host memory is what the plan says, and enough for every snapshot", "[
           CHECK(rank.first == rank.others);
       }
     }
+  }
+}
+
+TEST_CASE("what memory holds outlives the process, whole and of its step", "[checkpointer]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const std::unique_ptr<FileSystem> posix = make_posix_file_system();
+  const StateCatalog catalog = make_catalog({2, 4, 2, 1});
+  std::string run_id;
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    Job job(fs, catalog, two_levels(dir.path(), 1, 2, 4), world);
+    job.train(6);
+    if (world.rank().value == 0) run_id = job.recovered().identity.run_id;
+  });
+  // By step: elements of the non-expert state that some rank's buffer holds.
+  std::map<std::int64_t, std::int64_t> dense_elements;
+  std::set<std::pair<std::int64_t, UnitIndex>> experts;
+  int files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
+    ++files;
+    Result<StoredSegment> segment = read_segment(*posix, entry.path().string());
+    if (!segment.ok()) continue;
+    const Version version = segment.value().header.version;
+    CHECK(segment.value().name.run_id == run_id);
+    CHECK(segment.value().header.consumed_samples == version.step.value * 8);
+    for (std::size_t b = 0; b < segment.value().index.blocks.size(); ++b) {
+      const BlockEntry& stored = segment.value().index.blocks[b];
+      const auto item = std::ranges::find_if(catalog.items, [&](const StateItem& one) {
+        return one.path() == stored.block.item + "/" + stored.block.dataset;
+      });
+      REQUIRE(item != catalog.items.end());
+      std::vector<std::byte> bytes(std::size_t(stored.block.block.extent.num_elements()) *
+                                   size_of(item->dtype));
+      REQUIRE(read_block(segment.value(), b, bytes).ok());
+      // Blocks are whole rows: their bytes stand together in the item.
+      const auto content = test::content_of(
+          catalog, ItemIndex{std::int32_t(item - catalog.items.begin())}, version);
+      const std::size_t first =
+          stored.block.block.offset.num_dims() == 0
+              ? 0
+              : std::size_t(stored.block.block.offset[0]) * (content.size() /
+                                                             std::size_t(item->global_shape[0]));
+      CHECK(std::equal(bytes.begin(), bytes.end(), content.begin() + std::ptrdiff_t(first)));
+      if (stored.unit.value == 0) {
+        dense_elements[version.step.value] += stored.block.block.extent.num_elements();
+      } else {
+        experts.emplace(version.step.value, stored.unit);
+      }
+    }
+  }
+  CHECK(files == 6);
+  std::int64_t all = 0;
+  for (const StateItem& item : catalog.items)
+    all += item.unit.value == 0 ? item.global_shape.num_elements() : 0;
+  CHECK(dense_elements == std::map<std::int64_t, std::int64_t>{{4, all}, {5, all}, {6, all}});
+  CHECK(experts.size() == 8 + 4 + 4);
+
+  // The next start takes their place, and a run that is over leaves nothing.
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    Job job(fs, catalog, two_levels(dir.path(), 1, 2, 4), world);
+    job.train(2);
+    job.checkpointer().release_memory();
+  });
+  CHECK(std::filesystem::is_empty(dir.path()));
+}
+
+TEST_CASE("memory that is too small for the snapshots is refused at start", "[checkpointer]") {
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 1, 1});
+  const auto world = comm::make_self_group();
+  try {
+    const Job job(fs, catalog, two_levels("/nowhere/at/all", 1, 2, 4), *world);
+    FAIL("accepted");
+  } catch (const CheckpointError& error) {
+    CHECK_THAT(error.what(), Catch::Matchers::Contains("/nowhere/at/all"));
   }
 }
