@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 
 #include <nlohmann/json.hpp>
@@ -7,6 +8,7 @@
 #include <pecan/checkpoint/inspect.hpp>
 
 #include "checkpoint/lineage.hpp"
+#include "checkpoint/retention.hpp"
 #include "checkpoint/scan.hpp"
 
 namespace pecan::checkpoint {
@@ -14,17 +16,31 @@ namespace {
 
 using Stored = std::vector<StoredCheckpoint>;
 
-/// Token slots routed by MoE layer and expert, from the trainer's object; empty where it does not
-/// say.
-std::vector<std::vector<std::int64_t>> routed_of(const Manifest& manifest) {
+/// A member of the trainer's object; nothing where it does not say, or not as we write it.
+template <typename Value>
+std::optional<Value> setting(const Manifest& manifest, const char* path) {
   const auto extra =
       nlohmann::json::parse(manifest.extra_json, nullptr, /*allow_exceptions=*/false);
-  if (!extra.is_object() || !extra.contains("routed")) return {};
   try {
-    return extra.at("routed").get<std::vector<std::vector<std::int64_t>>>();
+    return extra.at(nlohmann::json::json_pointer(path)).get<Value>();
   } catch (const nlohmann::json::exception&) {
     return {};
   }
+}
+
+/// Token slots routed by MoE layer and expert.
+std::vector<std::vector<std::int64_t>> routed_of(const Manifest& manifest) {
+  return setting<std::vector<std::vector<std::int64_t>>>(manifest, "/routed").value_or(
+      std::vector<std::vector<std::int64_t>>{});
+}
+
+/// What the run keeps, as its newest manifest says.
+std::optional<RetentionPolicy> policy_of(const Manifest& manifest) {
+  const auto latest = setting<int>(manifest, "/retention/keep_latest_k");
+  const auto interval = setting<std::int64_t>(manifest, "/retention/save_retain_interval");
+  const auto fallbacks = setting<int>(manifest, "/retention/fallback_copies");
+  if (!latest || !interval || !fallbacks) return {};
+  return RetentionPolicy{*latest, *interval, *fallbacks};
 }
 
 const StoredCheckpoint* find(const Stored& all, Version version) {
@@ -45,10 +61,10 @@ const StoredCheckpoint* newest(const Stored& all) {
   return best;
 }
 
-/// Files, as (directory, name), that the copies named by candidates lie in.
-std::set<std::pair<std::string, std::string>> needed_files(const Stored& all,
-                                                           std::vector<std::string>& problems) {
-  std::set<std::pair<std::string, std::string>> needed;
+/// Files, as (directory, name), that the copies named by candidates lie in, with the candidates.
+using NamedFiles = std::map<std::pair<std::string, std::string>, std::set<Step>>;
+NamedFiles needed_files(const Stored& all, std::vector<std::string>& problems) {
+  NamedFiles needed;
   for (const StoredCheckpoint& candidate : all) {
     if (candidate.retired) continue;
     for (const UnitCopy& copy : candidate.manifest.copies) {
@@ -72,7 +88,8 @@ std::set<std::pair<std::string, std::string>> needed_files(const Stored& all,
                                        name_of(copy.group)));
       }
       for (const int file : files->second) {
-        needed.emplace(source->directory, source->manifest.files[std::size_t(file)].name);
+        needed[{source->directory, source->manifest.files[std::size_t(file)].name}].insert(
+            candidate.manifest.version.step);
       }
     }
   }
@@ -212,10 +229,17 @@ RunReport inspect_run(FileSystem& fs, const std::string& run_directory, Verify v
     for (const StoredCheckpoint& stored : all) verify_indices(fs, root, stored, report.problems);
     verify_hint(fs, root, all, report.problems);
   }
-  for (const StoredCheckpoint& stored : all) {
+  const std::optional<RetentionPolicy> policy =
+      head == nullptr ? std::nullopt : policy_of(head->manifest);
+  const RetentionMarks marks = policy ? mark(all, *policy) : RetentionMarks{};
+  for (std::size_t c = 0; c < all.size(); ++c) {
+    const StoredCheckpoint& stored = all[c];
     const Manifest& manifest = stored.manifest;
-    CheckpointReport checkpoint{
-        stored.directory, manifest.version, manifest.full, stored.retired, 0, 0, {}};
+    CheckpointReport checkpoint{.directory = stored.directory,
+                                .version = manifest.version,
+                                .full = manifest.full,
+                                .kept_as = policy ? marks.kept_as[c] : KeptAs::kUnknown,
+                                .retired = stored.retired};
     std::set<UnitIndex> written;
     for (const BlockEntry& block : manifest.blocks) {
       if (manifest.units[std::size_t(block.unit.value)].is_expert()) written.insert(block.unit);
@@ -223,11 +247,13 @@ RunReport inspect_run(FileSystem& fs, const std::string& run_directory, Verify v
     checkpoint.expert_units = std::int64_t(written.size());
     for (std::size_t i = 0; i < manifest.files.size(); ++i) {
       const FileEntry& entry = manifest.files[i];
-      FileReport file{fmt::format("checkpoints/{}/{}", stored.directory, entry.name),
-                      entry.kind == FileKind::kState ? "state" : "experts",
-                      entry.digest.num_bytes,
-                      needed.contains({stored.directory, entry.name}),
-                      {}};
+      FileReport file{.path = fmt::format("checkpoints/{}/{}", stored.directory, entry.name),
+                      .kind = entry.kind == FileKind::kState ? "state" : "experts",
+                      .num_bytes = entry.digest.num_bytes};
+      if (const auto named = needed.find({stored.directory, entry.name}); named != needed.end()) {
+        file.needed = true;
+        file.named_by.assign(named->second.begin(), named->second.end());
+      }
       const bool there = fs.exists(fmt::format("{}/{}/{}", root, stored.directory, entry.name));
       // What retention has swept is not a problem; what a recovery may read must be there.
       if (!there && !file.needed) continue;
@@ -237,7 +263,13 @@ RunReport inspect_run(FileSystem& fs, const std::string& run_directory, Verify v
         file.problems.push_back(
             fmt::format("{} is missing or has not {} bytes", file.path, entry.digest.num_bytes));
       }
-      checkpoint.num_bytes += there ? entry.digest.num_bytes : 0;
+      if (there) {
+        checkpoint.num_bytes += entry.digest.num_bytes;
+        const bool by_newest = file.needed && file.named_by.back() == head->manifest.version.step;
+        (by_newest     ? report.newest_bytes
+         : file.needed ? report.older_bytes
+                       : report.fallback_bytes) += entry.digest.num_bytes;
+      }
       checkpoint.files.push_back(std::move(file));
     }
     report.checkpoints.push_back(std::move(checkpoint));
@@ -246,6 +278,8 @@ RunReport inspect_run(FileSystem& fs, const std::string& run_directory, Verify v
     report.run_id = head->manifest.run_id;
     report.lineage = head->manifest.lineage;
     report.settings_json = head->manifest.extra_json;
+    report.budget = head->manifest.budget;
+    report.plt = setting<double>(head->manifest, "/plt").value_or(-1);
     report.experts = expert_ages(all, *head);
     std::set<int> layers;
     for (const ExpertAge& age : report.experts) {

@@ -2,6 +2,7 @@
 #include <map>
 #include <numeric>
 
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include <pecan/checkpoint/render.hpp>
@@ -34,12 +35,43 @@ const char* state_of(const CheckpointReport& checkpoint) {
   return checkpoint.full ? "full" : "partial";
 }
 
+struct KeptName {
+  const char* word;  ///< in JSON
+  const char* text;
+};
+KeptName name_of(KeptAs kept) {
+  switch (kept) {
+    case KeptAs::kLatest:
+      return {"latest", "one of the newest that are kept"};
+    case KeptAs::kNewestWhole:
+      return {"newest_whole", "the newest of which all is there"};
+    case KeptAs::kForever:
+      return {"forever", "kept for ever"};
+    case KeptAs::kFallback:
+      return {"fallback", "fallback of the newer ones"};
+    case KeptAs::kSource:
+      return {"source", "its experts, for newer ones"};
+    case KeptAs::kUnknown:
+      break;
+  }
+  return {"unknown", ""};
+}
+
+/// Why a file stays.
+std::string reason(const FileReport& file) {
+  if (!file.needed) return "fallback copies, which no checkpoint counts on";
+  std::vector<std::int64_t> steps;
+  for (const Step step : file.named_by) steps.push_back(step.value);
+  return fmt::format("needed by step {}", fmt::join(steps, ", "));
+}
+
 Json to_json(const CheckpointReport& checkpoint) {
   return {{"directory", checkpoint.directory},
           {"step", checkpoint.version.step.value},
           {"incarnation", checkpoint.version.incarnation.value},
           {"full", checkpoint.full},
           {"retired", checkpoint.retired},
+          {"kept_as", name_of(checkpoint.kept_as).word},
           {"expert_units", checkpoint.expert_units},
           {"bytes", checkpoint.num_bytes}};
 }
@@ -55,11 +87,11 @@ std::uint64_t total_bytes(const RunReport& report) {
 std::string file_lines(const CheckpointReport& checkpoint) {
   std::string text;
   for (const FileReport& file : checkpoint.files) {
-    text += fmt::format("  {:<28} {:<8} {:>12.3f} MB{}\n",
+    text += fmt::format("  {:<28} {:<8} {:>12.3f} MB  {}\n",
                         file.path.substr(file.path.rfind('/') + 1),
                         file.kind,
                         megabytes(file.num_bytes),
-                        file.needed ? "" : "  (fallback)");
+                        reason(file));
   }
   return text;
 }
@@ -86,6 +118,12 @@ std::string render_summary(const RunReport& report, Format format) {
               {"starts", report.lineage.size()},
               {"checkpoints", report.checkpoints.size()},
               {"bytes", total_bytes(report)},
+              {"bytes_of_newest", report.newest_bytes},
+              {"bytes_of_older", report.older_bytes},
+              {"bytes_of_fallback_copies", report.fallback_bytes},
+              {"plt", report.plt < 0 ? Json(nullptr) : Json(report.plt)},
+              {"experts_per_checkpoint",
+               report.budget.checkpoint > 0 ? Json(report.budget.checkpoint) : Json(nullptr)},
               {"newest", head == nullptr ? Json(nullptr) : to_json(*head)},
               {"moe_layers", report.num_layers},
               {"experts", report.num_experts},
@@ -106,6 +144,12 @@ std::string render_summary(const RunReport& report, Format format) {
   text += fmt::format("  on disk            {} checkpoints, {:.3f} MB\n",
                       report.checkpoints.size(),
                       megabytes(total_bytes(report)));
+  text += fmt::format(
+      "                     {:.3f} MB that the newest counts on, {:.3f} MB for older ones, "
+      "{:.3f} MB of fallback copies\n",
+      megabytes(report.newest_bytes),
+      megabytes(report.older_bytes),
+      megabytes(report.fallback_bytes));
   if (has_experts) {
     const auto current = std::ranges::count(report.experts, 0, &ExpertAge::stale_steps);
     text += fmt::format(
@@ -115,6 +159,12 @@ std::string render_summary(const RunReport& report, Format format) {
         current,
         report.experts.size(),
         stalest->stale_steps);
+  }
+  if (report.plt >= 0) {
+    text += fmt::format("  lost tokens        PLT {:.3f} % of the planned training; {} experts of a "
+                        "layer in a checkpoint\n",
+                        100 * report.plt,
+                        report.budget.checkpoint);
   }
   for (const LineageEntry& entry : report.lineage) {
     text += entry.fresh ? fmt::format("  start {:<12} fresh\n", entry.incarnation.value + 1)
@@ -135,14 +185,16 @@ std::string render_list(const RunReport& report, Format format) {
       list.push_back(to_json(checkpoint));
     return finish({{"checkpoints", std::move(list)}});
   }
-  std::string text = "step       start  kind          experts written           bytes\n";
+  std::string text =
+      "step       start  kind          experts written           bytes  why it stays\n";
   for (const CheckpointReport& checkpoint : report.checkpoints) {
-    text += fmt::format("{:<10} {:<6} {:<13} {:>15} {:>12.3f} MB\n",
+    text += fmt::format("{:<10} {:<6} {:<13} {:>15} {:>12.3f} MB  {}\n",
                         checkpoint.version.step,
                         checkpoint.version.incarnation.value + 1,
                         state_of(checkpoint),
                         checkpoint.expert_units,
-                        megabytes(checkpoint.num_bytes));
+                        megabytes(checkpoint.num_bytes),
+                        name_of(checkpoint.kept_as).text);
   }
   return text;
 }
@@ -158,10 +210,13 @@ std::string render_show(const RunReport& report, Step step, Format format) {
     Json json = to_json(*it);
     Json files = Json::array();
     for (const FileReport& file : it->files) {
+      Json needed_by = Json::array();
+      for (const Step needing : file.named_by) needed_by.push_back(needing.value);
       files.push_back({{"path", file.path},
                        {"kind", file.kind},
                        {"bytes", file.num_bytes},
                        {"needed", file.needed},
+                       {"needed_by", needed_by},
                        {"problems", file.problems}});
     }
     json["files"] = std::move(files);

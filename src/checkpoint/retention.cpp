@@ -12,6 +12,7 @@ class Marker {
   Marker(const std::vector<StoredCheckpoint>& checkpoints, const RetentionPolicy& policy)
       : checkpoints_(checkpoints), policy_(policy) {
     marks_.candidate.resize(checkpoints.size());
+    marks_.kept_as.resize(checkpoints.size(), KeptAs::kSource);
     for (std::size_t i = 0; i < checkpoints.size(); ++i) {
       place_[checkpoints[i].manifest.version] = i;
       marks_.live.emplace_back(checkpoints[i].manifest.files.size());
@@ -47,8 +48,14 @@ class Marker {
       const std::int64_t step = checkpoint.manifest.version.step.value;
       const bool for_ever =
           policy_.save_retain_interval > 0 && step % policy_.save_retain_interval == 0;
-      kept[i] = rank < policy_.keep_latest_k || newest_whole || for_ever;
+      const bool latest = rank < policy_.keep_latest_k;
+      kept[i] = latest || newest_whole || for_ever;
       marks_.candidate[i] = kept[i] || rank < policy_.keep_latest_k + policy_.fallback_copies;
+      marks_.kept_as[i] = latest                ? KeptAs::kLatest
+                          : newest_whole        ? KeptAs::kNewestWhole
+                          : for_ever            ? KeptAs::kForever
+                          : marks_.candidate[i] ? KeptAs::kFallback
+                                                : KeptAs::kSource;
       ++rank;
     }
     return kept;

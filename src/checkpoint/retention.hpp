@@ -7,6 +7,8 @@
 
 #include <pecan/core/file_system.hpp>
 
+#include <pecan/checkpoint/inspect.hpp>
+
 #include "checkpoint/scan.hpp"
 
 namespace pecan::checkpoint {
@@ -21,6 +23,7 @@ struct RetentionPolicy {
 /// lives.
 struct RetentionMarks {
   std::vector<bool> candidate;
+  std::vector<KeptAs> kept_as;  ///< of the candidates
   std::vector<std::vector<bool>> live;
 };
 

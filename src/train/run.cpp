@@ -484,6 +484,10 @@ class Trainer {
           {"ep", plan_.mesh.ep},
           {"edp", plan_.mesh.edp}}},
         {"plt", state_.plt(planned_slots())},
+        {"retention",
+         {{"keep_latest_k", config_.checkpoint.keep_latest_k},
+          {"save_retain_interval", config_.checkpoint.save_retain_interval},
+          {"fallback_copies", config_.checkpoint.fallback_copies}}},
         {"experts_per_checkpoint",
          budget_.checkpoint > 0 ? budget_.checkpoint
                                 : config_.checkpoint.pec.experts_per_checkpoint},

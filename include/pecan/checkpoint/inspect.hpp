@@ -7,6 +7,7 @@
 
 #include <pecan/core/file_system.hpp>
 
+#include <pecan/checkpoint/dynamic_k.hpp>
 #include <pecan/checkpoint/manifest.hpp>
 
 namespace pecan::checkpoint {
@@ -21,11 +22,22 @@ struct ExpertAge {
       0;  ///< token slots routed to it since; -1 where the older manifest does not say
 };
 
+/// Why retention leaves a checkpoint.
+enum class KeptAs : std::uint8_t {
+  kUnknown,      ///< its manifest does not say what the run keeps
+  kLatest,       ///< one of the last keep_latest_k
+  kNewestWhole,  ///< the newest of which everything is there
+  kForever,      ///< save_retain_interval divides its step
+  kFallback,     ///< one of the fallback_copies before the last k
+  kSource        ///< only its experts, which newer checkpoints use or fall back to
+};
+
 struct FileReport {
   std::string path;  ///< relative to the run directory
   std::string kind;  ///< "state" or "experts"
   std::uint64_t num_bytes = 0;
   bool needed = false;                ///< a recovery may read it
+  std::vector<Step> named_by;         ///< checkpoints that count on it; empty: a fallback's copies
   std::vector<std::string> problems;  ///< by verify only
 };
 
@@ -33,6 +45,7 @@ struct CheckpointReport {
   std::string directory;
   Version version;
   bool full = false;
+  KeptAs kept_as = KeptAs::kUnknown;
   bool retired = false;           ///< only its experts are kept, as sources of newer checkpoints
   std::int64_t expert_units = 0;  ///< written in it
   std::uint64_t num_bytes = 0;    ///< of its files that are there
@@ -49,6 +62,12 @@ struct RunReport {
   std::vector<ExpertAge> experts;             ///< as of the newest checkpoint
   std::vector<std::uint64_t> rank_bytes;      ///< written by each rank in the newest checkpoint
   std::string settings_json;                  ///< the trainer's object in the newest manifest
+  ExpertBudget budget;                        ///< K in force; K = 0: not said
+  double plt = -1;                            ///< of all recoveries; -1: not said
+  // Bytes by why they stay; together all that is there.
+  std::uint64_t newest_bytes = 0;    ///< that the newest checkpoint counts on
+  std::uint64_t older_bytes = 0;     ///< that only older ones count on
+  std::uint64_t fallback_bytes = 0;  ///< copies that none counts on, in case one is damaged
 };
 
 enum class Verify : std::uint8_t { kNo, kYes /*read every file and recompute every checksum*/ };
