@@ -10,18 +10,6 @@
 namespace pecan::checkpoint {
 namespace {
 
-/// The part of two blocks of one shape that they share; empty extent 0 if none.
-Block intersection(const Block& a, const Block& b) {
-  Block common = a;
-  for (int dim = 0; dim < a.offset.num_dims(); ++dim) {
-    const std::int64_t begin = std::max(a.offset[dim], b.offset[dim]);
-    const std::int64_t end = std::min(a.offset[dim] + a.extent[dim], b.offset[dim] + b.extent[dim]);
-    common.offset[dim] = begin;
-    common.extent[dim] = std::max<std::int64_t>(0, end - begin);
-  }
-  return common;
-}
-
 /// Position of a global coordinate in a block's row-major elements.
 std::int64_t position_in(const Block& block, const Shape& coordinate) {
   std::int64_t position = 0;
@@ -70,8 +58,9 @@ Loader::Loader(FileSystem& fs,
                const std::string& root,
                const StateCatalog& catalog,
                const std::vector<StoredCheckpoint>& checkpoints,
+               const MemorySources& memory,
                Rank rank)
-    : fs_(fs), root_(root), catalog_(catalog), rank_(rank) {
+    : fs_(fs), root_(root), catalog_(catalog), rank_(rank), memory_(memory) {
   for (const StoredCheckpoint& checkpoint : checkpoints) {
     checkpoint_of_[checkpoint.manifest.version] = &checkpoint;
     auto& blocks = blocks_of_[checkpoint.manifest.version];
@@ -90,31 +79,61 @@ std::vector<Failure> Loader::load(const RestorePlan& plan, StateBinding& binding
   std::vector<Failure> failures;
   for (const UnitRestore& restore : plan.restores) {
     const UnitGroup key{restore.unit, restore.group};
-    if (const auto done = loaded_.find(key);
-        done != loaded_.end() && done->second == restore.version)
+    const std::pair place(restore.version, restore.tier);
+    if (const auto done = loaded_.find(key); done != loaded_.end() && done->second == place)
       continue;
     const Status status = load_group(restore, binding);
     if (status.ok()) {
-      loaded_[key] = restore.version;
+      loaded_[key] = place;
     } else {
-      failures.push_back({restore.unit, restore.group, restore.version, status.message});
+      failures.push_back(
+          {restore.unit, restore.group, restore.version, restore.tier, status.message});
     }
   }
   return failures;
 }
 
 Status Loader::load_group(const UnitRestore& restore, StateBinding& binding) {
-  const StoredCheckpoint& from = *checkpoint_of_.at(restore.version);
   for (const ItemIndex index : items_of_.at({restore.unit, restore.group})) {
     for (const StateBlock& part : catalog_.items[std::size_t(index.value)].blocks) {
       if (std::ranges::count(part.holders, rank_) == 0) continue;
-      if (Status status = load_block(from, index, part.block, binding); !status.ok()) return status;
+      if (Status status = load_block(restore, index, part.block, binding); !status.ok())
+        return status;
     }
   }
   return {};
 }
 
-Status Loader::load_block(const StoredCheckpoint& from,
+std::vector<StoredBlock> Loader::stored_blocks(const UnitRestore& from,
+                                               const StateItem& item) const {
+  if (from.tier == Tier::kMemory) return memory_.blocks(from.version, item.path());
+  std::vector<StoredBlock> blocks;
+  const StoredCheckpoint& checkpoint = *checkpoint_of_.at(from.version);
+  const auto& of_version = blocks_of_.at(from.version);
+  const auto found = of_version.find(item.path());
+  if (found == of_version.end()) return blocks;
+  for (const BlockEntry* entry : found->second) {
+    blocks.push_back({&entry->block,
+                      fmt::format("{}/{}/{}",
+                                  root_,
+                                  checkpoint.directory,
+                                  checkpoint.manifest.files[std::size_t(entry->file)].name)});
+  }
+  return blocks;
+}
+
+Status Loader::read(const StoredBlock& stored, std::span<std::byte> destination) {
+  if (stored.segment != nullptr) return read_block(*stored.segment, stored.index, destination);
+  if (!reader_ || reader_->path != stored.file) {
+    // The former shard closes before the next opens: few files are open at a time.
+    reader_.reset();
+    reader_ = std::make_unique<Reader>(fs_, stored.file);
+  }
+  if (!reader_->opened.ok()) return reader_->opened;
+  return reader_->shard.read(*stored.block, destination);
+}
+
+Status Loader::load_block(const UnitRestore& from,
                           ItemIndex index,
                           const Block& block,
                           StateBinding& binding) {
@@ -123,31 +142,24 @@ Status Loader::load_block(const StoredCheckpoint& from,
   std::vector<std::byte> bytes(std::size_t(block.extent.num_elements()) * element_bytes);
   std::vector<std::byte> whole;
   std::int64_t covered = 0;
-  for (const BlockEntry* stored : blocks_of_.at(from.manifest.version)[item.path()]) {
-    if (stored->block.global_shape != item.global_shape || stored->block.dtype != item.dtype) {
+  for (const StoredBlock& stored : stored_blocks(from, item)) {
+    const ShardBlock& described = *stored.block;
+    if (described.global_shape != item.global_shape || described.dtype != item.dtype) {
       return Status::failure(StatusCode::kInvalid,
                              fmt::format("{} has shape {} of {} there",
                                          item.path(),
-                                         stored->block.global_shape.to_string(),
-                                         name_of(stored->block.dtype)));
+                                         described.global_shape.to_string(),
+                                         name_of(described.dtype)));
     }
-    const Block common = intersection(stored->block.block, block);
+    const Block common = intersection(described.block, block);
     if (common.extent.num_elements() == 0) continue;
     covered += common.extent.num_elements();
-    const std::string path = fmt::format(
-        "{}/{}/{}", root_, from.directory, from.manifest.files[std::size_t(stored->file)].name);
-    if (!reader_ || reader_->path != path) {
-      // The former shard closes before the next opens: few files are open at a time.
-      reader_.reset();
-      reader_ = std::make_unique<Reader>(fs_, path);
-    }
-    if (!reader_->opened.ok()) return reader_->opened;
-    if (stored->block.block == block) {
-      if (Status status = reader_->shard.read(stored->block, bytes); !status.ok()) return status;
+    if (described.block == block) {
+      if (Status status = read(stored, bytes); !status.ok()) return status;
     } else {
-      whole.resize(std::size_t(stored->block.block.extent.num_elements()) * element_bytes);
-      if (Status status = reader_->shard.read(stored->block, whole); !status.ok()) return status;
-      copy_common(common, stored->block.block, whole, block, bytes, element_bytes);
+      whole.resize(std::size_t(described.block.extent.num_elements()) * element_bytes);
+      if (Status status = read(stored, whole); !status.ok()) return status;
+      copy_common(common, described.block, whole, block, bytes, element_bytes);
     }
   }
   if (covered != block.extent.num_elements()) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include <pecan/checkpoint/plan.hpp>
 #include <pecan/checkpoint/recovery.hpp>
 
+#include "checkpoint/memory_sources.hpp"
 #include "checkpoint/scan.hpp"
 
 namespace pecan::checkpoint {
@@ -22,6 +24,7 @@ struct Failure {
   UnitIndex unit;
   RoleGroup group = RoleGroup::kWeight;
   Version version;
+  Tier tier = Tier::kStorage;
   std::string why;
 };
 
@@ -34,6 +37,7 @@ class Loader {
          const std::string& root,
          const StateCatalog& catalog,
          const std::vector<StoredCheckpoint>& checkpoints,
+         const MemorySources& memory,
          Rank rank);
   ~Loader();
   Loader(const Loader&) = delete;
@@ -46,19 +50,24 @@ class Loader {
  private:
   struct Reader;
   Status load_group(const UnitRestore& restore, StateBinding& binding);
-  Status load_block(const StoredCheckpoint& from,
+  Status load_block(const UnitRestore& from,
                     ItemIndex item,
                     const Block& block,
                     StateBinding& binding);
+  /// What is stored of an item at a version.
+  [[nodiscard]] std::vector<StoredBlock> stored_blocks(const UnitRestore& from,
+                                                       const StateItem& item) const;
+  Status read(const StoredBlock& stored, std::span<std::byte> destination);
 
   FileSystem& fs_;
   const std::string& root_;
   const StateCatalog& catalog_;
   Rank rank_;
+  const MemorySources& memory_;
   std::map<Version, const StoredCheckpoint*> checkpoint_of_;
   std::map<UnitGroup, std::vector<ItemIndex>> items_of_;
   std::map<Version, std::map<std::string, std::vector<const BlockEntry*>>> blocks_of_;
-  std::map<UnitGroup, Version> loaded_;
+  std::map<UnitGroup, std::pair<Version, Tier>> loaded_;
   std::unique_ptr<Reader> reader_;
 };
 

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <limits>
 #include <map>
+#include <ranges>
 #include <set>
 #include <tuple>
 
@@ -17,6 +18,7 @@
 #include "checkpoint/exchange.hpp"
 #include "checkpoint/lineage.hpp"
 #include "checkpoint/load.hpp"
+#include "checkpoint/memory_sources.hpp"
 #include "checkpoint/retention.hpp"
 #include "checkpoint/scan.hpp"
 
@@ -25,6 +27,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using CopyId = std::tuple<UnitIndex, RoleGroup, Version>;
+using ItemsOfGroup = std::map<UnitGroup, std::vector<const StateItem*>>;
 
 double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
@@ -100,7 +103,7 @@ class Recovery {
            const StateCatalog& catalog,
            StateBinding& binding,
            Exchange exchange,
-           const LockOptions& lock_options)
+           const RecoverOptions& options)
       : fs_(fs),
         run_directory_(run_directory),
         root_(run_directory + "/checkpoints"),
@@ -109,7 +112,7 @@ class Recovery {
         catalog_(catalog),
         binding_(binding),
         exchange_(exchange),
-        lock_options_(lock_options) {}
+        options_(options) {}
 
   Recovered run() {
     const auto begin = Clock::now();
@@ -118,11 +121,14 @@ class Recovery {
     recovered_.identity.incarnation = Incarnation{opening_.incarnation};
     check_shared_storage();
     collect_sources();
+    collect_memory();
     recovered_.report.damages = opening_.damages;
     recovered_.report.scan_ms = ms_since(begin);
 
     const auto load_begin = Clock::now();
-    if (opening_.has_steps) {
+    // Without checkpoints there is nothing to lose: snapshots in memory that are not whole are no
+    // reason to stop.
+    if (opening_.has_steps || plan_restore(catalog_, sources_, candidates_)) {
       recovered_.report.fresh = false;
       load();
       compare_replicas();
@@ -142,7 +148,7 @@ class Recovery {
     // A crash must not take the directory while files in it are counted on.
     require(fs_.sync_directory(run_directory_), "the run directory cannot be synced");
     require(fs_.sync_directory(parent_of(run_directory_)), "the run directory cannot be synced");
-    const FormerHolder former = RunLock::await_holder(fs_, run_directory_, lock_options_);
+    const FormerHolder former = RunLock::await_holder(fs_, run_directory_, options_.lock);
 
     Opening opening;
     if (former.exists && !former.state) {
@@ -156,7 +162,7 @@ class Recovery {
     report_missing_files(found, opening.damages);
     opening.checkpoints = std::move(found);
     recovered_.identity.lock = std::make_shared<RunLock>(
-        fs_, run_directory_, opening.run_id, Incarnation{opening.incarnation}, lock_options_);
+        fs_, run_directory_, opening.run_id, Incarnation{opening.incarnation}, options_.lock);
     return opening;
   }
 
@@ -356,49 +362,122 @@ class Recovery {
     }
   }
 
+  /// Adds what the nodes' memory holds: a copy counts where every rank finds all that it holds of it
+  /// on its own node.
+  void collect_memory() {
+    if (options_.memory_dir.empty() || mode_ != ResumeMode::kFromFailure) return;
+    std::vector<std::string> mine;
+    memory_ = MemorySources(
+        options_.memory_dir, opening_.run_id, catalog_.model_fingerprint(), mine);
+    std::vector<std::string> headers;
+    for (const auto& [version, header] : memory_.headers()) headers.push_back(to_json(header));
+    for (const std::string& rank_text : exchange_.gather(pack({pack(headers), pack(mine)}))) {
+      const std::vector<std::string> parts = unpack(rank_text);
+      for (const std::string& text : unpack(parts[0])) {
+        Manifest header = parse_manifest(text).value();
+        const Version version = header.version;
+        headers_.try_emplace(version, std::move(header));
+      }
+      for (std::string& damage : unpack(parts[1])) {
+        if (std::ranges::count(opening_.damages, damage) == 0)
+          opening_.damages.push_back(std::move(damage));
+      }
+    }
+    if (headers_.empty()) return;
+    keep_memory_lineage();
+
+    const std::vector<UnitGroup> groups = unit_groups(catalog_);
+    ItemsOfGroup items_of;
+    for (const StateItem& item : catalog_.items) items_of[{item.unit, item.group}].push_back(&item);
+    std::vector<std::int64_t> covered;
+    for (const auto& [version, header] : headers_) {
+      for (const UnitGroup& key : groups) {
+        covered.push_back(std::ranges::all_of(items_of[key], [&](const StateItem* item) {
+          return memory_.covers(version, *item, exchange_.rank());
+        }));
+      }
+    }
+    exchange_.reduce(covered, comm::ReduceOp::kMin);
+    auto next = covered.begin();
+    for (const auto& [version, header] : headers_) {
+      if (std::ranges::count(candidates_, version) == 0) candidates_.push_back(version);
+      for (const UnitGroup& key : groups) {
+        if (*next++ == 1)
+          sources_.push_back({key.first, key.second, version, {}, Tier::kMemory});
+      }
+    }
+    std::ranges::sort(candidates_);
+  }
+
+  /// Storage and memory must be of one chain: that of the newest of both.
+  void keep_memory_lineage() {
+    const Manifest* newest = &headers_.rbegin()->second;
+    if (!opening_.checkpoints.empty() &&
+        newest->version < opening_.checkpoints.back().manifest.version) {
+      newest = &opening_.checkpoints.back().manifest;
+    }
+    const std::vector<LineageEntry> lineage = newest->lineage;
+    std::erase_if(headers_, [&](const auto& entry) { return !in_lineage(entry.first, lineage); });
+    std::erase_if(sources_,
+                  [&](const Source& source) { return !in_lineage(source.version, lineage); });
+    std::erase_if(candidates_, [&](Version version) { return !in_lineage(version, lineage); });
+  }
+
+  /// The newest checkpoint in storage up to t*; null if there is none.
+  [[nodiscard]] const StoredCheckpoint* anchor(const RestorePlan& plan) const {
+    const StoredCheckpoint* newest = nullptr;
+    for (const StoredCheckpoint& checkpoint : opening_.checkpoints) {
+      const Version version = checkpoint.manifest.version;
+      if (!checkpoint.retired && version <= plan.recovery &&
+          std::ranges::count(candidates_, version) > 0)
+        newest = &checkpoint;
+    }
+    return newest;
+  }
+
   /// The manifest of t* binds the copies that it counts on: another checkpoint under the same step
   /// is no source for it. Whether any was excluded.
   bool exclude_unbound(const RestorePlan& plan) {
-    const Manifest& manifest = checkpoint_of(plan.recovery).manifest;
+    const StoredCheckpoint* stored = anchor(plan);
+    if (stored == nullptr) return false;
+    const Manifest& manifest = stored->manifest;
     std::map<CopyId, std::uint64_t> expected;
     for (const UnitCopy& copy : manifest.copies) {
       expected[{copy.unit, copy.group, copy.version}] = copy.digest;
     }
     bool any = false;
     for (const UnitRestore& restore : plan.restores) {
+      if (restore.tier == Tier::kMemory) continue;
       const CopyId id{restore.unit, restore.group, restore.version};
       const auto bound = expected.find(id);
       if (bound == expected.end() || bound->second == digest_of_.at(id)) continue;
       exclude({restore.unit,
                restore.group,
                restore.version,
-               fmt::format("the manifest of step {} counts on other content", plan.recovery.step)});
+               restore.tier,
+               fmt::format("the manifest of step {} counts on other content",
+                           manifest.version.step)});
       any = true;
     }
     return any;
   }
 
-  [[nodiscard]] const StoredCheckpoint& checkpoint_of(Version version) const {
-    return *std::ranges::find(opening_.checkpoints, version, [](const StoredCheckpoint& one) {
-      return one.manifest.version;
-    });
-  }
-
   void exclude(const Failure& failure) {
     const auto bad = [&](const Source& source) {
       return source.unit == failure.unit && source.group == failure.group &&
-             source.version == failure.version;
+             source.version == failure.version && source.tier == failure.tier;
     };
     if (std::erase_if(sources_, bad) == 0) return;
-    opening_.damages.push_back(fmt::format("{} ({}) of step {} cannot be used: {}",
+    opening_.damages.push_back(fmt::format("{} ({}) of step {}{} cannot be used: {}",
                                            catalog_.units[std::size_t(failure.unit.value)].name,
                                            name_of(failure.group),
                                            failure.version.step,
+                                           failure.tier == Tier::kMemory ? " in memory" : "",
                                            failure.why));
   }
 
   void load() {
-    Loader loader(fs_, root_, catalog_, opening_.checkpoints, exchange_.rank());
+    Loader loader(fs_, root_, catalog_, opening_.checkpoints, memory_, exchange_.rank());
     while (true) {
       std::optional<RestorePlan> plan = plan_restore(catalog_, sources_, candidates_);
       PECAN_VALIDATE(plan.has_value(), CheckpointError, "{}", describe_unrecoverable());
@@ -426,6 +505,7 @@ class Recovery {
                              std::string(name_of(failure.group)),
                              std::to_string(failure.version.incarnation.value),
                              std::to_string(failure.version.step.value),
+                             failure.tier == Tier::kMemory ? "memory" : "storage",
                              failure.why}));
     }
     bool any = false;
@@ -435,7 +515,8 @@ class Recovery {
         exclude({UnitIndex{std::stoi(parts[0])},
                  role_group_from_name(parts[1]),
                  {Incarnation{std::stoi(parts[2])}, Step{std::stoll(parts[3])}},
-                 parts[4]});
+                 parts[4] == "memory" ? Tier::kMemory : Tier::kStorage,
+                 parts[5]});
         any = true;
       }
     }
@@ -454,11 +535,16 @@ class Recovery {
   void report_fallback() {
     recovered_.report.damages = opening_.damages;
     const Version used = recovered_.report.plan.recovery;
-    if (candidates_.back() != used) {
+    // A snapshot in memory that is newer was still being copied, as a rule, and is no damage.
+    for (const StoredCheckpoint& checkpoint : opening_.checkpoints | std::views::reverse) {
+      const Version version = checkpoint.manifest.version;
+      if (checkpoint.retired || std::ranges::count(candidates_, version) == 0) continue;
+      if (version <= used) return;
       recovered_.report.damages.push_back(
           fmt::format("the checkpoint of step {} cannot be used; continuing from step {}",
-                      candidates_.back().step,
+                      version.step,
                       used.step));
+      return;
     }
   }
 
@@ -491,23 +577,46 @@ class Recovery {
     }
   }
 
-  /// Continues the lineage, and lets the manifest's copies be those that were loaded.
+  /// Continues the lineage, and lets the manifest's copies be those that were loaded, or for what
+  /// came from memory the newest in storage.
   void adopt() {
     RunIdentity& identity = recovered_.identity;
     const RestorePlan& plan = recovered_.report.plan;
     LineageEntry entry{identity.incarnation, recovered_.report.fresh, plan.recovery};
     if (!recovered_.report.fresh) {
-      Manifest manifest = checkpoint_of(plan.recovery).manifest;
-      identity.lineage = manifest.lineage;
-      manifest.copies.clear();
-      for (const UnitRestore& restore : plan.restores) {
-        const CopyId id{restore.unit, restore.group, restore.version};
-        manifest.copies.push_back(
-            {restore.unit, restore.group, restore.version, digest_of_.at(id)});
-      }
-      recovered_.manifest = std::move(manifest);
+      const StoredCheckpoint* stored = anchor(plan);
+      if (stored != nullptr) recovered_.manifest = with_copies(stored->manifest, plan);
+      const bool in_storage = stored != nullptr && stored->manifest.version == plan.recovery;
+      recovered_.head = in_storage ? stored->manifest : headers_.at(plan.recovery);
+      identity.lineage = recovered_.head->lineage;
     }
     identity.lineage.push_back(entry);
+  }
+
+  /// Nothing if storage lacks a copy of something, so that the next checkpoint is full.
+  [[nodiscard]] std::optional<Manifest> with_copies(Manifest manifest,
+                                                    const RestorePlan& plan) const {
+    std::map<UnitGroup, Version> newest;
+    for (const Source& source : sources_) {
+      if (source.tier != Tier::kStorage || source.version > plan.recovery) continue;
+      const auto [known, is_new] =
+          newest.try_emplace({source.unit, source.group}, source.version);
+      if (!is_new) known->second = std::max(known->second, source.version);
+    }
+    manifest.copies.clear();
+    for (const UnitRestore& restore : plan.restores) {
+      Version version = restore.version;
+      if (restore.tier == Tier::kMemory) {
+        const auto stored = newest.find({restore.unit, restore.group});
+        if (stored == newest.end()) return {};
+        version = stored->second;
+      }
+      manifest.copies.push_back({restore.unit,
+                                 restore.group,
+                                 version,
+                                 digest_of_.at({restore.unit, restore.group, version})});
+    }
+    return manifest;
   }
 
   FileSystem& fs_;
@@ -518,10 +627,12 @@ class Recovery {
   const StateCatalog& catalog_;
   StateBinding& binding_;
   Exchange exchange_;
-  LockOptions lock_options_;
+  RecoverOptions options_;
 
   std::vector<std::string> names_;  ///< in the checkpoints directory; rank 0
   Opening opening_;
+  MemorySources memory_;                  ///< of this rank's node
+  std::map<Version, Manifest> headers_;   ///< of snapshots in the memory of any node
   std::vector<Source> sources_;
   std::vector<Version> candidates_;            ///< ascending
   std::map<CopyId, std::uint64_t> digest_of_;  ///< of the copies behind sources_
@@ -538,8 +649,8 @@ Recovered recover(FileSystem& fs,
                   StateBinding& binding,
                   Context& ctx,
                   comm::Group& world,
-                  const LockOptions& lock) {
-  return Recovery(fs, run_directory, mode, path, catalog, binding, Exchange(ctx, world), lock)
+                  const RecoverOptions& options) {
+  return Recovery(fs, run_directory, mode, path, catalog, binding, Exchange(ctx, world), options)
       .run();
 }
 

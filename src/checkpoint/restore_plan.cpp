@@ -29,7 +29,7 @@ std::optional<RestorePlan> plan_for(Version recovery,
     const auto& [version, source] = *std::prev(after);
     const bool non_expert = key.first.value == 0;
     if (non_expert && version != recovery) return {};
-    plan.restores.push_back({key.first, key.second, version, source->directory});
+    plan.restores.push_back({key.first, key.second, version, source->directory, source->tier});
   }
   return plan;
 }
@@ -39,12 +39,13 @@ std::optional<RestorePlan> plan_for(Version recovery,
 std::uint64_t RestorePlan::hash() const {
   std::string text = fmt::format("{} {}\n", recovery.incarnation, recovery.step);
   for (const UnitRestore& restore : restores) {
-    text += fmt::format("{} {} {} {} {}\n",
+    text += fmt::format("{} {} {} {} {} {}\n",
                         restore.unit,
                         name_of(restore.group),
                         restore.version.incarnation,
                         restore.version.step,
-                        restore.directory);
+                        restore.directory,
+                        int(restore.tier));
   }
   return xxh3(text);
 }
@@ -54,7 +55,8 @@ std::optional<RestorePlan> plan_restore(const StateCatalog& catalog,
                                         const std::vector<Version>& candidates) {
   std::map<UnitGroup, Copies> copies_of;
   for (const Source& source : sources) {
-    copies_of[{source.unit, source.group}][source.version] = &source;
+    const Source*& known = copies_of[{source.unit, source.group}][source.version];
+    if (known == nullptr || source.tier == Tier::kMemory) known = &source;
   }
   const std::vector<UnitGroup> groups = unit_groups(catalog);
   std::set<UnitGroup> derived;

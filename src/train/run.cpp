@@ -165,7 +165,8 @@ class Trainer {
                                      plan_.catalog,
                                      state_.binding(),
                                      ctx_,
-                                     world_);
+                                     world_,
+                                     {.memory_dir = config_.checkpoint.memory_dir});
     const checkpoint::RecoveryReport& report = recovered_->report;
     if (is_root()) {
       write_config();
@@ -177,7 +178,7 @@ class Trainer {
               : fmt::format("nothing to resume in {}: fresh start", options_.run_directory));
     } else {
       step_ = report.plan.recovery.step.value;
-      consumed_samples_ = recovered_->manifest->consumed_samples;
+      consumed_samples_ = recovered_->head->consumed_samples;
       const WeightRestore weights = state_.restore_weights(ctx_, report.plan);
       const LossReport losses = state_.account_for_losses(ctx_, world_, config_);
       budget_ = budget_after(losses.plt_now);
@@ -207,7 +208,7 @@ class Trainer {
     const config::PecConfig& pec = config_.checkpoint.pec;
     const checkpoint::ExpertBudget configured = checkpoint::first_expert_budget(
         pec.experts_per_checkpoint, pec.experts_per_snapshot, pec.plt_budget);
-    checkpoint::ExpertBudget budget = recovered_->manifest->budget;
+    checkpoint::ExpertBudget budget = recovered_->head->budget;
     if (budget.checkpoint == 0) budget = configured;
     if (!pec.dynamic_k) {
       budget.checkpoint = configured.checkpoint;

@@ -191,7 +191,18 @@ Job::Job(FileSystem& fs, const StateCatalog& catalog, const JobOptions& options,
       binding_(catalog, world.rank()),
       slots_a_step_(options.slots_a_step),
       recovered_(checkpoint::recover(
-          fs, "run", options.mode, options.path, catalog, binding_, ctx_, world, options.lock)) {
+          fs,
+          "run",
+          options.mode,
+          options.path,
+          catalog,
+          binding_,
+          ctx_,
+          world,
+          {options.lock,
+           options.checkpoint.non_persistent_save_interval.never()
+               ? ""
+               : options.checkpoint.memory_dir})) {
   if (!recovered_.report.fresh) step_ = recovered_.report.plan.recovery.step;
   checkpointer_ = std::make_unique<checkpoint::Checkpointer>(
       fs,

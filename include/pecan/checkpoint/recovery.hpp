@@ -1,5 +1,6 @@
 #pragma once
-/// Recovery from storage: sources -> t* -> RestorePlan (pure) -> load and verify (collective).
+/// Recovery: sources in storage and memory -> t* -> RestorePlan (pure) -> load and verify
+/// (collective).
 
 #include <chrono>
 #include <cstdint>
@@ -17,12 +18,17 @@
 
 namespace pecan::checkpoint {
 
-/// A copy of (unit, group) that a good manifest of the lineage describes.
+/// Where a copy lies.
+enum class Tier : std::uint8_t { kStorage, kMemory };
+
+/// A copy of (unit, group) that a good manifest of the lineage describes, or that the snapshots in
+/// the memory of each holder's node hold whole.
 struct Source {
   UnitIndex unit;
   RoleGroup group = RoleGroup::kWeight;
   Version version;
-  std::string directory;  ///< of the checkpoint, relative to the run directory
+  std::string directory;  ///< of the checkpoint, relative to the run directory; empty in memory
+  Tier tier = Tier::kStorage;
 };
 
 struct UnitRestore {
@@ -30,6 +36,7 @@ struct UnitRestore {
   RoleGroup group = RoleGroup::kWeight;
   Version version;
   std::string directory;
+  Tier tier = Tier::kStorage;
 };
 
 /// Equal on all ranks: what to load from where. Ordered by (unit, group).
@@ -40,9 +47,9 @@ struct RestorePlan {
 };
 
 /// Design rules of recovery, 4: the largest t with all non-expert groups at exactly t and every
-/// other (unit, group) with a source <= t; each from its newest source <= t. Derived groups without
-/// a source are left out. `candidates` are the
-/// versions of good manifests. Pure. Returns nullopt if no t qualifies.
+/// other (unit, group) with a source <= t; each from its newest source <= t, from memory where
+/// storage has the same version. Derived groups without a source are left out. `candidates` are the
+/// versions of good manifests and of snapshots in memory. Pure. Returns nullopt if no t qualifies.
 [[nodiscard]] std::optional<RestorePlan> plan_restore(const StateCatalog& catalog,
                                                       const std::vector<Source>& sources,
                                                       const std::vector<Version>& candidates);
@@ -59,7 +66,11 @@ struct RecoveryReport {
 struct Recovered {
   RunIdentity identity;  ///< of this start
   RecoveryReport report;
-  std::optional<Manifest> manifest;  ///< of t*
+  /// Run and step of t*, without units, copies, files and blocks; none in a new run.
+  std::optional<Manifest> head;
+  /// What storage counts on: the newest manifest up to t*, its copies those that were loaded or, for
+  /// what came from memory, the newest ones in storage. None where storage has nothing.
+  std::optional<Manifest> manifest;
 };
 
 enum class ResumeMode : std::uint8_t {
@@ -74,12 +85,18 @@ struct LockOptions {
   std::chrono::milliseconds takeover{2500};   ///< without one the holder counts as dead
 };
 
+struct RecoverOptions {
+  LockOptions lock = {};
+  std::string memory_dir = {};  ///< of snapshots in memory; empty: none are looked for
+};
+
 /// Opens the run directory: takes the run's lock (incarnation + heartbeat), checks that storage is
 /// shared (a nonce), finds t*, loads every block this rank holds through `binding`, verifies
 /// checksums (damaged copies are excluded and the plan made again), compares replicas' hashes,
 /// renames abandoned branches. Collective over `world`. Throws CheckpointError: another model's
 /// run, nothing recoverable though checkpoints exist, no write permission, storage not shared, a
-/// live holder. `path` (kFromPath): a checkpoint directory "…/step-N" to continue from.
+/// live holder. `path` (kFromPath): a checkpoint directory "…/step-N" to continue from; memory is
+/// left out then. Snapshots in memory are read by the ranks of their node only.
 [[nodiscard]] Recovered recover(FileSystem& fs,
                                 const std::string& run_directory,
                                 ResumeMode mode,
@@ -88,6 +105,6 @@ struct LockOptions {
                                 StateBinding& binding,
                                 Context& ctx,
                                 comm::Group& world,
-                                const LockOptions& lock = {});
+                                const RecoverOptions& options = {});
 
 }  // namespace pecan::checkpoint
