@@ -2,7 +2,6 @@
 #include <chrono>
 #include <condition_variable>
 #include <limits>
-#include <map>
 #include <mutex>
 #include <utility>
 
@@ -15,8 +14,11 @@
 
 #include "checkpoint/lineage.hpp"
 #include "checkpoint/persist.hpp"
+#include "checkpoint/request.hpp"
 #include "checkpoint/retention.hpp"
+#include "checkpoint/segment_memory.hpp"
 #include "checkpoint/snapshot.hpp"
+#include "checkpoint/triple_buffer.hpp"
 #include "checkpoint/worker.hpp"
 
 namespace pecan::checkpoint {
@@ -28,19 +30,28 @@ double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 }
 
-/// Fields of a Vote. Saves are numbered from 1 within this start of the run.
+/// Fields of a Vote. Snapshots and checkpoints in storage are numbered from 1 within this start of
+/// the run.
 enum VoteField : std::size_t {
-  kWritten,    ///< last save whose part this rank has finished, well or badly
-  kIntact,     ///< 0: this rank's part of the current save failed
-  kClosed,     ///< last save that rank 0 committed or dropped; others: no opinion
-  kCommitted,  ///< 0: that save was dropped; others: no opinion
-  kSeen,       ///< last commit that this rank has learnt of
-  kUnfenced,   ///< 0: a newer incarnation holds the run
-  kStarted,    ///< saves started; this and the next must agree on all ranks
+  kCopied,        ///< last snapshot that this rank has finished, well or badly
+  kWhole,         ///< 0: this rank's part of that snapshot failed
+  kWritten,       ///< last checkpoint whose part this rank has finished, well or badly
+  kIntact,        ///< 0: this rank's part of the current checkpoint failed
+  kClosed,        ///< last checkpoint that rank 0 committed or dropped; others: no opinion
+  kCommitted,     ///< 0: that checkpoint was dropped; others: no opinion
+  kSeen,          ///< last commit that this rank has learnt of
+  kUnfenced,      ///< 0: a newer incarnation holds the run
+  kStarted,       ///< snapshots started; this and the next must agree on all ranks
   kMinusStarted,
+  kHiddenBytes,   ///< that this rank copies during its forward and backward; 0: unknown
+  kSinceMemory,   ///< milliseconds since the last snapshot began, by rank 0's clock
+  kSinceStorage,  ///< the same of the last one for storage
 };
-static_assert(kMinusStarted + 1 == kVoteSize);
+static_assert(kSinceStorage + 1 == kVoteSize);
 constexpr std::int64_t kNoOpinion = std::numeric_limits<std::int64_t>::max();
+
+/// The writer stands back behind the threads that compute, but is not starved by them.
+constexpr int kWriterNiceness = 10;
 
 /// Runs a background job's body, whose exceptions are failures like any other.
 template <typename Body>
@@ -52,6 +63,44 @@ Status guarded(Body body) {
   }
 }
 
+/// A snapshot and what becomes of it; set by the main thread before its jobs are posted, constant
+/// while they run.
+struct Generation {
+  SaveRecord record;
+  StepFacts facts;
+  ForStorage for_storage = ForStorage::kNo;
+  bool direct = false;  ///< its checkpoint is written as soon as this rank has copied it
+  std::vector<UnitIndex> units;      ///< experts in the snapshot
+  std::vector<UnitIndex> persisted;  ///< those of them that go to storage
+  SavePlan plan;                     ///< of the snapshot
+  SavePlan persist;                  ///< of storage
+  Manifest memory_header;
+};
+
+/// A history with what it needs to count unsaved token slots.
+struct TrackedHistory {
+  SelectionHistory saved;
+  std::vector<std::int64_t> routed_then;  ///< token slots at each expert's save
+
+  void note(const std::vector<UnitIndex>& units, Step step, const StepFacts& facts) {
+    saved.saved(units, step);
+    if (facts.routed.empty()) return;
+    for (const UnitIndex unit : units) {
+      routed_then[ExpertGrid::index(unit)] = facts.routed[ExpertGrid::index(unit)];
+    }
+  }
+  [[nodiscard]] SelectionHistory as_of(const StepFacts& facts) const {
+    SelectionHistory history = saved;
+    for (std::size_t i = 0; i < facts.routed.size(); ++i)
+      history.unsaved[i] = facts.routed[i] - routed_then[i];
+    return history;
+  }
+};
+
+double steady_seconds() {
+  return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
+}
+
 }  // namespace
 
 struct Checkpointer::Impl {
@@ -61,22 +110,22 @@ struct Checkpointer::Impl {
     kClosing,  ///< until rank 0 has committed or dropped it
   };
 
-  /// A save under way; set by the main thread before its jobs are posted, constant while they run.
-  struct Save {
-    SaveRecord record;
-    StepFacts facts;
-    std::vector<UnitIndex> units;
-    SavePlan plan;
-  };
-
-  /// What background jobs report of the current save; guarded by `mutex`.
+  /// What background jobs report of the current snapshot and the current checkpoint; guarded by
+  /// `mutex`.
   struct Outcome {
-    bool copied = false;
-    bool written = false;
-    bool closed = false;
+    bool copied = true;  ///< parameters and moments are no longer read
+    bool sealed = true;
+    bool written = true;
+    bool closed = true;
+    Status copy;
     Status write;
     Status close;
-    SaveRecord measured;  ///< bytes and times only
+    double snapshot_ms = 0;
+    std::int64_t copied_bytes = 0;
+    double bytes_per_ms = 0;  ///< of the last snapshot
+    std::int64_t written_bytes = 0;
+    double persist_ms = 0;
+    double commit_ms = 0;
   };
 
   Impl(FileSystem& file_system,
@@ -85,113 +134,235 @@ struct Checkpointer::Impl {
        const StateCatalog& state_catalog,
        StateBinding& binding,
        Rank this_rank,
-       RunIdentity run_identity,
-       std::optional<Manifest> recovered)
+       CheckpointerStart start)
       : fs(file_system),
         root(std::move(run_directory) + "/checkpoints"),
         config(configuration),
         catalog(state_catalog),
         rank(this_rank),
-        identity(std::move(run_identity)),
-        grid(expert_grid(catalog)),
-        policy(selection_policy(config.pec.selection)),
-        always_saved(always_saved_groups(config.pec.always_saved)),
+        identity(std::move(start.identity)),
+        budget(start.budget),
+        grid(expert_grid(catalog, always_saved_groups(config.pec.always_saved))),
+        settings(selection_settings(config, grid, budget)),
         fingerprint(catalog.model_fingerprint()),
-        snapshot(catalog, binding),
+        cycle(1),
+        seconds(start.seconds ? std::move(start.seconds) : steady_seconds),
         retention(
             fs, root, {config.keep_latest_k, config.save_retain_interval, config.fallback_copies}) {
-    const int wanted = config.pec.experts_per_checkpoint;
-    budget = wanted > 0 ? std::min(wanted, grid.num_experts) : grid.num_experts;
-    history.first_budget = budget;
-    history.newest.resize(std::size_t(grid.num_units()), Step{-1});
-    if (recovered) {
-      has_full = true;
-      last_started = recovered->version.step;
-      last_committed = last_started;
-      history.first_budget = recovered->first_budget;
-      std::ranges::fill(history.newest, recovered->version.step);
-      for (const UnitCopy& copy : recovered->copies) {
-        if (copy.unit.value == 0) continue;
-        Step& newest = history.newest[grid.index(copy.unit)];
-        newest = std::min(newest, copy.version.step);
-      }
-      copies = std::move(recovered->copies);
+    if (budget.checkpoint == 0) {
+      budget = first_expert_budget(
+          settings.storage.experts, settings.memory.experts, config.pec.plt_budget);
     }
-    reserve_snapshot();
+    storage.saved = SelectionHistory::uniform(grid, settings.storage.experts, Step{-1});
+    storage.routed_then = std::move(start.routed);
+    storage.routed_then.resize(std::size_t(grid.num_units()));
+    if (start.recovered) continue_from(*std::move(start.recovered));
+    memory = storage;
+    memory.saved.first_budget = settings.memory.experts;
+    snapshot_at = storage_at = seconds();
+    non_expert_bytes =
+        std::int64_t(std::ranges::max(plan_save(catalog, partial_request(settings, {})).rank_bytes));
+
+    const SnapshotMemory reserved = plan_snapshot_memory(
+        catalog, config, budget, has_full)[std::size_t(rank.value)];
+    remove_superseded_segments(config.memory_dir, identity.run_id, rank, catalog.world_size);
+    for (int b = 0; b < reserved.num_buffers; ++b) {
+      buffers.emplace_back(catalog, binding, make_memory(reserved.num_buffers, b));
+      buffers.back().reserve(b == 0 ? reserved.first : reserved.others, reserved.max_blocks);
+    }
+    generations.resize(buffers.size());
+    if (has_full) use_all_buffers();
   }
 
-  /// Allocates the buffer once, for a full checkpoint and a whole rotation of partial ones.
-  void reserve_snapshot() {
-    std::vector<UnitIndex> all;
-    for (int unit = 1; unit <= grid.num_units(); ++unit) all.push_back(UnitIndex{unit});
-    std::size_t num_bytes = snapshot.size_for(plan_save(catalog, {all, always_saved, {}}), rank);
-    SelectionHistory rotation = history;
-    for (int i = 0; i * budget < grid.num_experts; ++i) {
-      const Step step{std::numeric_limits<std::int64_t>::max() / 2 + i};
-      const auto units = policy(grid, rotation, budget, step);
-      for (const UnitIndex unit : units) rotation.newest[grid.index(unit)] = step;
-      const SavePlan plan = plan_save(catalog, {units, always_saved, {}});
-      num_bytes = std::max(num_bytes, snapshot.size_for(plan, rank));
+  void continue_from(Manifest recovered) {
+    has_full = true;
+    last_started = recovered.version.step;
+    last_committed = last_started;
+    storage.saved.first_budget = recovered.first_budget;
+    std::ranges::fill(storage.saved.newest, recovered.version.step);
+    for (const UnitCopy& copy : recovered.copies) {
+      if (copy.unit.value == 0) continue;
+      Step& newest = storage.saved.newest[grid.index(copy.unit)];
+      newest = std::min(newest, copy.version.step);
     }
-    snapshot.reserve(num_bytes);
+    if (recovered.ages.size() == storage.saved.age.size())
+      storage.saved.age = std::move(recovered.ages);
+    copies = std::move(recovered.copies);
   }
 
-  [[nodiscard]] SaveRequest request_for(Step step) const {
-    if (has_full && budget < grid.num_experts) {
-      return {policy(grid, history, budget, step), always_saved, {}};
-    }
-    SaveRequest full{{}, always_saved, {}};
-    for (int unit = 1; unit <= grid.num_units(); ++unit) full.units.push_back(UnitIndex{unit});
-    if (budget < grid.num_experts) {
-      full.slots = rotation_slots(grid, policy, budget, history.first_budget, step);
-    }
-    return full;
+  [[nodiscard]] std::unique_ptr<BufferMemory> make_memory(int num_buffers, int buffer) const {
+    if (num_buffers == 1) return std::make_unique<PrivateMemory>();
+    return std::make_unique<SegmentMemory>(
+        config.memory_dir, SegmentName{identity.run_id, this_host(), rank, buffer});
   }
 
-  double start(const StepFacts& facts) {
+  void use_all_buffers() {
+    if (buffers.size() > 1) cycle.use_all();
+  }
+
+  [[nodiscard]] bool memory_level() const { return buffers.size() > 1; }
+
+  // ---- what to save
+
+  /// As if what is being written were in storage already.
+  [[nodiscard]] TrackedHistory storage_with_pending() const {
+    TrackedHistory history = storage;
+    if (persisting) {
+      const Generation& pending = *generations[*persisting];
+      history.note(pending.persisted, pending.facts.step, pending.facts);
+    }
+    return history;
+  }
+
+  void select(Generation& save) {
+    const Step step = save.facts.step;
+    SaveRequest request;
+    if (!has_full || !settings.partial(grid)) {
+      request = full_request(grid, settings, storage.saved.first_budget, step);
+      save.units = save.persisted = request.units;
+      save.plan = save.persist = plan_save(catalog, request);
+      return;
+    }
+    Level memory_level{memory.as_of(save.facts), settings.memory};
+    Level storage_level{storage_with_pending().as_of(save.facts), settings.storage};
+    const std::int64_t for_experts = std::max<std::int64_t>(0, hidden_bytes - non_expert_bytes);
+    memory_level.budget.rank_bytes = storage_level.budget.rank_bytes = for_experts;
+    if (!this->memory_level()) memory_level.budget.experts = storage_level.budget.experts;
+    LevelSelection selection = select_levels(
+        grid, settings.policy, memory_level, storage_level, save.for_storage, step);
+    save.units = std::move(selection.snapshot);
+    save.persisted = std::move(selection.persist);
+    save.plan = plan_save(catalog, partial_request(settings, save.units));
+    save.persist = save.for_storage == ForStorage::kYes
+                       ? persist_plan(catalog, save.plan, partial_request(settings, save.persisted))
+                       : SavePlan{};
+  }
+
+  // ---- snapshots
+
+  /// Starts a snapshot in a free buffer; returns the stall, or nothing if there is none.
+  std::optional<double> start(const StepFacts& facts, ForStorage for_storage) {
     const auto begin = Clock::now();
-    SaveRequest request = request_for(facts.step);
-    save.emplace();
-    save->facts = facts;
-    save->plan = plan_save(catalog, request);
-    save->units = std::move(request.units);
-    save->record.version = {identity.incarnation, facts.step};
-    save->record.full = int(save->units.size()) == grid.num_units();
-    save->record.num_expert_units = std::int64_t(save->units.size());
+    const bool direct = !persisting && !cycle.waiting();
+    const std::optional<Begun> begun = cycle.begin_snapshot();
+    if (!begun) return {};
+    if (begun->owes_storage) {
+      for_storage = ForStorage::kYes;
+      replaced(*generations[std::size_t(begun->buffer)], facts.step);
+    }
+    Generation& save = generations[std::size_t(begun->buffer)].emplace();
+    save.facts = facts;
+    save.for_storage = for_storage;
+    save.direct = direct && for_storage == ForStorage::kYes;
+    select(save);
+    save.record.version = {identity.incarnation, facts.step};
+    save.record.level =
+        for_storage == ForStorage::kYes ? SaveLevel::kStorage : SaveLevel::kMemory;
+    save.record.full = int(save.units.size()) == grid.num_units();
+    save.record.num_expert_units = std::int64_t(
+        for_storage == ForStorage::kYes ? save.persisted.size() : save.units.size());
+    if (memory_level()) save.memory_header = header_of(save);
     ++num_started;
-    last_started = facts.step;
-    phase = Phase::kWriting;
+    snapshot_at = seconds();
+    const std::size_t buffer = std::size_t(begun->buffer);
     {
       const std::lock_guard lock(mutex);
-      outcome = {};
+      outcome.copied = outcome.sealed = false;
+      outcome.copy = {};
     }
-    snapshot.lay_out(save->plan, rank);
-    snapshot.copy(MutatedIn::kForward);
-    forward_copy_ms = ms_since(begin);
-    writer.post([this] { write(); });
+    if (for_storage == ForStorage::kYes) {
+      storage_at = snapshot_at;
+      last_started = facts.step;
+    }
+    if (save.direct) begin_writing(buffer);
+    buffers[buffer].lay_out(save.plan, rank);
+    buffers[buffer].copy(MutatedIn::kForward);
+    const double forward_ms = ms_since(begin);
+    copier.post([this, buffer, forward_ms] { copy(buffer, forward_ms); });
     if (!config.async_save) wait_until(&Outcome::written);
     return ms_since(begin);
   }
 
-  /// Writer thread: the rest of the snapshot, then the files.
-  void write() {
-    auto begin = Clock::now();
+  /// Copier thread: the rest of the snapshot.
+  void copy(std::size_t buffer, double forward_ms) {
+    const Generation& save = *generations[buffer];
+    const auto begin = Clock::now();
+    std::int64_t num_bytes = 0;
     Status status = guarded([&] {
-      snapshot.copy(MutatedIn::kUpdate);
+      num_bytes = std::int64_t(buffers[buffer].copy(MutatedIn::kUpdate));
       return Status{};
     });
+    const double copy_ms = ms_since(begin);
     {
       const std::lock_guard lock(mutex);
       outcome.copied = true;
-      outcome.measured.snapshot_ms = forward_copy_ms + ms_since(begin);
+      outcome.snapshot_ms = forward_ms + copy_ms;
+      outcome.copied_bytes = std::int64_t(save.plan.rank_bytes[std::size_t(rank.value)]);
+      if (copy_ms > 0) outcome.bytes_per_ms = double(num_bytes) / copy_ms;
       changed.notify_all();
     }
-    begin = Clock::now();
+    if (status.ok()) status = guarded([&] { return buffers[buffer].seal(save.memory_header); });
+    {
+      // Before the writer starts: whoever hears that all is written hears that all is copied.
+      const std::lock_guard lock(mutex);
+      outcome.sealed = true;
+      outcome.copy = status;
+    }
+    if (save.direct) writer.post([this, buffer, status] { write(buffer, status); });
+  }
+
+  /// All ranks have finished the snapshot under way.
+  void end_snapshot(bool whole) {
+    const auto buffer = std::size_t(*cycle.filling());
+    Generation& save = *generations[buffer];
+    {
+      const std::lock_guard lock(mutex);
+      save.record.snapshot_ms = outcome.snapshot_ms;
+      save.record.num_bytes = outcome.copied_bytes;
+    }
+    if (whole && save.for_storage == ForStorage::kYes && !save.direct) {
+      if (const auto older = cycle.waiting())
+        replaced(*generations[std::size_t(*older)], save.facts.step);
+    }
+    const bool to_storage = save.for_storage == ForStorage::kYes && (whole || save.direct);
+    cycle.end_snapshot(whole ? SnapshotEnd::kWhole : SnapshotEnd::kFailed,
+                       to_storage ? ForStorage::kYes : ForStorage::kNo);
+    if (save.direct) static_cast<void>(cycle.begin_persist());
+    if (whole) memory.note(save.units, save.facts.step, save.facts);
+    if (to_storage) return;
+    save.record.committed = whole;
+    if (!whole) report_failure(save.record, copy_status(), "snapshot");
+    records.push_back(save.record);
+  }
+
+  void replaced(Generation& older, Step by) {
+    older.record.failure = fmt::format(
+        "replaced by the snapshot of step {}: storage was still busy with an earlier one", by);
+    records.push_back(older.record);
+  }
+
+  // ---- checkpoints in storage
+
+  void begin_writing(std::size_t buffer) {
+    persisting = buffer;
+    phase = Phase::kWriting;
+    ++num_persists;
+    const std::lock_guard lock(mutex);
+    outcome.written = outcome.closed = false;
+    outcome.write = {};
+    outcome.close = {};
+  }
+
+  /// Writer thread: the files. `copied`: how the snapshot went on this rank.
+  void write(std::size_t buffer, const Status& copied) {
+    const Generation& save = *generations[buffer];
+    const auto begin = Clock::now();
     std::int64_t num_bytes = 0;
+    Status status = copied;
     if (status.ok()) {
       status = guarded([&] {
-        const Result<std::int64_t> written =
-            write_part(fs, root, catalog, save->plan, snapshot, save->record.version, rank);
+        const Result<std::int64_t> written = write_part(
+            fs, root, catalog, save.persist, buffers[buffer], save.record.version, rank);
         if (written.ok()) num_bytes = written.value();
         return written.status();
       });
@@ -199,47 +370,58 @@ struct Checkpointer::Impl {
     const std::lock_guard lock(mutex);
     outcome.written = true;
     outcome.write = status;
-    outcome.measured.num_bytes = num_bytes;
-    outcome.measured.persist_ms = ms_since(begin);
+    outcome.written_bytes = num_bytes;
+    outcome.persist_ms = ms_since(begin);
     changed.notify_all();
   }
 
-  /// Rank 0's keeper thread: commits the save, or removes what there is of it.
-  void close() {
+  /// Rank 0's keeper thread: commits the checkpoint, or removes what there is of it.
+  void close(std::size_t buffer, Manifest header, bool all_written) {
+    const Generation& save = *generations[buffer];
     const auto begin = Clock::now();
     Status status;
-    if (intact) {
+    if (all_written) {
       status = guarded([&] {
         Result<Manifest> manifest = commit_checkpoint(
-            fs, root, catalog, save->plan, manifest_header(), copies, [&] { return permitted(); });
+            fs, root, catalog, save.persist, std::move(header), copies, [&] { return permitted(); });
         if (manifest.ok()) copies = std::move(manifest).value().copies;
         return manifest.status();
       });
     }
-    if (!intact || !status.ok()) {
+    if (!all_written || !status.ok()) {
       // What cannot be removed now is swept after a later recovery; the failure is reported anyway.
-      const std::string partial = partial_directory_name(save->facts.step);
+      const std::string partial = partial_directory_name(save.facts.step);
       static_cast<void>(guarded([&] { return fs.remove_all(root + "/" + partial); }));
     }
     const std::lock_guard lock(mutex);
     outcome.closed = true;
     outcome.close = status;
-    outcome.measured.commit_ms = ms_since(begin);
+    outcome.commit_ms = ms_since(begin);
   }
 
-  [[nodiscard]] Manifest manifest_header() const {
+  /// The manifest without units, copies and files.
+  [[nodiscard]] Manifest header_of(const Generation& save) const {
     Manifest manifest;
     manifest.run_id = identity.run_id;
-    manifest.version = save->record.version;
+    manifest.version = save.record.version;
     manifest.lineage = identity.lineage;
     manifest.world_size = catalog.world_size;
     manifest.model_fingerprint = fingerprint;
-    manifest.consumed_samples = save->facts.consumed_samples;
-    manifest.full = save->record.full;
-    manifest.first_budget = history.first_budget;
+    manifest.consumed_samples = save.facts.consumed_samples;
+    manifest.full = save.record.full;
+    manifest.first_budget = storage.saved.first_budget;
+    manifest.budget = budget;
     manifest.build = build_info().version + " " + build_info().git_id;
+    manifest.extra_json = save.facts.extra_json;
+    return manifest;
+  }
+
+  [[nodiscard]] Manifest manifest_of(const Generation& save) const {
+    Manifest manifest = header_of(save);
     manifest.units = catalog.units;
-    manifest.extra_json = save->facts.extra_json;
+    TrackedHistory after = storage;
+    after.note(save.persisted, save.facts.step, save.facts);
+    manifest.ages = std::move(after.saved.age);
     return manifest;
   }
 
@@ -257,56 +439,89 @@ struct Checkpointer::Impl {
     }
   }
 
+  /// The checkpoint under way is committed or dropped on all ranks.
   void finish(bool committed) {
-    SaveRecord record = save->record;
+    Generation& save = *generations[*persisting];
+    SaveRecord record = save.record;
     record.committed = committed;
     Status mine;
     {
       const std::lock_guard lock(mutex);
-      record.num_bytes = outcome.measured.num_bytes;
-      record.snapshot_ms = outcome.measured.snapshot_ms;
-      record.persist_ms = outcome.measured.persist_ms;
-      record.commit_ms = outcome.measured.commit_ms;
+      record.num_bytes = outcome.written_bytes;
+      record.persist_ms = outcome.persist_ms;
+      record.commit_ms = outcome.commit_ms;
       mine = outcome.write.ok() ? outcome.close : outcome.write;
     }
+    cycle.end_persist(committed);
+    persisting.reset();
+    phase = Phase::kIdle;
     if (committed) {
-      has_full = has_full || record.full;
-      for (const UnitIndex unit : save->units) {
-        history.newest[grid.index(unit)] = record.version.step;
-      }
+      storage.note(save.persisted, save.facts.step, save.facts);
       last_committed = record.version.step;
-      last_seen = num_started;
+      last_seen = num_persists;
       sweep_due = true;
-    } else {
-      record.failure = mine.ok() ? "another rank could not write its part; its log says why"
-                                 : fmt::format("rank {}: {}", rank, mine.message);
-      if (!mine.ok() || rank.value == 0) {
-        PECAN_LOG(kWarn,
-                  "[checkpoint] the checkpoint of step {} is dropped and training goes on; {}",
-                  record.version.step,
-                  record.failure);
+      if (record.full && !has_full) {
+        has_full = true;
+        use_all_buffers();
       }
+    } else {
+      report_failure(record, mine, "checkpoint");
     }
     records.push_back(std::move(record));
-    save.reset();
-    phase = Phase::kIdle;
   }
 
-  void skip(Step step) {
+  void report_failure(SaveRecord& record, const Status& mine, std::string_view what) {
+    record.failure = mine.ok() ? "another rank could not write its part; its log says why"
+                               : fmt::format("rank {}: {}", rank, mine.message);
+    if (mine.ok() && rank.value != 0) return;
+    PECAN_LOG(kWarn,
+              "[checkpoint] the {} of step {} is dropped and training goes on; {}",
+              what,
+              record.version.step,
+              record.failure);
+  }
+
+  void skip(Step step, ForStorage for_storage) {
     SaveRecord record;
     record.version = {identity.incarnation, step};
-    record.failure =
-        fmt::format("skipped: the checkpoint of step {} is still being written", save->facts.step);
+    record.level = for_storage == ForStorage::kYes ? SaveLevel::kStorage : SaveLevel::kMemory;
+    record.failure = persisting ? fmt::format("skipped: the checkpoint of step {} is still being "
+                                              "written",
+                                              generations[*persisting]->facts.step)
+                                : "skipped: the snapshot before it is still being copied";
     if (!skip_reported && rank.value == 0) {
+      const auto& interval =
+          persisting ? config.save_interval : config.non_persistent_save_interval;
       PECAN_LOG(kWarn,
-                "[checkpoint] the checkpoint of step {} is {}; checkpoint.save_interval={} is "
-                "shorter than a save takes (reported once)",
+                "[checkpoint] the save of step {} is {}; checkpoint.{}={} is shorter than one takes "
+                "(reported once)",
                 step,
                 record.failure,
-                config::to_string(config.save_interval));
+                persisting ? "save_interval" : "non_persistent_save_interval",
+                config::to_string(interval));
     }
     skip_reported = true;
     records.push_back(std::move(record));
+  }
+
+  // ---- time and votes
+
+  /// Whether something is due at `step`, `since_ms` after it was done last.
+  static bool is_due(const config::Interval& interval, Step step, std::int64_t since_ms) {
+    if (interval.steps > 0) return step.value % interval.steps == 0;
+    return interval.seconds > 0 && double(since_ms) >= interval.seconds * 1000;
+  }
+
+  /// Milliseconds since `then`; a clock that was set back starts anew.
+  std::int64_t since(double& then) const {
+    const double now = seconds();
+    then = std::min(then, now);
+    return std::int64_t((now - then) * 1000);
+  }
+
+  [[nodiscard]] Status copy_status() const {
+    const std::lock_guard lock(mutex);
+    return outcome.copy;
   }
 
   double wait_until(bool Outcome::*done) {
@@ -323,28 +538,38 @@ struct Checkpointer::Impl {
   const StateCatalog& catalog;
   Rank rank;
   RunIdentity identity;
+  ExpertBudget budget;
   ExpertGrid grid;
-  SelectFunction policy;
-  int budget = 0;
-  std::vector<RoleGroup> always_saved;
+  SelectionSettings settings;
   std::uint64_t fingerprint;
+  std::int64_t non_expert_bytes = 0;  ///< of the rank that writes most of them
 
   // Equal on all ranks, because only votes and the step change them.
-  Phase phase = Phase::kIdle;
-  std::int64_t num_started = 0;
+  TripleBuffer cycle;
+  std::vector<std::optional<Generation>> generations;  ///< by buffer
+  std::optional<std::size_t> persisting;               ///< buffer being written to storage
+  Phase phase = Phase::kIdle;                          ///< of that
+  std::int64_t num_started = 0;                        ///< snapshots
+  std::int64_t num_persists = 0;
   std::int64_t last_seen = 0;
   Step last_started{0};
   std::optional<Step> last_committed;
+  bool intact = false;  ///< all parts of the checkpoint being closed were written
   bool has_full = false;
   bool sweep_due = false;
   bool skip_reported = false;
-  bool intact = false;  ///< all parts of the save being closed were written
-  SelectionHistory history;
+  std::int64_t hidden_bytes = 0;
+  std::int64_t since_memory = 0;
+  std::int64_t since_storage = 0;
+  TrackedHistory memory;
+  TrackedHistory storage;  ///< committed
 
-  std::optional<Save> save;
   std::vector<SaveRecord> records;
-  double forward_copy_ms = 0;
-  Snapshot snapshot;             ///< main thread while laid out, then the writer
+  double forward_backward_ms = 0;
+  std::function<double()> seconds;
+  mutable double snapshot_at = 0;  ///< by this rank's clock
+  mutable double storage_at = 0;
+  std::vector<Snapshot> buffers;
   std::vector<UnitCopy> copies;  ///< of the last committed manifest; the keeper's
   Retention retention;           ///< the keeper's
 
@@ -353,7 +578,8 @@ struct Checkpointer::Impl {
   Outcome outcome;
 
   Worker keeper;  ///< commits and sweeps (rank 0), so that a sweep never delays a snapshot
-  Worker writer;  ///< last: it uses all the others
+  Worker writer{kWriterNiceness};
+  Worker copier;  ///< last: it uses all the others
 };
 
 Checkpointer::Checkpointer(FileSystem& fs,
@@ -362,16 +588,9 @@ Checkpointer::Checkpointer(FileSystem& fs,
                            const StateCatalog& catalog,
                            StateBinding& binding,
                            Rank rank,
-                           RunIdentity identity,
-                           std::optional<Manifest> recovered)
-    : impl_(std::make_unique<Impl>(fs,
-                                   std::move(run_directory),
-                                   config,
-                                   catalog,
-                                   binding,
-                                   rank,
-                                   std::move(identity),
-                                   std::move(recovered))) {}
+                           CheckpointerStart start)
+    : impl_(std::make_unique<Impl>(
+          fs, std::move(run_directory), config, catalog, binding, rank, std::move(start))) {}
 
 Checkpointer::~Checkpointer() = default;
 
@@ -379,21 +598,29 @@ Vote Checkpointer::vote() const {
   const Impl& me = *impl_;
   Vote vote{};
   const std::lock_guard lock(me.mutex);
+  const bool copying = me.cycle.filling() && !me.outcome.sealed;
   const bool writing = me.phase == Impl::Phase::kWriting;
   const bool closing = me.phase == Impl::Phase::kClosing;
-  vote[kWritten] = writing && !me.outcome.written ? me.num_started - 1 : me.num_started;
+  vote[kCopied] = copying ? me.num_started - 1 : me.num_started;
+  vote[kWhole] = me.outcome.copy.ok() ? 1 : 0;
+  vote[kWritten] = writing && !me.outcome.written ? me.num_persists - 1 : me.num_persists;
   vote[kIntact] = me.outcome.write.ok() ? 1 : 0;
   vote[kClosed] = kNoOpinion;
   vote[kCommitted] = kNoOpinion;
+  vote[kSinceMemory] = kNoOpinion;
+  vote[kSinceStorage] = kNoOpinion;
   if (me.rank.value == 0) {
     const bool open = writing || (closing && !me.outcome.closed);
-    vote[kClosed] = open ? me.num_started - 1 : me.num_started;
+    vote[kClosed] = open ? me.num_persists - 1 : me.num_persists;
     vote[kCommitted] = me.outcome.close.ok() && me.outcome.write.ok() ? 1 : 0;
+    vote[kSinceMemory] = me.since(me.snapshot_at);
+    vote[kSinceStorage] = me.since(me.storage_at);
   }
   vote[kSeen] = me.last_seen;
   vote[kUnfenced] = me.identity.lock && me.identity.lock->fenced() ? 0 : 1;
   vote[kStarted] = me.num_started;
   vote[kMinusStarted] = -me.num_started;
+  vote[kHiddenBytes] = std::int64_t(me.outcome.bytes_per_ms * me.forward_backward_ms);
   return vote;
 }
 
@@ -410,45 +637,67 @@ void Checkpointer::observe(const Vote& reduced) {
                  "a newer incarnation has taken over the run; this one ({}) stops, so that two do "
                  "not write the same checkpoints",
                  me.identity.incarnation);
+  me.hidden_bytes = reduced[kHiddenBytes];
+  me.since_memory = reduced[kSinceMemory];
+  me.since_storage = reduced[kSinceStorage];
   // Every rank has learnt of the newest commit by an all-reduce that is over: a crash from here on
   // finds all of them agreed on it, so what it supersedes may go.
   if (me.sweep_due && reduced[kSeen] >= me.last_seen) {
     me.sweep_due = false;
     if (me.rank.value == 0) me.keeper.post([&me] { me.sweep(); });
   }
-  if (me.phase == Impl::Phase::kWriting && reduced[kWritten] == me.num_started) {
+  if (me.cycle.filling() && reduced[kCopied] == me.num_started) {
+    me.end_snapshot(reduced[kWhole] == 1);
+  }
+  if (me.phase == Impl::Phase::kWriting && reduced[kWritten] == me.num_persists) {
     me.phase = Impl::Phase::kClosing;
     me.intact = reduced[kIntact] == 1;
-    if (me.rank.value == 0) me.keeper.post([&me] { me.close(); });
-  } else if (me.phase == Impl::Phase::kClosing && reduced[kClosed] == me.num_started) {
+    if (me.rank.value == 0) {
+      const std::size_t buffer = *me.persisting;
+      me.keeper.post([&me, buffer, header = me.manifest_of(*me.generations[buffer])] {
+        me.close(buffer, header, me.intact);
+      });
+    }
+  } else if (me.phase == Impl::Phase::kClosing && reduced[kClosed] == me.num_persists) {
     me.finish(me.intact && reduced[kCommitted] == 1);
+  }
+  if (!me.persisting) {
+    if (const std::optional<int> next = me.cycle.begin_persist()) {
+      const auto buffer = std::size_t(*next);
+      me.begin_writing(buffer);
+      me.writer.post([&me, buffer] { me.write(buffer, {}); });
+    }
   }
 }
 
 double Checkpointer::before_update() {
-  if (impl_->phase != Impl::Phase::kWriting) return 0;
+  if (!impl_->cycle.filling()) return 0;
   return impl_->wait_until(&Impl::Outcome::copied);
 }
 
 double Checkpointer::after_update(const StepFacts& facts) {
   Impl& me = *impl_;
-  const std::int64_t interval = me.config.save_interval.steps;
-  if (interval <= 0 || facts.step.value % interval != 0) return 0;
-  if (me.phase != Impl::Phase::kIdle) {
-    me.skip(facts.step);
-    return 0;
-  }
-  return me.start(facts);
+  me.forward_backward_ms = facts.forward_backward_ms;
+  const bool storage = Impl::is_due(me.config.save_interval, facts.step, me.since_storage);
+  const bool memory =
+      me.has_full && me.memory_level() &&
+      Impl::is_due(me.config.non_persistent_save_interval, facts.step, me.since_memory);
+  if (!storage && !memory) return 0;
+  const ForStorage for_storage = storage ? ForStorage::kYes : ForStorage::kNo;
+  const std::optional<double> stall = me.start(facts, for_storage);
+  if (!stall) me.skip(facts.step, for_storage);
+  return stall.value_or(0);
 }
 
 double Checkpointer::save_now(const StepFacts& facts) {
   Impl& me = *impl_;
-  if (me.phase != Impl::Phase::kIdle || me.last_committed == facts.step) return 0;
-  return me.start(facts);
+  if (!me.cycle.idle() || me.last_committed == facts.step) return 0;
+  return me.start(facts, ForStorage::kYes).value_or(0);
 }
 
 bool Checkpointer::busy() const {
-  return impl_->phase != Impl::Phase::kIdle || impl_->sweep_due || !impl_->keeper.idle();
+  return !impl_->cycle.idle() || impl_->phase != Impl::Phase::kIdle || impl_->sweep_due ||
+         !impl_->keeper.idle();
 }
 
 Step Checkpointer::last_started() const {
@@ -457,6 +706,10 @@ Step Checkpointer::last_started() const {
 
 std::vector<SaveRecord> Checkpointer::take_records() {
   return std::exchange(impl_->records, {});
+}
+
+void Checkpointer::release_memory() {
+  for (Snapshot& buffer : impl_->buffers) buffer.remove();
 }
 
 }  // namespace pecan::checkpoint

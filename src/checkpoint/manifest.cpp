@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <optional>
@@ -157,6 +158,12 @@ class Node {
       fail(fmt::format("is no integer from 0 to {}", limit));
     }
     return json_.get<Int>();
+  }
+  /// A finite number that is not negative.
+  [[nodiscard]] double real() const {
+    const double value = json_.is_number() ? json_.get<double>() : -1;
+    if (!std::isfinite(value) || value < 0) fail("is no number of at least 0");
+    return value;
   }
   [[nodiscard]] std::uint64_t hash() const {
     return translate([&] { return from_hex(string()); });
@@ -334,6 +341,20 @@ Manifest manifest_at(const Node& root) {
         {Incarnation(copy[2].number<std::int32_t>()), Step(copy[3].number<std::int64_t>())},
         copy[4].hash()};
   });
+  if (root.has("ages")) {
+    manifest.ages = list_of(root["ages"], [](const Node& age) { return age.number<int>(); });
+    if (manifest.ages.size() + 1 != num_units)
+      root["ages"].fail(fmt::format("is not of the {} units but the first", num_units));
+  }
+  if (root.has("budget")) {
+    const Node budget = root["budget"];
+    manifest.budget = {budget["experts_per_checkpoint"].number<int>(),
+                       budget["experts_per_snapshot"].number<int>(),
+                       budget["lost"].real(),
+                       budget["lost_at_k"].real(),
+                       budget["share"].real()};
+    if (manifest.budget.checkpoint == 0) budget.fail("has no experts in a checkpoint");
+  }
   manifest.files = files_at(root["files"], manifest.world_size);
   manifest.blocks =
       blocks_at(root["items"], manifest.files.size(), num_units, manifest.version.step);
@@ -421,6 +442,14 @@ std::string to_json(const Manifest& manifest) {
   root["consumed_samples"] = manifest.consumed_samples;
   root["full"] = manifest.full;
   root["first_budget"] = manifest.first_budget;
+  if (!manifest.ages.empty()) root["ages"] = manifest.ages;
+  if (const ExpertBudget& budget = manifest.budget; budget.checkpoint > 0) {
+    root["budget"] = Json{{"experts_per_checkpoint", budget.checkpoint},
+                          {"experts_per_snapshot", budget.snapshot},
+                          {"lost", budget.lost},
+                          {"lost_at_k", budget.lost_at_k},
+                          {"share", budget.share}};
+  }
   root["build"] = manifest.build;
   if (!manifest.extra_json.empty()) {
     Json extra = Json::parse(manifest.extra_json, nullptr, false);

@@ -1,5 +1,6 @@
 #include "checkpoint/persist.hpp"
 
+#include <algorithm>
 #include <map>
 #include <optional>
 #include <unordered_map>
@@ -21,25 +22,15 @@ Status write_synced(FileSystem& fs, const std::string& path, const std::string& 
   return status.ok() ? file.value()->sync() : status;
 }
 
-ShardBlock describe(const StateItem& item, int block, Step step) {
-  return {item.name,
-          item.dataset,
-          item.dtype,
-          item.global_shape,
-          item.blocks[std::size_t(block)].block,
-          step,
-          0};
-}
-
 /// One file of the rank, closed and durable.
 Result<FileEntry> write_shard(FileSystem& fs,
                               const std::string& directory,
                               const StateCatalog& catalog,
                               const SavePlan& plan,
                               const Snapshot& snapshot,
+                              int slot,
                               const std::vector<const SnapshotBlock*>& blocks,
                               RankIndex& index) {
-  const int slot = blocks.front()->write.slot;
   FileEntry file{shard_name(index.rank, slot, plan),
                  slot == kStateSlot ? FileKind::kState : FileKind::kExperts,
                  index.rank,
@@ -170,13 +161,16 @@ Result<std::int64_t> write_part(FileSystem& fs,
   if (Status status = fs.create_directories(directory); !status.ok()) return status;
 
   std::map<int, std::vector<const SnapshotBlock*>> blocks_of_slot;
+  const auto place = [](const PlannedWrite& write) { return std::pair(write.item, write.block); };
   for (const SnapshotBlock& block : snapshot.blocks()) {
-    blocks_of_slot[block.write.slot].push_back(&block);
+    const auto planned = std::ranges::lower_bound(plan.writes, place(block.write), {}, place);
+    if (planned == plan.writes.end() || place(*planned) != place(block.write)) continue;
+    blocks_of_slot[planned->slot].push_back(&block);
   }
   RankIndex index{version, rank, {}, {}};
   std::int64_t num_bytes = 0;
   for (const auto& [slot, blocks] : blocks_of_slot) {
-    Result<FileEntry> file = write_shard(fs, directory, catalog, plan, snapshot, blocks, index);
+    Result<FileEntry> file = write_shard(fs, directory, catalog, plan, snapshot, slot, blocks, index);
     if (!file.ok()) return file.status();
     index.files.push_back(std::move(file).value());
     for (const SnapshotBlock* block : blocks) num_bytes += std::int64_t(block->num_bytes);

@@ -19,8 +19,8 @@ namespace pecan::checkpoint {
 /// "step-00000120.partial": where a checkpoint is written before it is committed.
 [[nodiscard]] std::string partial_directory_name(Step step);
 
-/// Writes this rank's shards and then its index into the partial directory below `root`; all is
-/// durable on success. Returns the payload bytes. Any thread; not collective.
+/// Writes what `plan` takes of the snapshot into this rank's shards and then its index, in the
+/// partial directory below `root`; all is durable on success. Returns the payload bytes. Any thread; not collective.
 Result<std::int64_t> write_part(FileSystem& fs,
                                 const std::string& root,
                                 const StateCatalog& catalog,

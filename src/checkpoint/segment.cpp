@@ -6,6 +6,8 @@
 #include <bit>
 #include <charconv>
 #include <cstring>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include <unistd.h>
@@ -268,6 +270,19 @@ std::string this_host() {
     if (!is_word({&c, 1}, "-_.")) c = '-';
   }
   return name;
+}
+
+void remove_superseded_segments(const std::string& directory,
+                                const std::string& run_id,
+                                Rank rank,
+                                int world_size) {
+  std::error_code ignored;  // what stays costs memory and is listed by pecan-inspect --memory
+  for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
+    const auto name = SegmentName::parse(entry.path().filename().string());
+    if (!name || name->run_id != run_id || name->host != this_host()) continue;
+    if (name->rank.value % world_size != rank.value) continue;
+    static_cast<void>(SharedMemory::remove_unless_in_use(entry.path().string()));
+  }
 }
 
 FileEntry memory_file(Rank writer, std::uint64_t payload_bytes) {

@@ -34,6 +34,13 @@ struct SegmentName {
 /// This node's name, fit for a SegmentName.
 [[nodiscard]] std::string this_host();
 
+/// Removes what earlier starts of a run have left on this node of `rank`, and of ranks that are no
+/// more among `world_size` and fall to this one, unless a process uses it.
+void remove_superseded_segments(const std::string& directory,
+                                const std::string& run_id,
+                                Rank rank,
+                                int world_size);
+
 /// The entry that an index's list of files holds in memory: all of the payload.
 [[nodiscard]] FileEntry memory_file(Rank writer, std::uint64_t payload_bytes);
 

@@ -14,17 +14,14 @@ struct Policy {
   std::string_view name;
   SelectFunction function;
 };
-constexpr Policy kPolicies[] = {{"sequential", select_sequential}};
-
-/// Position of an expert in the numbering that walks over the ranks first.
-int interleaved_position(const ExpertGrid& grid, int expert) {
-  const int per_rank = grid.num_experts / grid.ep_size;
-  return expert % per_rank * grid.ep_size + expert / per_rank;
-}
+constexpr Policy kPolicies[] = {{"sequential", select_sequential},
+                                {"load_aware", select_load_aware},
+                                {"full", select_full},
+                                {"auto", select_auto}};
 
 }  // namespace
 
-ExpertGrid expert_grid(const StateCatalog& catalog) {
+ExpertGrid expert_grid(const StateCatalog& catalog, const std::vector<RoleGroup>& always_saved) {
   ExpertGrid grid{catalog.num_moe_layers, catalog.num_experts, 1};
   PECAN_VALIDATE(int(catalog.units.size()) == 1 + grid.num_units(),
                  InternalError,
@@ -36,13 +33,19 @@ ExpertGrid expert_grid(const StateCatalog& catalog) {
   if (grid.num_units() == 0) return grid;
 
   std::vector<std::set<Rank>> holders(std::size_t(grid.num_experts));
+  grid.unit_bytes.resize(std::size_t(grid.num_layers));
   for (const StateItem& item : catalog.items) {
     const int index = item.unit.value - 1;
-    if (index < 0 || index >= grid.num_experts) continue;
+    if (index < 0) continue;
+    if (index % grid.num_experts == 0 && std::ranges::count(always_saved, item.group) == 0)
+      grid.unit_bytes[std::size_t(index / grid.num_experts)] += std::int64_t(item.num_bytes());
+    if (index >= grid.num_experts) continue;
     for (const StateBlock& part : item.blocks) {
       holders[std::size_t(index)].insert(part.holders.begin(), part.holders.end());
     }
   }
+  const auto replicas = std::int64_t(holders[0].size());
+  for (std::int64_t& bytes : grid.unit_bytes) bytes = (bytes + replicas - 1) / replicas;
   grid.ep_size = int(std::set(holders.begin(), holders.end()).size());
   const std::size_t per_rank = holders.size() / std::size_t(grid.ep_size);
   bool in_order = per_rank * std::size_t(grid.ep_size) == holders.size();
@@ -57,31 +60,22 @@ ExpertGrid expert_grid(const StateCatalog& catalog) {
   return grid;
 }
 
-std::vector<UnitIndex> select_sequential(const ExpertGrid& grid,
-                                         const SelectionHistory& history,
-                                         int budget,
-                                         Step /*step*/) {
-  PECAN_EXPECTS(budget >= 0 && budget <= grid.num_experts);
-  PECAN_EXPECTS(history.newest.size() == std::size_t(grid.num_units()));
-  std::vector<UnitIndex> selected;
-  for (int layer = 0; layer < grid.num_layers; ++layer) {
-    std::vector<std::pair<Step, int>> order;  // (version, tie); the tie gives the expert back
-    std::vector<int> expert_of_tie(std::size_t(grid.num_experts));
-    const auto start = std::int64_t(layer) * history.first_budget % grid.num_experts;
-    for (int expert = 0; expert < grid.num_experts; ++expert) {
-      const auto tie =
-          int((interleaved_position(grid, expert) - start + grid.num_experts) % grid.num_experts);
-      expert_of_tie[std::size_t(tie)] = expert;
-      order.emplace_back(history.newest[grid.index(grid.unit(layer, expert))], tie);
-    }
-    std::ranges::sort(order);
-    for (int i = 0; i < budget; ++i) {
-      const int tie = order[std::size_t(i)].second;
-      selected.push_back(grid.unit(layer, expert_of_tie[std::size_t(tie)]));
-    }
+SelectionHistory SelectionHistory::uniform(const ExpertGrid& grid, int first_budget, Step step) {
+  const auto num_units = std::size_t(grid.num_units());
+  return {std::vector<Step>(num_units, step),
+          first_budget,
+          std::vector<int>(num_units, 0),
+          std::vector<std::int64_t>(num_units, 0)};
+}
+
+void SelectionHistory::saved(const std::vector<UnitIndex>& units, Step step) {
+  for (int& checkpoints : age) ++checkpoints;
+  for (const UnitIndex unit : units) {
+    const std::size_t at = ExpertGrid::index(unit);
+    newest[at] = step;
+    age[at] = 0;
+    unsaved[at] = 0;
   }
-  std::ranges::sort(selected);
-  return selected;
 }
 
 SelectFunction selection_policy(std::string_view name) {
@@ -96,16 +90,61 @@ SelectFunction selection_policy(std::string_view name) {
   return found->function;
 }
 
-std::vector<int> rotation_slots(
-    const ExpertGrid& grid, SelectFunction policy, int budget, int first_budget, Step step) {
-  PECAN_EXPECTS(budget > 0);
-  const int num_slots = (grid.num_experts + budget - 1) / budget;
+int default_max_age(std::string_view policy, int num_experts, int experts) {
+  if (policy == "auto") return 2 * num_experts;  // how many a checkpoint holds is known later
+  return experts > 0 ? 2 * ((num_experts + experts - 1) / experts) : 0;
+}
+
+LevelSelection select_levels(const ExpertGrid& grid,
+                             SelectFunction policy,
+                             const Level& memory,
+                             const Level& storage,
+                             ForStorage for_storage,
+                             Step step) {
+  PECAN_EXPECTS(storage.budget.experts <= memory.budget.experts);
+  LevelSelection selection;
+  std::vector<int> chosen_of_layer(std::size_t(grid.num_layers));
+  std::vector<std::int64_t> load(std::size_t(grid.ep_size));
+  if (for_storage == ForStorage::kYes) {
+    selection.persist = policy(grid, storage.history, storage.budget, step);
+    selection.snapshot = selection.persist;
+    for (const UnitIndex unit : selection.persist) {
+      const int layer = int(grid.index(unit)) / grid.num_experts;
+      ++chosen_of_layer[std::size_t(layer)];
+      load[std::size_t(grid.ep_rank(int(grid.index(unit)) % grid.num_experts))] +=
+          grid.bytes_of(layer);
+    }
+  }
+  // As if what storage takes were saved in memory already, so that the rest is what comes after.
+  SelectionHistory history = memory.history;
+  history.saved(selection.persist, step);
+  SelectionBudget rest = memory.budget;
+  const int most = chosen_of_layer.empty() ? 0 : std::ranges::max(chosen_of_layer);
+  rest.experts = std::max(0, memory.budget.experts - most);
+  rest.rank_bytes -= std::ranges::max(load);
+  if (rest.experts > 0) {
+    for (const UnitIndex unit : policy(grid, history, rest, step)) {
+      if (std::ranges::count(selection.persist, unit) == 0) selection.snapshot.push_back(unit);
+    }
+  }
+  std::ranges::sort(selection.snapshot);
+  return selection;
+}
+
+std::vector<int> rotation_slots(const ExpertGrid& grid,
+                                SelectFunction policy,
+                                const SelectionBudget& budget,
+                                int first_budget,
+                                Step step) {
+  PECAN_EXPECTS(budget.experts > 0);
+  const int num_slots = (grid.num_experts + budget.experts - 1) / budget.experts;
   std::vector<int> slots(std::size_t(grid.num_units()), -1);
-  SelectionHistory history{std::vector<Step>(slots.size(), step), first_budget};
+  SelectionHistory history = SelectionHistory::uniform(grid, first_budget, step);
   for (int slot = 0; slot < num_slots; ++slot) {
     const Step next{step.value + slot + 1};
-    for (const UnitIndex unit : policy(grid, history, budget, next)) {
-      history.newest[grid.index(unit)] = next;
+    const std::vector<UnitIndex> units = policy(grid, history, budget, next);
+    history.saved(units, next);
+    for (const UnitIndex unit : units) {
       int& mine = slots[grid.index(unit)];
       if (mine < 0) mine = slot;
     }

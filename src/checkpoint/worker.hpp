@@ -7,13 +7,23 @@
 #include <mutex>
 #include <thread>
 
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 namespace pecan::checkpoint {
 
 /// Runs jobs one after the other; jobs do not throw. The destructor lets the job under way end and
 /// drops the rest.
 class Worker {
  public:
-  Worker() : thread_([this](const std::stop_token& stop) { run(stop); }) {}
+  /// `niceness`: how far the thread stands back behind those that compute; 0 to 19.
+  explicit Worker(int niceness = 0)
+      : thread_([this, niceness](const std::stop_token& stop) {
+          // Of this thread alone (Linux counts niceness a thread). Refused, it runs as the others.
+          if (niceness > 0) setpriority(PRIO_PROCESS, id_t(syscall(SYS_gettid)), niceness);
+          run(stop);
+        }) {}
 
   void post(std::function<void()> job) {
     const std::lock_guard lock(mutex_);

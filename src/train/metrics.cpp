@@ -107,7 +107,9 @@ void MetricsWriter::write(const ValidRecord& r) {
 }
 
 void MetricsWriter::write(Incarnation incarnation, const checkpoint::SaveRecord& r) {
-  impl_->write({{"kind", "checkpoint"},
+  const bool memory = r.level == checkpoint::SaveLevel::kMemory;
+  const double ms = memory ? r.snapshot_ms : r.persist_ms;
+  impl_->write({{"kind", memory ? "snapshot" : "checkpoint"},
                 {"incarnation", incarnation.value},
                 {"step", r.version.step.value},
                 {"committed", r.committed},
@@ -117,13 +119,15 @@ void MetricsWriter::write(Incarnation incarnation, const checkpoint::SaveRecord&
                 {"expert_units", r.num_expert_units},
                 {"snapshot_ms", r.snapshot_ms},
                 {"persist_ms", r.persist_ms},
-                {"commit_ms", r.commit_ms}});
+                {"commit_ms", r.commit_ms},
+                {"gb_per_s", ms > 0 ? double(r.num_bytes) / ms * 1e-6 : 0}});
 }
 
 void MetricsWriter::write(const checkpoint::Recovered& recovered,
                           const StateCatalog& catalog,
                           const WeightRestore& weights,
-                          const LossReport& losses) {
+                          const LossReport& losses,
+                          const checkpoint::ExpertBudget& budget) {
   Json stale = Json::array();
   for (const checkpoint::UnitRestore& restore : recovered.report.plan.restores) {
     if (restore.version == recovered.report.plan.recovery) continue;
@@ -139,7 +143,10 @@ void MetricsWriter::write(const checkpoint::Recovered& recovered,
                 {"rounded_units", weights.rounded_units},
                 {"damages", recovered.report.damages},
                 {"lost_slots", losses.lost_slots},
+                {"plt_now", losses.plt_now},
                 {"plt", losses.plt},
+                {"experts_per_checkpoint", budget.checkpoint},
+                {"experts_per_snapshot", budget.snapshot},
                 {"plt_weights", losses.plt_weights},
                 {"scan_ms", recovered.report.scan_ms},
                 {"load_ms", recovered.report.load_ms}});

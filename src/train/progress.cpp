@@ -120,4 +120,24 @@ std::string describe(const checkpoint::Recovered& recovered,
   return text;
 }
 
+std::string describe(const checkpoint::ExpertBudget& budget, const config::Config& config) {
+  const config::PecConfig& pec = config.checkpoint.pec;
+  std::string text = fmt::format("  {} of {} experts a checkpoint from here on",
+                                 budget.checkpoint,
+                                 config.moe.num_experts);
+  if (pec.dynamic_k) {
+    text += fmt::format(" (Dynamic-K: {:.3f} % of the budget of {:.3f} % are spent)",
+                        100 * budget.lost,
+                        100 * pec.plt_budget);
+  }
+  if (config.checkpoint.save_interval.steps > 0 && config.moe.num_experts > 0) {
+    text += fmt::format("; a failure costs {:.3f} % PLT by the closed form for even routing",
+                        100 * checkpoint::expected_plt(config.moe.num_experts,
+                                                       budget.checkpoint,
+                                                       double(config.checkpoint.save_interval.steps),
+                                                       double(config.training.train_iters)));
+  }
+  return text;
+}
+
 }  // namespace pecan::train

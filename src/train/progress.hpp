@@ -39,4 +39,8 @@ class Progress {
                                    const WeightRestore& weights,
                                    const LossReport& losses);
 
+/// What Dynamic-K decided, and what one more failure would cost on the average.
+[[nodiscard]] std::string describe(const checkpoint::ExpertBudget& budget,
+                                   const config::Config& config);
+
 }  // namespace pecan::train

@@ -146,6 +146,7 @@ class Trainer {
       }
     }
     finish();
+    if (checkpointer_) checkpointer_->release_memory();
     return ExitCode::kDone;
   }
 
@@ -179,8 +180,10 @@ class Trainer {
       consumed_samples_ = recovered_->manifest->consumed_samples;
       const WeightRestore weights = state_.restore_weights(ctx_, report.plan);
       const LossReport losses = state_.account_for_losses(ctx_, world_, config_);
-      if (is_root()) metrics_->write(*recovered_, plan_.catalog, weights, losses);
+      budget_ = budget_after(losses.plt_now);
+      if (is_root()) metrics_->write(*recovered_, plan_.catalog, weights, losses, budget_);
       say(describe(*recovered_, plan_.catalog, weights, losses));
+      say(describe(budget_, config_));
     }
     gather_.start(ctx_);
     if (!config_.checkpoint.save_interval.never()) {
@@ -190,9 +193,31 @@ class Trainer {
                             plan_.catalog,
                             state_.binding(),
                             world_.rank(),
-                            recovered_->identity,
-                            recovered_->manifest);
+                            checkpoint::CheckpointerStart{
+                                recovered_->identity,
+                                recovered_->manifest,
+                                budget_,
+                                {state_.routed().begin(), state_.routed().end()},
+                                {}});
     }
+  }
+
+  /// Experts a checkpoint from here on, after a recovery that lost `plt`.
+  [[nodiscard]] checkpoint::ExpertBudget budget_after(double plt) const {
+    const config::PecConfig& pec = config_.checkpoint.pec;
+    const checkpoint::ExpertBudget configured = checkpoint::first_expert_budget(
+        pec.experts_per_checkpoint, pec.experts_per_snapshot, pec.plt_budget);
+    checkpoint::ExpertBudget budget = recovered_->manifest->budget;
+    if (budget.checkpoint == 0) budget = configured;
+    if (!pec.dynamic_k) {
+      budget.checkpoint = configured.checkpoint;
+      budget.snapshot = configured.snapshot;
+      budget.lost += plt;
+      return budget;
+    }
+    budget.checkpoint = std::max(budget.checkpoint, configured.checkpoint);
+    budget.snapshot = std::max(budget.snapshot, configured.snapshot);
+    return checkpoint::after_recovery(budget, plt, pec.plt_budget, config_.moe.num_experts);
   }
 
   void write_config() {
@@ -349,6 +374,7 @@ class Trainer {
     const double factor = optim::clip_factor(config_.optimizer.clip_grad, record.grad_norm);
     record.clip_norm = factor < 1 ? record.grad_norm : config_.optimizer.clip_grad;
 
+    forward_backward_ms_ = ms_since(start);
     double stall_ms = checkpointer_ ? checkpointer_->before_update() : 0;  // (A)
     if (!record.skipped) {
       state_.optimizer().update(ctx_, config_.optimizer, record.lr, factor);
@@ -377,13 +403,18 @@ class Trainer {
     record.step_ms = ms_since(start);
     record.tokens_per_s = double(record.tokens) / record.step_ms * 1000;
     record.ckpt_stall_ms = stall_ms;
-    record.plt = state_.plt(double(config_.training.train_iters) * double(record.tokens) *
-                            double(plan_.dims.topk));
+    record.plt = state_.plt(planned_slots());
     record.load_max_over_mean = load_imbalance();
     record.dispatch_chunks_added = std::int64_t(sums_.chunks_added());
     record.dropped_slots = std::int64_t(sums_.dropped());
     record.traffic = traffic_since(before);
     return record;
+  }
+
+  /// Token slots that the whole training feeds to each MoE layer.
+  [[nodiscard]] double planned_slots() const {
+    return double(config_.training.train_iters) * double(config_.training.global_batch_size) *
+           double(config_.training.seq_length) * double(plan_.dims.topk);
   }
 
   /// By purpose, of this rank since its groups were made.
@@ -452,9 +483,16 @@ class Trainer {
           {"etp", plan_.mesh.etp},
           {"ep", plan_.mesh.ep},
           {"edp", plan_.mesh.edp}}},
-        {"experts_per_checkpoint", config_.checkpoint.pec.experts_per_checkpoint},
+        {"plt", state_.plt(planned_slots())},
+        {"experts_per_checkpoint",
+         budget_.checkpoint > 0 ? budget_.checkpoint
+                                : config_.checkpoint.pec.experts_per_checkpoint},
         {"selection", config_.checkpoint.pec.selection}};
-    return {Step{step_}, consumed_samples_, extra.dump()};
+    return {Step{step_},
+            consumed_samples_,
+            extra.dump(),
+            {state_.routed().begin(), state_.routed().end()},
+            forward_backward_ms_};
   }
 
   ValidRecord evaluate() {
@@ -536,6 +574,8 @@ class Trainer {
   std::optional<checkpoint::Recovered> recovered_;
   std::optional<checkpoint::Checkpointer> checkpointer_;
   std::optional<MetricsWriter> metrics_;
+  checkpoint::ExpertBudget budget_;  ///< K in force; K = 0 in a fresh run: as configured
+  double forward_backward_ms_ = 0;   ///< of the last step: what a snapshot can hide under
   std::int64_t step_ = 0;
   std::int64_t consumed_samples_ = 0;
   bool stop_agreed_ = false;

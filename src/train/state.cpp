@@ -364,6 +364,7 @@ LossReport TrainState::account_for_losses(Context& ctx,
       return double(std::accumulate(table.begin(), table.end(), std::int64_t{0}));
     };
     report.plt_weights = total(lost_weight_) / (layers * planned);
+    report.plt_now = total(report.lost_slots) / (layers * planned);
     const double so_far = total(routed_);
     report.plt_so_far = so_far > 0 ? total(lost_any_) / so_far : 0;
   }

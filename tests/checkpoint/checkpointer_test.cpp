@@ -1,13 +1,18 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <filesystem>
+#include <map>
 #include <mutex>
+#include <set>
+#include <thread>
 
 #include <pecan/checkpoint/checkpointer.hpp>
 
 #include "checkpoint/job.hpp"
 #include "checkpoint/lineage.hpp"
 #include "checkpoint/scan.hpp"
+#include "checkpoint/segment.hpp"
 #include "support/catch.hpp"
 #include "support/faulty_file_system.hpp"
 #include "support/memory_file_system.hpp"
@@ -334,4 +339,291 @@ TEST_CASE("a change of K keeps the rotation", "[checkpointer]") {
   job.train(1);
   CHECK(manifest_of(fs, 4).first_budget == 2);
   CHECK(experts_written(manifest_of(fs, 4), 8) == std::vector{4, 5, 6});
+}
+
+namespace {
+
+/// Snapshots each step, a checkpoint in storage every `save_interval` steps.
+test::JobOptions two_levels(const std::string& memory_dir,
+                            int in_storage,
+                            int in_memory,
+                            int save_interval) {
+  test::JobOptions options = job_options(in_storage, 9);
+  options.checkpoint.save_interval = {save_interval};
+  options.checkpoint.non_persistent_save_interval = {1};
+  options.checkpoint.memory_dir = memory_dir;
+  options.checkpoint.pec.experts_per_snapshot = in_memory;
+  options.checkpoint.async_save = true;
+  options.checkpoint.keep_latest_k = 9;
+  return options;
+}
+
+/// "m5 s8 ...": committed saves by level and step; failed ones with a question mark.
+std::string history_of(const std::vector<SaveRecord>& records) {
+  std::string text;
+  for (const SaveRecord& record : records) {
+    text += fmt::format("{}{}{} ",
+                        record.level == SaveLevel::kMemory ? 'm' : 's',
+                        record.version.step,
+                        record.committed ? "" : "?");
+  }
+  return text;
+}
+
+}  // namespace
+
+TEST_CASE("memory takes each snapshot and storage every fourth, from the same copies",
+          "[checkpointer]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({2, 8, 2, 2});
+  std::vector<std::string> histories(4);
+  std::vector<std::string> differences(4);
+  comm::run_thread_group(4, [&](comm::Group& world) {
+    const auto rank = std::size_t(world.rank().value);
+    {
+      Job job(fs, catalog, two_levels(dir.path(), 1, 3, 4), world);
+      job.train(17);
+      histories[rank] = history_of(job.records());
+      for (const SaveRecord& record : job.records()) {
+        const int experts = record.full ? 8 : record.level == SaveLevel::kMemory ? 3 : 1;
+        if (record.num_expert_units != 2 * experts) histories[rank] += "units ";
+      }
+    }
+    Job again(fs, catalog, two_levels(dir.path(), 1, 3, 4), world);
+    differences[rank] = again.difference();
+  });
+  for (std::size_t rank = 0; rank < 4; ++rank) {
+    // Nothing before the first full checkpoint, which storage has at step 4.
+    CHECK(histories[rank] == "s4 m5 m6 m7 s8 m9 m10 m11 s12 m13 m14 m15 s16 m17 ");
+    CHECK(differences[rank].empty());
+  }
+  CHECK(experts_written(manifest_of(fs, 8), 8) == std::vector{0});
+  CHECK(experts_written(manifest_of(fs, 12), 8) == std::vector{4});
+  CHECK(experts_written(manifest_of(fs, 16), 8) == std::vector{1});
+}
+
+TEST_CASE("training goes on while storage is slow: snapshots wait and are replaced",
+          "[checkpointer]") {
+  const test::TempDir dir;
+  MemoryFileSystem memory;
+  Gate fs(memory);
+  const StateCatalog catalog = make_catalog({1, 8, 1, 1});
+  const auto world = comm::make_self_group();
+  test::JobOptions options = two_levels(dir.path(), 1, 2, 3);
+  const ExpectLog log;
+  Job job(fs, catalog, options, *world);
+  job.train(3);  // full, in storage
+  fs.close();
+  const auto steps = [&](int count) {
+    for (int i = 0; i < count; ++i) {
+      job.step();
+      // The copy ends before the next vote here, as under a long forward and backward.
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+  };
+  steps(12);  // 4 .. 15; 6 hangs in storage, 9 and 12 wait in turn
+  fs.open();
+  job.drain();
+  job.train(3);
+  const std::string history = history_of(job.records());
+  INFO(history);
+  CHECK(history.find("s9? ") != std::string::npos);
+  CHECK(history.find("s6 ") != std::string::npos);
+  CHECK(history.find("s18 ") != std::string::npos);
+  for (const SaveRecord& record : job.records()) {
+    if (record.committed) continue;
+    const bool known = record.failure.find("replaced by the snapshot of step") == 0 ||
+                       record.failure.find("skipped: ") == 0;
+    CHECK(known);
+  }
+  // No expert was passed over: each one stored is the one that storage needed most.
+  CHECK(experts_written(manifest_of(memory, 6), 8) == std::vector{0});
+  CHECK(experts_written(manifest_of(memory, 18), 8).size() == 1);
+}
+
+TEST_CASE("a snapshot that fails on one rank is dropped on all, storage and all",
+          "[checkpointer]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  const ExpectLog log;
+  std::vector<std::string> histories(2);
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    Job job(fs, catalog, two_levels(dir.path(), 1, 2, 2), world);
+    job.train(4);
+    if (world.rank().value == 1) job.binding().fail_next_copy();
+    job.train(1);
+    if (world.rank().value == 1) job.binding().fail_next_copy();
+    job.train(3);
+    histories[std::size_t(world.rank().value)] = history_of(job.records());
+  });
+  for (const std::string& history : histories)
+    CHECK(history == "s2 m3 s4 m5? s6? m7 s8 ");
+  CHECK_FALSE(fs.exists("run/checkpoints/step-00000006.partial"));
+  CHECK(log.contains("the snapshot of step 5 is dropped"));
+  CHECK(log.contains("the checkpoint of step 6 is dropped"));
+}
+
+TEST_CASE("saves follow a clock where intervals are seconds, whatever the clock does",
+          "[checkpointer]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  std::vector<std::string> histories(2);
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    // Rank 1's clock is wrong; only rank 0's counts.
+    double now = world.rank().value == 0 ? 100 : 5000;
+    test::JobOptions options = two_levels(dir.path(), 1, 2, 0);
+    options.checkpoint.save_interval = {0, 10};
+    options.checkpoint.non_persistent_save_interval = {0, 3};
+    options.seconds = [&now] { return now; };
+    Job job(fs, catalog, options, world);
+    const auto steps = [&](int count, double seconds) {
+      for (int i = 0; i < count; ++i) {
+        now += seconds;
+        job.train(1);
+      }
+    };
+    steps(11, 1);   // 1 .. 11: storage at 110
+    steps(6, 1);    // 12 .. 17: memory each 3 s
+    now -= 1000;    // set back
+    steps(14, 1);   // 18 .. 31: the interval starts anew
+    histories[std::size_t(world.rank().value)] = history_of(job.records());
+  });
+  CHECK(histories[0] == histories[1]);
+  INFO(histories[0]);
+  CHECK(histories[0].starts_with("s10 m13 m16 "));
+  CHECK(histories[0].find('s', 1) != std::string::npos);
+  CHECK(histories[0].find('?') == std::string::npos);
+}
+
+TEST_CASE("the token slots of a step decide what load-aware selection saves, after a restart too",
+          "[checkpointer]") {
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 1, 1});
+  const auto world = comm::make_self_group();
+  test::JobOptions options = job_options(1, 9);
+  options.checkpoint.keep_latest_k = 9;
+  options.checkpoint.pec.selection = "load_aware";
+  options.checkpoint.pec.max_expert_age = 6;
+  options.slots_a_step = {1, 5, 10, 0};
+  {
+    Job job(fs, catalog, options, *world);
+    job.train(4);
+  }
+  // Unsaved before 2: 1 5 10 0 (since step 1); before 3: 2 10 10 0; before 4: 3 5 20 0.
+  CHECK(experts_written(manifest_of(fs, 2), 4) == std::vector{2});
+  CHECK(experts_written(manifest_of(fs, 3), 4) == std::vector{1});
+  CHECK(experts_written(manifest_of(fs, 4), 4) == std::vector{2});
+  CHECK(manifest_of(fs, 4).ages == std::vector{3, 1, 0, 3});
+  Job job(fs, catalog, options, *world);
+  job.train(5);
+  // Expert 3 has no tokens at all; its age alone brings it up.
+  bool reached = false;
+  for (int step = 5; step <= 9; ++step) {
+    const std::vector<int> written = experts_written(manifest_of(fs, step), 4);
+    reached = reached || written == std::vector{3};
+  }
+  CHECK(reached);
+  CHECK(std::ranges::max(manifest_of(fs, 9).ages) <= 6);
+}
+
+TEST_CASE("host memory is what the plan says, and enough for every snapshot", "[checkpointer]") {
+  const test::TempDir dir;
+  for (const auto& [ep, edp] : {std::pair(1, 1), {2, 1}, {2, 2}}) {
+    const StateCatalog catalog = make_catalog({3, 8, ep, edp});
+    for (const char* policy : {"sequential", "load_aware", "auto"}) {
+      for (const bool memory : {false, true}) {
+        config::CheckpointConfig config = two_levels(dir.path(), 2, memory ? 3 : 2, 4).checkpoint;
+        config.pec.selection = policy;
+        if (!memory) config.non_persistent_save_interval = {};
+        const auto plan = plan_snapshot_memory(catalog, config, {}, false);
+        REQUIRE(plan.size() == std::size_t(ep * edp));
+        for (const SnapshotMemory& rank : plan) {
+          CHECK(rank.num_buffers == (memory ? 3 : 1));
+          CHECK(rank.first >= rank.others);
+          CHECK(rank.others > 0);
+        }
+        // With a full checkpoint in storage none is needed any more.
+        for (const SnapshotMemory& rank : plan_snapshot_memory(catalog, config, {}, true))
+          CHECK(rank.first == rank.others);
+      }
+    }
+  }
+}
+
+TEST_CASE("what memory holds outlives the process, whole and of its step", "[checkpointer]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const std::unique_ptr<FileSystem> posix = make_posix_file_system();
+  const StateCatalog catalog = make_catalog({2, 4, 2, 1});
+  std::string run_id;
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    Job job(fs, catalog, two_levels(dir.path(), 1, 2, 4), world);
+    job.train(6);
+    if (world.rank().value == 0) run_id = job.recovered().identity.run_id;
+  });
+  // By step: elements of the non-expert state that some rank's buffer holds.
+  std::map<std::int64_t, std::int64_t> dense_elements;
+  std::set<std::pair<std::int64_t, UnitIndex>> experts;
+  int files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
+    ++files;
+    Result<StoredSegment> segment = read_segment(*posix, entry.path().string());
+    if (!segment.ok()) continue;
+    const Version version = segment.value().header.version;
+    CHECK(segment.value().name.run_id == run_id);
+    CHECK(segment.value().header.consumed_samples == version.step.value * 8);
+    for (std::size_t b = 0; b < segment.value().index.blocks.size(); ++b) {
+      const BlockEntry& stored = segment.value().index.blocks[b];
+      const auto item = std::ranges::find_if(catalog.items, [&](const StateItem& one) {
+        return one.path() == stored.block.item + "/" + stored.block.dataset;
+      });
+      REQUIRE(item != catalog.items.end());
+      std::vector<std::byte> bytes(std::size_t(stored.block.block.extent.num_elements()) *
+                                   size_of(item->dtype));
+      REQUIRE(read_block(segment.value(), b, bytes).ok());
+      // Blocks are whole rows: their bytes stand together in the item.
+      const auto content = test::content_of(
+          catalog, ItemIndex{std::int32_t(item - catalog.items.begin())}, version);
+      const std::size_t first =
+          stored.block.block.offset.num_dims() == 0
+              ? 0
+              : std::size_t(stored.block.block.offset[0]) * (content.size() /
+                                                             std::size_t(item->global_shape[0]));
+      CHECK(std::equal(bytes.begin(), bytes.end(), content.begin() + std::ptrdiff_t(first)));
+      if (stored.unit.value == 0) {
+        dense_elements[version.step.value] += stored.block.block.extent.num_elements();
+      } else {
+        experts.emplace(version.step.value, stored.unit);
+      }
+    }
+  }
+  CHECK(files == 6);
+  std::int64_t all = 0;
+  for (const StateItem& item : catalog.items)
+    all += item.unit.value == 0 ? item.global_shape.num_elements() : 0;
+  CHECK(dense_elements == std::map<std::int64_t, std::int64_t>{{4, all}, {5, all}, {6, all}});
+  CHECK(experts.size() == 8 + 4 + 4);
+
+  // The next start takes their place, and a run that is over leaves nothing.
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    Job job(fs, catalog, two_levels(dir.path(), 1, 2, 4), world);
+    job.train(2);
+    job.checkpointer().release_memory();
+  });
+  CHECK(std::filesystem::is_empty(dir.path()));
+}
+
+TEST_CASE("memory that is too small for the snapshots is refused at start", "[checkpointer]") {
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 1, 1});
+  const auto world = comm::make_self_group();
+  try {
+    const Job job(fs, catalog, two_levels("/nowhere/at/all", 1, 2, 4), *world);
+    FAIL("accepted");
+  } catch (const CheckpointError& error) {
+    CHECK_THAT(error.what(), Catch::Matchers::Contains("/nowhere/at/all"));
+  }
 }

@@ -123,6 +123,10 @@ void FakeBinding::copy_out(ItemIndex item,
                            const Block& block,
                            std::span<std::byte> destination) const {
   if (!holds(item, block)) throw InternalError("copy_out of a block that is not held");
+  if (catalog_.items[std::size_t(item.value)].mutated_in == MutatedIn::kUpdate &&
+      fails_.exchange(false)) {
+    throw InternalError("copy_out fails as the test asked for");
+  }
   const StateItem& described = catalog_.items[std::size_t(item.value)];
   const std::size_t size = size_of(described.dtype);
   for_each_element(described.global_shape, block, [&](std::size_t global, std::size_t local) {
@@ -185,17 +189,25 @@ Job::Job(FileSystem& fs, const StateCatalog& catalog, const JobOptions& options,
       ctx_{device::cpu(), stream_, arena_, 1},
       world_(world),
       binding_(catalog, world.rank()),
+      slots_a_step_(options.slots_a_step),
       recovered_(checkpoint::recover(
           fs, "run", options.mode, options.path, catalog, binding_, ctx_, world, options.lock)) {
   if (!recovered_.report.fresh) step_ = recovered_.report.plan.recovery.step;
-  checkpointer_ = std::make_unique<checkpoint::Checkpointer>(fs,
-                                                             "run",
-                                                             options.checkpoint,
-                                                             catalog,
-                                                             binding_,
-                                                             world.rank(),
-                                                             recovered_.identity,
-                                                             recovered_.manifest);
+  checkpointer_ = std::make_unique<checkpoint::Checkpointer>(
+      fs,
+      "run",
+      options.checkpoint,
+      catalog,
+      binding_,
+      world.rank(),
+      checkpoint::CheckpointerStart{
+          recovered_.identity, recovered_.manifest, {}, routed(), options.seconds});
+}
+
+std::vector<std::int64_t> Job::routed() const {
+  std::vector<std::int64_t> routed = slots_a_step_;
+  for (std::int64_t& slots : routed) slots *= step_.value;
+  return routed;
 }
 
 void Job::exchange_votes() {

@@ -1,6 +1,8 @@
 #pragma once
 /// A training job without a model: small catalogs whose items say which version they are of.
 
+#include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -46,6 +48,8 @@ class FakeBinding final : public StateBinding {
   void copy_in(ItemIndex item, const Block& block, std::span<const std::byte> source) override;
   /// Items mutated in `phase` become those of `version`.
   void set(checkpoint::Version version, MutatedIn phase);
+  /// Makes the next copy_out of an item mutated in update throw.
+  void fail_next_copy() { fails_ = true; }
   /// First held block whose bytes are not those of the version that the plan names; empty if none.
   [[nodiscard]] std::string difference(const checkpoint::RestorePlan& plan) const;
 
@@ -54,6 +58,7 @@ class FakeBinding final : public StateBinding {
   const StateCatalog& catalog_;
   Rank rank_;
   std::vector<std::vector<std::byte>> values_;
+  mutable std::atomic<bool> fails_ = false;
 };
 
 /// Options of a Job, with a lock that neither waits nor beats.
@@ -62,6 +67,8 @@ struct JobOptions {
   checkpoint::ResumeMode mode = checkpoint::ResumeMode::kFromFailure;
   std::string path;
   checkpoint::LockOptions lock{std::chrono::hours(1), std::chrono::milliseconds(0)};
+  std::vector<std::int64_t> slots_a_step = {};  ///< token slots by (layer, expert); empty: none
+  std::function<double()> seconds = {};  ///< the checkpointer's clock; empty: the real one
 };
 
 /// K experts a checkpoint, saved every step, training waits for the files.
@@ -81,7 +88,10 @@ class Job {
 
   [[nodiscard]] const checkpoint::Recovered& recovered() const { return recovered_; }
   [[nodiscard]] checkpoint::Checkpointer& checkpointer() { return *checkpointer_; }
-  [[nodiscard]] checkpoint::StepFacts facts() const { return {step_, step_.value * 8, "{}"}; }
+  [[nodiscard]] FakeBinding& binding() { return binding_; }
+  [[nodiscard]] checkpoint::StepFacts facts() const {
+    return {step_, step_.value * 8, "{}", routed()};
+  }
   /// Every save that ended, in order.
   [[nodiscard]] const std::vector<checkpoint::SaveRecord>& records() const { return records_; }
   [[nodiscard]] Step newest_committed() const;
@@ -91,11 +101,14 @@ class Job {
   }
 
  private:
+  /// Token slots so far, as if every step had been equal.
+  [[nodiscard]] std::vector<std::int64_t> routed() const;
   device::Stream stream_;
   device::Arena arena_;
   Context ctx_;
   comm::Group& world_;
   FakeBinding binding_;
+  std::vector<std::int64_t> slots_a_step_;
   checkpoint::Recovered recovered_;
   std::unique_ptr<checkpoint::Checkpointer> checkpointer_;
   std::vector<checkpoint::SaveRecord> records_;

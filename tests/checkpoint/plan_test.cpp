@@ -1,7 +1,9 @@
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include <pecan/checkpoint/plan.hpp>
+#include <pecan/checkpoint/select.hpp>
 
 #include "checkpoint/job.hpp"
 #include "support/catch.hpp"
@@ -71,6 +73,111 @@ TEST_CASE("replicated blocks go to the least loaded holder", "[plan]") {
     const auto [least, most] = std::ranges::minmax(loads);
     CHECK(most - least <= 4 * std::uint64_t(std::max(largest, 5)));
   }
+}
+
+TEST_CASE("sharding decides who writes what several ranks hold", "[plan]") {
+  using config::WriteSharding;
+  const auto experts_of = [](const StateCatalog& catalog, WriteSharding sharding) {
+    SaveRequest request;
+    for (int u = 1; u < int(catalog.units.size()); ++u) request.units.push_back(UnitIndex{u});
+    request.sharding = sharding;
+    std::map<UnitIndex, std::set<Rank>> writers;
+    for (const PlannedWrite& write : plan_save(catalog, request).writes) {
+      const UnitIndex unit = catalog.items[std::size_t(write.item.value)].unit;
+      writers[unit].insert(write.writer);
+    }
+    return writers;
+  };
+  // Ranks 0 and 2 hold experts 0, 1; ranks 1 and 3 hold 2, 3; all hold the rest.
+  const StateCatalog catalog = test::make_catalog({2, 4, 2, 2});
+  auto baseline = experts_of(catalog, WriteSharding::kRank0);
+  for (int layer = 0; layer < 2; ++layer) {
+    for (int expert = 0; expert < 4; ++expert)
+      CHECK(baseline[UnitIndex{1 + layer * 4 + expert}] == std::set{Rank{expert / 2}});
+  }
+  for (const WriteSharding sharding : {WriteSharding::kEqual, WriteSharding::kAdaptive}) {
+    auto dealt = experts_of(catalog, sharding);
+    std::map<Rank, int> units;
+    for (int u = 1; u <= 8; ++u) {
+      REQUIRE(dealt[UnitIndex{u}].size() == 1);  // whole
+      ++units[*dealt[UnitIndex{u}].begin()];
+    }
+    CHECK(units == std::map<Rank, int>{{Rank{0}, 2}, {Rank{1}, 2}, {Rank{2}, 2}, {Rank{3}, 2}});
+  }
+}
+
+TEST_CASE("experts are imbalanced exactly where equation 9 says so", "[plan]") {
+  int even = 0, uneven = 0;
+  for (const int layers : {1, 2, 3, 4}) {
+    for (const auto& [ep, edp] : {std::pair(1, 2), {2, 1}, {2, 2}, {4, 1}, {2, 3}, {4, 2}}) {
+      const StateCatalog catalog = test::make_catalog({layers, 4, ep, edp});
+      const ExpertGrid grid = expert_grid(catalog);
+      for (int budget = 1; budget <= 4; ++budget) {
+        SaveRequest request;
+        request.sharding = config::WriteSharding::kEqual;
+        SelectionHistory history = SelectionHistory::uniform(grid, budget, Step{0});
+        request.units = select_sequential(grid, history, {budget}, Step{1});
+        std::vector<int> units(std::size_t(catalog.world_size));
+        for (const PlannedWrite& write : plan_save(catalog, request).writes) {
+          const StateItem& item = catalog.items[std::size_t(write.item.value)];
+          if (item.unit.value > 0 && item.dataset == "weight")
+            ++units[std::size_t(write.writer.value)];
+        }
+        const bool balanced = budget * layers % ep == 0 && budget * layers / ep % edp == 0;
+        const auto [least, most] = std::ranges::minmax(units);
+        INFO("layers " << layers << " ep " << ep << " edp " << edp << " K " << budget);
+        REQUIRE((least == most) == balanced);
+        ++(balanced ? even : uneven);
+      }
+    }
+  }
+  CHECK(even > 20);
+  CHECK(uneven > 20);
+}
+
+TEST_CASE("adaptive sharding evens out what the experts leave uneven", "[plan]") {
+  using config::WriteSharding;
+  // One expert a checkpoint on four ranks: one of them writes it, the others take the rest.
+  StateCatalog catalog = test::make_catalog({1, 4, 1, 4});
+  StateItem dense = catalog.items[0];
+  for (int i = 0; i < 12; ++i) {
+    dense.name = fmt::format("model.layers.{}.self_attn.q_proj.weight", i);
+    dense.global_shape = Shape{4, 6};
+    dense.blocks[0].block = Block::whole(dense.global_shape);
+    catalog.items.push_back(dense);
+  }
+  const auto most = [&](WriteSharding sharding) {
+    SaveRequest request{{UnitIndex{2}}, {}, {}, sharding};
+    return std::ranges::max(plan_save(catalog, request).rank_bytes);
+  };
+  CHECK(most(WriteSharding::kRank0) > most(WriteSharding::kEqual));
+  CHECK(most(WriteSharding::kEqual) > most(WriteSharding::kAdaptive));
+  CHECK(replicated_bytes(catalog) > 0);
+  CHECK(replicated_bytes(test::make_catalog({1, 4, 1, 1})) == 0);
+}
+
+TEST_CASE("a checkpoint takes its part of a snapshot, with the snapshot's writers", "[plan]") {
+  const StateCatalog catalog = test::make_catalog({2, 4, 2, 2});
+  const SavePlan snapshot = plan_save(
+      catalog, {{UnitIndex{1}, UnitIndex{4}, UnitIndex{6}}, {RoleGroup::kWeight}, {}, {}});
+  const SaveRequest request{{UnitIndex{4}}, {RoleGroup::kWeight}, {}, {}};
+  const SavePlan stored = persist_plan(catalog, snapshot, request);
+  const SavePlan alone = plan_save(catalog, request);
+  REQUIRE(stored.writes.size() == alone.writes.size());
+  std::uint64_t bytes = 0;
+  for (std::size_t i = 0; i < stored.writes.size(); ++i) {
+    CHECK(stored.writes[i].item == alone.writes[i].item);
+    CHECK(stored.writes[i].slot == alone.writes[i].slot);
+    const auto in_snapshot = std::ranges::find_if(snapshot.writes, [&](const PlannedWrite& write) {
+      return write.item == stored.writes[i].item && write.block == stored.writes[i].block;
+    });
+    REQUIRE(in_snapshot != snapshot.writes.end());
+    CHECK(in_snapshot->writer == stored.writes[i].writer);
+  }
+  for (const std::uint64_t rank : stored.rank_bytes) bytes += rank;
+  std::uint64_t expected = 0;
+  for (const std::uint64_t rank : alone.rank_bytes) expected += rank;
+  CHECK(bytes == expected);
 }
 
 TEST_CASE("files are named by rank, lifetime and slot", "[plan]") {

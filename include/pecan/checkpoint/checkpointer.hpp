@@ -24,7 +24,7 @@ class RunLock;
 
 /// What one rank contributes to the step's small all-reduce (minimum over ranks) and reads back of
 /// it.
-inline constexpr int kVoteSize = 8;
+inline constexpr int kVoteSize = 13;
 using Vote = std::array<std::int64_t, kVoteSize>;
 
 /// Identity of this start of the run, agreed on by all ranks.
@@ -37,45 +37,83 @@ struct RunIdentity {
   std::shared_ptr<RunLock> lock;
 };
 
+/// Where a save goes.
+enum class SaveLevel : std::uint8_t { kMemory, kStorage };
+
 /// A finished (or failed) save, for metrics and the log.
 struct SaveRecord {
   Version version;
-  bool committed = false;
+  SaveLevel level = SaveLevel::kStorage;
+  bool committed = false;  ///< storage: manifest durable; memory: whole on all ranks
   bool full = false;
   std::string failure;         ///< why not committed
-  std::int64_t num_bytes = 0;  ///< written by this rank
+  std::int64_t num_bytes = 0;  ///< written by this rank; memory: copied by it
   std::int64_t num_expert_units = 0;
   double snapshot_ms = 0;
   double persist_ms = 0;
   double commit_ms = 0;
 };
 
-/// Values that belong to the step just done, stored in the manifest.
+/// Values that belong to the step just done, stored in the manifest or used to decide.
 struct StepFacts {
   Step step;
   std::int64_t consumed_samples = 0;
   std::string extra_json;
+  /// Token slots of the job so far, by (layer, expert); equal on all ranks. Empty: not counted.
+  std::vector<std::int64_t> routed = {};
+  double forward_backward_ms = 0;  ///< of this rank, what a snapshot may hide under; 0: unknown
 };
 
-/// Collective decisions come from votes only, so that all ranks start, commit and drop the same
-/// saves; all methods on the main thread, in the same order on every rank. One save at a time: one
-/// that is due while another is under way is skipped. A failed save is reported and dropped, and
-/// the next one is tried as if it had never been. Every checkpoint is full until one full one is
-/// committed in the lineage.
+/// What a Checkpointer continues from. The clock is for tests.
+struct CheckpointerStart {
+  RunIdentity identity;
+  /// The manifest that recovery continued from, if any: its copies are the history of the
+  /// selection, and its checkpoint counts as committed.
+  std::optional<Manifest> recovered;
+  ExpertBudget budget;               ///< K in force; K = 0: as configured
+  std::vector<std::int64_t> routed;  ///< StepFacts::routed so far
+  std::function<double()> seconds;   ///< monotonic; empty: the steady clock
+};
+
+/// Host memory for snapshots of one rank, in bytes.
+struct SnapshotMemory {
+  int num_buffers = 1;
+  std::size_t first = 0;   ///< of the buffer that takes full checkpoints
+  std::size_t others = 0;  ///< of each of the others
+  std::size_t max_blocks = 0;
+  [[nodiscard]] std::size_t total() const {
+    return first + std::size_t(num_buffers - 1) * others;
+  }
+};
+
+/// What each rank reserves: one buffer, or with snapshots in memory three. The first is for a full
+/// checkpoint, unless the run has one already. For policies that follow tokens, the largest of the
+/// selections that fall on one expert-parallel rank alone. `budget`: K in force. Pure.
+[[nodiscard]] std::vector<SnapshotMemory> plan_snapshot_memory(
+    const StateCatalog& catalog,
+    const config::CheckpointConfig& config,
+    const ExpertBudget& budget,
+    bool has_full);
+
+/// Two pipelines over the buffers of TripleBuffer: snapshots (device to host, by the copier thread)
+/// and checkpoints in storage (host to files, by the writer thread). Collective decisions come from
+/// votes only, so that all ranks start, commit and drop the same saves; all methods on the main
+/// thread, in the same order on every rank. A save that is due while no buffer is free is skipped.
+/// A failed save is reported and dropped, and the next one is tried as if it had never been. Every
+/// checkpoint is full until one full one is committed in the lineage; memory-only snapshots begin
+/// after it.
 class Checkpointer {
  public:
-  /// `fs`, `catalog`, `binding` outlive the object. `recovered`: the manifest that recovery
-  /// continued from, if any (its copies are the history of the selection, and its checkpoint counts
-  /// as committed). Allocates the snapshot buffer. Throws ConfigError for an unknown selection or
-  /// role group. Not collective.
+  /// `fs`, `catalog`, `binding` outlive the object. Reserves the snapshot buffers. Throws
+  /// ConfigError for an unknown selection or role group, CheckpointError where memory is short. Not
+  /// collective.
   Checkpointer(FileSystem& fs,
                std::string run_directory,
                const config::CheckpointConfig& config,
                const StateCatalog& catalog,
                StateBinding& binding,
                Rank rank,
-               RunIdentity identity,
-               std::optional<Manifest> recovered);
+               CheckpointerStart start);
   ~Checkpointer();
   Checkpointer(const Checkpointer&) = delete;
   Checkpointer& operator=(const Checkpointer&) = delete;
@@ -92,16 +130,19 @@ class Checkpointer {
   /// what forward mutates; without async_save waits for the files. Returns the milliseconds of
   /// stall.
   double after_update(const StepFacts& facts);
-  /// Starts a save now, whatever the interval, unless one is under way or this step is committed
-  /// (end of the run, exit on request).
+  /// Starts a save to storage now, whatever the interval, unless one is under way or this step is
+  /// committed (end of the run, exit on request).
   double save_now(const StepFacts& facts);
   /// Whether a save still needs votes, or rank 0's retention is at work (so ranks may differ); a
   /// bounded drain exchanges votes while any rank says yes.
   [[nodiscard]] bool busy() const;
-  /// Step of the last save started, else the step recovered from, else 0. Equal on all ranks.
+  /// Step of the last save to storage started, else the step recovered from, else 0. Equal on all
+  /// ranks.
   [[nodiscard]] Step last_started() const;
   /// Saves that ended since the last call.
   [[nodiscard]] std::vector<SaveRecord> take_records();
+  /// Gives up the snapshots in memory: the run is over and in storage.
+  void release_memory();
 
  private:
   struct Impl;

@@ -10,6 +10,7 @@
 #include <pecan/core/ids.hpp>
 #include <pecan/core/state_catalog.hpp>
 
+#include <pecan/checkpoint/dynamic_k.hpp>
 #include <pecan/checkpoint/shard.hpp>
 
 namespace pecan::checkpoint {
@@ -88,6 +89,9 @@ struct Manifest {
   std::string extra_json;  ///< opaque object of the trainer (layout, PEC settings, token tables),
                            ///< for the inspector
   int first_budget = 0;  ///< experts a layer and checkpoint when the run began; orders the rotation
+  /// By expert unit: checkpoints since its newest copy. Empty in files of versions before it.
+  std::vector<int> ages;
+  ExpertBudget budget;  ///< K in force and what it has cost; K = 0 in files of versions before it
 };
 
 [[nodiscard]] std::string to_json(const RankIndex& index);

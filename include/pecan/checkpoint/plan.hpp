@@ -10,6 +10,8 @@
 #include <pecan/core/ids.hpp>
 #include <pecan/core/state_catalog.hpp>
 
+#include <pecan/config/config.hpp>
+
 #include <pecan/checkpoint/manifest.hpp>
 
 namespace pecan::checkpoint {
@@ -23,7 +25,8 @@ using UnitGroup = std::pair<UnitIndex, RoleGroup>;
 struct SaveRequest {
   std::vector<UnitIndex> units;         ///< experts saved whole, ascending
   std::vector<RoleGroup> always_saved;  ///< groups saved of every expert
-  std::vector<int> slots;  ///< file slot of each expert, by (layer, expert); empty: one file
+  std::vector<int> slots = {};  ///< file slot of each expert, by (layer, expert); empty: one file
+  config::WriteSharding sharding = config::WriteSharding::kAdaptive;
 };
 
 /// Lifetime of the file: with the step (state) or until its experts are superseded (slot 0, 1,
@@ -44,12 +47,28 @@ struct SavePlan {
   bool slotted = false;                   ///< experts files carry their slot's number
 };
 
-/// Gives every block to one of its holders: largest first to the least loaded, blocks without a
-/// choice before experts before non-experts, ties by lowest rank. Non-expert units and always-saved
-/// groups go to the state file. Cost: O(blocks log blocks).
-/// Source: MoC section 4, adaptive non-expert sharding. Differs from the paper: single blocks
-/// instead of modules, and experts too go to the least loaded replica.
+/// Gives every block to one of its holders. A block with a single holder (a ZeRO share) is written
+/// by it. Of the others
+///   rank0:    all go to their lowest holder;
+///   equal:    each expert goes whole to one of its replicas, in turn; each non-expert block, the
+///             largest first, to the holder with the fewest non-expert bytes;
+///   adaptive: experts as in `equal`; non-expert blocks to the holder with the fewest bytes of any
+///             kind, so that they balance the experts of this very checkpoint.
+/// Ties go to the lowest rank. Non-expert units and always-saved groups go to the state file.
+/// Cost: O(blocks log blocks).
+/// Source: MoC section 4: baseline, EE + EN, EE + AN. Differs from the paper: non-expert blocks are
+/// single tensors instead of modules, and optimizer state that is not sharded is dealt out too.
 [[nodiscard]] SavePlan plan_save(const StateCatalog& catalog, const SaveRequest& request);
+
+/// The part of a snapshot's plan that a checkpoint in storage takes: all non-expert state, the
+/// always-saved groups, and the experts of `units`; the writers stay.
+[[nodiscard]] SavePlan persist_plan(const StateCatalog& catalog,
+                                    const SavePlan& snapshot,
+                                    const SaveRequest& request);
+
+/// Bytes of all blocks that have a choice of writers, in a full checkpoint: 0 where sharding
+/// changes nothing.
+[[nodiscard]] std::uint64_t replicated_bytes(const StateCatalog& catalog);
 
 /// "rank-00000.state.h5", "rank-00000.experts.h5" or "rank-00000.experts-03.h5".
 [[nodiscard]] std::string shard_name(Rank rank, int slot, const SavePlan& plan);

@@ -74,7 +74,8 @@ class MetricsWriter {
   void write(const checkpoint::Recovered& recovered,
              const StateCatalog& catalog,
              const WeightRestore& weights,
-             const LossReport& losses);
+             const LossReport& losses,
+             const checkpoint::ExpertBudget& budget);
 
  private:
   struct Impl;

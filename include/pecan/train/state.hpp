@@ -22,6 +22,7 @@ namespace pecan::train {
 struct LossReport {
   std::vector<std::int64_t>
       lost_slots;  ///< by MoE layer: token slots whose updates were lost now, any role group
+  double plt_now = 0;  ///< of this recovery alone, any role group, of the planned training
   double plt = 0;  ///< over all faults so far, any role group stale, of the planned training
   double plt_weights = 0;  ///< the same for weights alone
   double plt_so_far = 0;   ///< plt relative to the tokens trained so far

@@ -1,0 +1,171 @@
+#include "checkpoint/request.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "checkpoint/snapshot.hpp"
+#include "checkpoint/triple_buffer.hpp"
+
+namespace pecan::checkpoint {
+namespace {
+
+/// Work that planning memory may take, in planned writes.
+constexpr std::size_t kMaxPlannedWrites = 4'000'000;
+
+/// Largest bytes and blocks of each rank over the plans that it has seen.
+struct Largest {
+  std::vector<std::size_t> bytes;
+  std::vector<std::size_t> blocks;
+
+  void add(const StateCatalog& catalog, const SavePlan& plan) {
+    std::vector<std::size_t> plan_bytes(plan.rank_bytes.size());
+    std::vector<std::size_t> plan_blocks(plan.rank_bytes.size());
+    for (const PlannedWrite& write : plan.writes) {
+      const auto rank = std::size_t(write.writer.value);
+      plan_bytes[rank] += snapshot_bytes(catalog, write);
+      ++plan_blocks[rank];
+    }
+    bytes.resize(plan_bytes.size());
+    blocks.resize(plan_bytes.size());
+    for (std::size_t r = 0; r < bytes.size(); ++r) {
+      bytes[r] = std::max(bytes[r], plan_bytes[r]);
+      blocks[r] = std::max(blocks[r], plan_blocks[r]);
+    }
+  }
+};
+
+bool has_memory_level(const config::CheckpointConfig& config) {
+  return !config.non_persistent_save_interval.never();
+}
+
+/// Snapshots from one that goes to storage to the next.
+std::int64_t snapshots_a_checkpoint(const config::CheckpointConfig& config) {
+  const config::Interval& memory = config.non_persistent_save_interval;
+  if (memory.steps <= 0 || config.save_interval.steps <= 0) return has_memory_level(config) ? 2 : 1;
+  return std::max<std::int64_t>(1, config.save_interval.steps / memory.steps);
+}
+
+/// Selections of a whole rotation, or as many as the work allows.
+void add_rotation(const StateCatalog& catalog,
+                  const config::CheckpointConfig& config,
+                  const ExpertGrid& grid,
+                  const SelectionSettings& settings,
+                  Largest& largest) {
+  const SelectionHistory start = SelectionHistory::uniform(grid, settings.storage.experts, Step{0});
+  Level memory{start, settings.memory};
+  Level storage{start, settings.storage};
+  memory.history.first_budget = settings.memory.experts;
+  const std::int64_t ratio = snapshots_a_checkpoint(config);
+  const std::int64_t rotation =
+      (grid.num_experts + settings.storage.experts - 1) / settings.storage.experts * ratio;
+  std::size_t work = 0;
+  for (std::int64_t i = 0; i < rotation && (i < 2 * ratio || work < kMaxPlannedWrites); ++i) {
+    const Step step{i + 1};
+    const LevelSelection selection = select_levels(grid,
+                                                   settings.policy,
+                                                   memory,
+                                                   storage,
+                                                   i % ratio == 0 ? ForStorage::kYes
+                                                                  : ForStorage::kNo,
+                                                   step);
+    const SavePlan plan = plan_save(catalog, partial_request(settings, selection.snapshot));
+    largest.add(catalog, plan);
+    work += plan.writes.size();
+    memory.history.saved(selection.snapshot, step);
+    if (i % ratio == 0) storage.history.saved(selection.persist, step);
+  }
+}
+
+/// For each expert-parallel rank, a selection of which as much as possible falls on it.
+void add_extremes(const StateCatalog& catalog,
+                  const ExpertGrid& grid,
+                  const SelectionSettings& settings,
+                  Largest& largest) {
+  for (int rank = 0; rank < grid.ep_size; ++rank) {
+    std::vector<UnitIndex> units;
+    for (int layer = 0; layer < grid.num_layers; ++layer) {
+      for (int i = 0; i < settings.memory.experts; ++i) {
+        units.push_back(
+            grid.unit(layer, (rank * (grid.num_experts / grid.ep_size) + i) % grid.num_experts));
+      }
+    }
+    std::ranges::sort(units);
+    largest.add(catalog, plan_save(catalog, partial_request(settings, std::move(units))));
+  }
+}
+
+}  // namespace
+
+SelectionSettings selection_settings(const config::CheckpointConfig& config,
+                                     const ExpertGrid& grid,
+                                     const ExpertBudget& budget) {
+  const auto experts_of = [&](int in_force, int configured) {
+    const int experts = budget.checkpoint > 0 ? in_force : configured;
+    return experts > 0 ? std::min(experts, grid.num_experts) : grid.num_experts;
+  };
+  SelectionSettings settings;
+  settings.policy = selection_policy(config.pec.selection);
+  settings.storage.experts = experts_of(budget.checkpoint, config.pec.experts_per_checkpoint);
+  settings.memory.experts =
+      std::max(settings.storage.experts,
+               experts_of(budget.snapshot,
+                          config.pec.experts_per_snapshot > 0 ? config.pec.experts_per_snapshot
+                                                              : settings.storage.experts));
+  const int max_age = config.pec.max_expert_age;
+  const auto age_of = [&](int experts) {
+    return max_age > 0 ? max_age
+                       : default_max_age(config.pec.selection, grid.num_experts, experts);
+  };
+  settings.storage.max_age = age_of(settings.storage.experts);
+  settings.memory.max_age = age_of(settings.memory.experts);
+  settings.always_saved = always_saved_groups(config.pec.always_saved);
+  settings.sharding = config.pec.sharding;
+  return settings;
+}
+
+SaveRequest full_request(const ExpertGrid& grid,
+                         const SelectionSettings& settings,
+                         int first_budget,
+                         Step step) {
+  SaveRequest request{{}, settings.always_saved, {}, settings.sharding};
+  for (int unit = 1; unit <= grid.num_units(); ++unit) request.units.push_back(UnitIndex{unit});
+  if (settings.partial(grid)) {
+    request.slots = rotation_slots(grid, settings.policy, settings.storage, first_budget, step);
+  }
+  return request;
+}
+
+SaveRequest partial_request(const SelectionSettings& settings, std::vector<UnitIndex> units) {
+  return {std::move(units), settings.always_saved, {}, settings.sharding};
+}
+
+std::vector<SnapshotMemory> plan_snapshot_memory(const StateCatalog& catalog,
+                                                 const config::CheckpointConfig& config,
+                                                 const ExpertBudget& budget,
+                                                 bool has_full) {
+  const ExpertGrid grid = expert_grid(catalog, always_saved_groups(config.pec.always_saved));
+  const SelectionSettings settings = selection_settings(config, grid, budget);
+  Largest full;
+  Largest partial;
+  full.add(catalog, plan_save(catalog, full_request(grid, settings, settings.storage.experts, Step{0})));
+  if (settings.memory.experts >= grid.num_experts) {
+    partial = full;
+  } else if (config.pec.selection == "sequential") {
+    add_rotation(catalog, config, grid, settings, partial);
+  } else {
+    add_extremes(catalog, grid, settings, partial);
+  }
+  std::vector<SnapshotMemory> memory;
+  for (std::size_t r = 0; r < full.bytes.size(); ++r) {
+    const bool only_partial = has_full && settings.partial(grid);
+    memory.push_back(
+        {.num_buffers = has_memory_level(config) ? TripleBuffer::kMaxBuffers : 1,
+         .first = only_partial ? partial.bytes[r] : std::max(full.bytes[r], partial.bytes[r]),
+         .others = partial.bytes[r],
+         .max_blocks =
+             only_partial ? partial.blocks[r] : std::max(full.blocks[r], partial.blocks[r])});
+  }
+  return memory;
+}
+
+}  // namespace pecan::checkpoint

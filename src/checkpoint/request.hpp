@@ -1,0 +1,40 @@
+#pragma once
+/// What configuration and selection ask of one save, and the memory for it. Pure.
+
+#include <vector>
+
+#include <pecan/core/state_catalog.hpp>
+
+#include <pecan/checkpoint/checkpointer.hpp>
+#include <pecan/checkpoint/plan.hpp>
+#include <pecan/checkpoint/select.hpp>
+
+namespace pecan::checkpoint {
+
+/// What selection needs of the configuration, with the K in force.
+struct SelectionSettings {
+  SelectFunction policy = nullptr;
+  SelectionBudget memory;   ///< experts of a snapshot
+  SelectionBudget storage;  ///< experts of a checkpoint
+  std::vector<RoleGroup> always_saved;
+  config::WriteSharding sharding = config::WriteSharding::kAdaptive;
+  /// Whether checkpoints after the first full one hold fewer than all experts.
+  [[nodiscard]] bool partial(const ExpertGrid& grid) const {
+    return storage.experts < grid.num_experts;
+  }
+};
+/// `budget`: K in force; K = 0: as configured.
+[[nodiscard]] SelectionSettings selection_settings(const config::CheckpointConfig& config,
+                                                   const ExpertGrid& grid,
+                                                   const ExpertBudget& budget);
+
+/// A full checkpoint at `step`, cut into a file for each checkpoint of the rotation that follows.
+[[nodiscard]] SaveRequest full_request(const ExpertGrid& grid,
+                                       const SelectionSettings& settings,
+                                       int first_budget,
+                                       Step step);
+/// A checkpoint or snapshot of `units`.
+[[nodiscard]] SaveRequest partial_request(const SelectionSettings& settings,
+                                          std::vector<UnitIndex> units);
+
+}  // namespace pecan::checkpoint

@@ -1,0 +1,46 @@
+#pragma once
+/// A snapshot buffer in a Segment, which survives the process.
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "checkpoint/buffer_memory.hpp"
+#include "checkpoint/segment.hpp"
+
+namespace pecan::checkpoint {
+
+class SegmentMemory final : public BufferMemory {
+ public:
+  SegmentMemory(std::string directory, SegmentName name)
+      : directory_(std::move(directory)), name_(std::move(name)) {}
+
+  std::span<std::byte> reserve(std::size_t num_bytes, std::size_t num_blocks) override {
+    if (!segment_ || num_bytes > segment_->payload().size() || num_blocks > max_blocks_) {
+      segment_.reset();  // before the new one is made: memory may be short for both
+      segment_.emplace(directory_, name_, num_bytes, num_blocks);
+      max_blocks_ = num_blocks;
+    }
+    return segment_->payload();
+  }
+  void begin() override {
+    if (segment_) segment_->begin();
+  }
+  Status seal(const Manifest& header, const RankIndex& index) override {
+    return segment_->commit(header, index);
+  }
+  [[nodiscard]] bool outlives_process() const override { return true; }
+  void remove() override {
+    // What stays is listed and removed by pecan-inspect --memory.
+    if (segment_) static_cast<void>(segment_->remove());
+  }
+
+ private:
+  std::string directory_;
+  SegmentName name_;
+  std::optional<Segment> segment_;
+  std::size_t max_blocks_ = 0;
+};
+
+}  // namespace pecan::checkpoint

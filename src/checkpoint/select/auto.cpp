@@ -1,0 +1,51 @@
+#include <algorithm>
+#include <utility>
+
+#include "checkpoint/select/deadline.hpp"
+
+namespace pecan::checkpoint {
+
+std::vector<UnitIndex> select_auto(const ExpertGrid& grid,
+                                   const SelectionHistory& history,
+                                   const SelectionBudget& budget,
+                                   Step /*step*/) {
+  PECAN_EXPECTS(history.unsaved.size() == std::size_t(grid.num_units()));
+  std::vector<std::int64_t> load(std::size_t(grid.ep_size));
+  std::vector<int> chosen_of_layer(std::size_t(grid.num_layers));
+  std::vector<UnitIndex> selected;
+  const auto layer_of = [&](UnitIndex unit) { return int(grid.index(unit)) / grid.num_experts; };
+  const auto rank_of = [&](UnitIndex unit) {
+    return std::size_t(grid.ep_rank(int(grid.index(unit)) % grid.num_experts));
+  };
+  const auto take = [&](UnitIndex unit) {
+    load[rank_of(unit)] += grid.bytes_of(layer_of(unit));
+    ++chosen_of_layer[std::size_t(layer_of(unit))];
+    selected.push_back(unit);
+  };
+
+  std::int64_t a_layer = 0;  // bytes of one expert of every layer
+  for (int layer = 0; layer < grid.num_layers; ++layer) a_layer += grid.bytes_of(layer);
+  const std::int64_t hidden =
+      a_layer > 0 ? std::max<std::int64_t>(1, budget.rank_bytes * grid.ep_size / a_layer) : 1;
+  const int a_checkpoint = int(std::min<std::int64_t>(hidden, budget.experts));
+  std::vector<std::pair<std::int64_t, UnitIndex>> order;  // most tokens first, then lowest id
+  for (int layer = 0; layer < grid.num_layers; ++layer) {
+    const std::vector<UnitIndex> must = overdue(grid, history, budget, a_checkpoint, layer);
+    for (const UnitIndex unit : must) take(unit);
+    for (int expert = 0; expert < grid.num_experts; ++expert) {
+      const UnitIndex unit = grid.unit(layer, expert);
+      if (std::ranges::count(must, unit) == 0)
+        order.emplace_back(-history.unsaved[grid.index(unit)], unit);
+    }
+  }
+  std::ranges::sort(order);
+  for (const auto& [tokens, unit] : order) {
+    if (chosen_of_layer[std::size_t(layer_of(unit))] >= budget.experts) continue;
+    const bool fits = load[rank_of(unit)] + grid.bytes_of(layer_of(unit)) <= budget.rank_bytes;
+    if (fits || selected.empty()) take(unit);
+  }
+  std::ranges::sort(selected);
+  return selected;
+}
+
+}  // namespace pecan::checkpoint
