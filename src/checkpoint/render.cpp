@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
+#include <utility>
 
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
@@ -104,6 +105,28 @@ std::vector<std::string> all_problems(const RunReport& report) {
     }
   }
   return problems;
+}
+
+std::string state_of(const SegmentReport& segment) {
+  const char* const content = !segment.problem.empty() ? "damaged"
+                              : segment.committed      ? "whole"
+                                                       : "no snapshot";
+  return fmt::format("{}{}", content, segment.in_use ? ", in use" : "");
+}
+
+Json to_json(const SegmentReport& segment) {
+  const bool committed = segment.committed;
+  return {{"run_id", segment.run_id},
+          {"host", segment.host},
+          {"rank", segment.rank.value},
+          {"buffer", segment.buffer},
+          {"path", segment.path},
+          {"bytes", segment.num_bytes},
+          {"in_use", segment.in_use},
+          {"step", committed ? Json(segment.version.step.value) : Json(nullptr)},
+          {"incarnation", committed ? Json(segment.version.incarnation.value) : Json(nullptr)},
+          {"expert_units", segment.expert_units},
+          {"problem", segment.problem.empty() ? Json(nullptr) : Json(segment.problem)}};
 }
 
 }  // namespace
@@ -303,6 +326,49 @@ std::string render_verify(const RunReport& report, Format format) {
                             megabytes(bytes),
                             problems.empty() ? "every checksum is right"
                                              : fmt::format("{} problems", problems.size()));
+}
+
+std::string render_memory(const std::vector<SegmentReport>& reports, Format format) {
+  if (format == Format::kJson) {
+    Json list = Json::array();
+    for (const SegmentReport& segment : reports) list.push_back(to_json(segment));
+    return finish({{"segments", std::move(list)}});
+  }
+  std::string text = reports.empty() ? "no snapshots\n" : "", problems, run;
+  for (const SegmentReport& segment : reports) {
+    if (std::exchange(run, segment.run_id) != segment.run_id) {
+      text += fmt::format("run {}\n  {:<20} {:>5} {:>7} {:>6} {:>10} {:>8} {:>15}  state\n",
+                          run,
+                          "host",
+                          "rank",
+                          "buffer",
+                          "start",
+                          "step",
+                          "experts",
+                          "bytes");
+    }
+    const Version& version = segment.version;
+    text += fmt::format("  {:<20} {:>5} {:>7} {:>6} {:>10} {:>8} {:>12.3f} MB  {}\n",
+                        segment.host,
+                        segment.rank,
+                        segment.buffer,
+                        segment.committed ? fmt::to_string(version.incarnation.value + 1) : "-",
+                        segment.committed ? fmt::to_string(version.step.value) : "-",
+                        segment.committed ? fmt::to_string(segment.expert_units) : "-",
+                        megabytes(segment.num_bytes),
+                        state_of(segment));
+    if (!segment.problem.empty()) problems += "problem: " + segment.problem + "\n";
+  }
+  return text + problems;
+}
+
+std::string render_removal(const Removal& removal, Format format) {
+  if (format == Format::kJson)
+    return finish({{"removed", removal.removed}, {"left", removal.left}});
+  std::string text;
+  for (const std::string& path : removal.removed) text += "removed " + path + "\n";
+  for (const std::string& sentence : removal.left) text += "left " + sentence + "\n";
+  return text.empty() ? "no snapshots to remove\n" : text;
 }
 
 }  // namespace pecan::checkpoint

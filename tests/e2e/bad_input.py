@@ -129,6 +129,8 @@ def flags(t):
     t.add("flag: --world 0", USAGE, ["--world", "0", "--help"], t.plan(0))
     t.add("flag: an unknown view", USAGE, ["gaze", "summary", "--help"], t.inspect(lab.used, "gaze"))
     t.add("flag: show without a step", USAGE, ["STEP", "show"], t.inspect(lab.used, "show"))
+    t.add("flag: a run directory and --memory", USAGE, ["DIR", "--memory", "--help"], t.inspect(lab.used, "--memory"))
+    t.add("flag: --clean without --memory", USAGE, ["--clean", "--memory", "--help"], t.inspect(lab.used, "--clean", "all"))
     t.add("flag: no subcommand", USAGE, ["needs a command", "prepare", "--help"], t.data())
     for world, settings, texts in (
             (3, ["parallel.expert_model_parallel_size=3", "training.global_batch_size=3"],
@@ -238,6 +240,8 @@ def runs(t):
     t.add("resume: a path that is not there", CHECKPOINT, ["step-99", "; "],
           t.train("--resume", lab.used / "checkpoints/step-99", run_dir=lab.used))
     t.add("inspect: nothing there", CHECKPOINT, ["nothing", "; "], t.inspect(lab.folder / "nothing"))
+    t.add("inspect: no memory directory", CHECKPOINT, ["nothing", "checkpoint.memory_dir", "; "],
+          t.inspect("--memory", "--memory-dir", lab.folder / "nothing"))
     t.add("inspect: a step that is not there", CHECKPOINT, ["99", "; "], t.inspect(lab.used, "show", "99"))
     damaged("manifests of garbage", ["manifest of step-00000004", "checksum", "; bring"], every("*/manifest.json", lambda f: f.write_bytes(b"{garbage")))
     damaged("manifests cut", ["manifest of step-00000004", "checksum", "; bring"], every("*/manifest.json", lambda f: os.truncate(f, 200)))

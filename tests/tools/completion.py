@@ -40,7 +40,7 @@ def main():
                             (["--set", "model.num_l"], ["model.num_layers="])],
             "pecan-plan": [(["--wor"], ["--world"]), (["--set", "moe.num_e"], ["moe.num_experts="])],
             "pecan-data": [(["mer"], ["merge"]), (["samples", "--which", "va"], ["valid"])],
-            "pecan-inspect": [(["DIR", "cov"], ["coverage"])],
+            "pecan-inspect": [(["DIR", "cov"], ["coverage"]), (["--memory", "--cl"], ["--clean"])],
         }
         for words, expected in cases[program]:
             found = complete(script, program, words)

@@ -1,9 +1,10 @@
 #pragma once
-/// Text and JSON of a RunReport, one function a view of pecan-inspect (docs/formats/inspect.md).
+/// Text and JSON of what pecan-inspect finds, one function a view (docs/formats/inspect.md).
 
 #include <string>
 
 #include <pecan/checkpoint/inspect.hpp>
+#include <pecan/checkpoint/memory.hpp>
 
 namespace pecan::checkpoint {
 
@@ -21,5 +22,9 @@ enum class Format : std::uint8_t { kText, kJson };
 [[nodiscard]] std::string render_coverage(const RunReport& report, Format format);
 /// Every problem found.
 [[nodiscard]] std::string render_verify(const RunReport& report, Format format);
+/// A line a buffer of snapshots in memory, by run.
+[[nodiscard]] std::string render_memory(const std::vector<SegmentReport>& reports, Format format);
+/// What was removed and what was not.
+[[nodiscard]] std::string render_removal(const Removal& removal, Format format);
 
 }  // namespace pecan::checkpoint
