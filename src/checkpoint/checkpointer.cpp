@@ -165,12 +165,17 @@ struct Checkpointer::Impl {
 
     const SnapshotMemory reserved = plan_snapshot_memory(
         catalog, config, budget, has_full)[std::size_t(rank.value)];
-    remove_superseded_segments(config.memory_dir, identity.run_id, rank, catalog.world_size);
+    remove_superseded_segments(config.memory_dir,
+                               identity.run_id,
+                               rank,
+                               catalog.world_size,
+                               reserved.num_buffers > 1 ? reserved.num_buffers : 0);
     for (int b = 0; b < reserved.num_buffers; ++b) {
       buffers.emplace_back(catalog, binding, make_memory(reserved.num_buffers, b));
       buffers.back().reserve(b == 0 ? reserved.first : reserved.others, reserved.max_blocks);
     }
     generations.resize(buffers.size());
+    if (buffers.size() > 1) adopt(start.kept);
     if (has_full) use_all_buffers();
   }
 
@@ -194,6 +199,16 @@ struct Checkpointer::Impl {
     if (num_buffers == 1) return std::make_unique<PrivateMemory>();
     return std::make_unique<SegmentMemory>(
         config.memory_dir, SegmentName{identity.run_id, this_host(), rank, buffer});
+  }
+
+  void adopt(const std::vector<std::optional<Version>>& kept) {
+    std::array<int, TripleBuffer::kMaxBuffers> order{};
+    for (std::size_t b = 0; b < kept.size() && b < order.size(); ++b) {
+      if (!kept[b]) continue;
+      order[b] = 1 + int(std::ranges::count_if(
+                         kept, [&](const auto& other) { return other && *other < *kept[b]; }));
+    }
+    cycle.adopt(order);
   }
 
   void use_all_buffers() {

@@ -68,6 +68,14 @@ const std::vector<StoredBlock>& MemorySources::blocks(Version version,
   return of_item == of_version->second.end() ? kNone : of_item->second;
 }
 
+std::map<int, Version> MemorySources::buffers_of(Rank rank) const {
+  std::map<int, Version> buffers;
+  for (const StoredSegment& segment : segments_) {
+    if (segment.name.rank == rank) buffers[segment.name.buffer] = segment.header.version;
+  }
+  return buffers;
+}
+
 bool MemorySources::covers(Version version, const StateItem& item, Rank rank) const {
   const std::vector<StoredBlock>& stored = blocks(version, item.path());
   return std::ranges::all_of(item.blocks, [&](const StateBlock& part) {

@@ -38,6 +38,8 @@ class MemorySources {
   [[nodiscard]] const std::map<Version, Manifest>& headers() const { return headers_; }
   [[nodiscard]] const std::vector<StoredBlock>& blocks(Version version,
                                                        const std::string& item_path) const;
+  /// By buffer of `rank`, the version in it.
+  [[nodiscard]] std::map<int, Version> buffers_of(Rank rank) const;
   /// Whether all elements of all blocks of `item` that `rank` holds are here at `version`.
   [[nodiscard]] bool covers(Version version, const StateItem& item, Rank rank) const;
 

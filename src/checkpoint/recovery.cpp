@@ -21,6 +21,7 @@
 #include "checkpoint/memory_sources.hpp"
 #include "checkpoint/retention.hpp"
 #include "checkpoint/scan.hpp"
+#include "checkpoint/triple_buffer.hpp"
 
 namespace pecan::checkpoint {
 namespace {
@@ -589,8 +590,32 @@ class Recovery {
       const bool in_storage = stored != nullptr && stored->manifest.version == plan.recovery;
       recovered_.head = in_storage ? stored->manifest : headers_.at(plan.recovery);
       identity.lineage = recovered_.head->lineage;
+      keep_buffers();
     }
     identity.lineage.push_back(entry);
+  }
+
+  /// Buffers that hold the same version on all ranks, of the past of t*.
+  void keep_buffers() {
+    if (headers_.empty()) return;
+    constexpr std::size_t kBuffers = TripleBuffer::kMaxBuffers;
+    std::vector<std::int64_t> lowest(2 * kBuffers, -1);
+    for (const auto& [buffer, version] : memory_.buffers_of(exchange_.rank())) {
+      if (std::size_t(buffer) >= kBuffers || !headers_.contains(version) ||
+          version > recovered_.report.plan.recovery)
+        continue;
+      lowest[2 * std::size_t(buffer)] = version.incarnation.value;
+      lowest[2 * std::size_t(buffer) + 1] = version.step.value;
+    }
+    std::vector<std::int64_t> highest = lowest;
+    exchange_.reduce(lowest, comm::ReduceOp::kMin);
+    exchange_.reduce(highest, comm::ReduceOp::kMax);
+    recovered_.kept.resize(kBuffers);
+    for (std::size_t b = 0; b < kBuffers; ++b) {
+      const std::size_t at = 2 * b;
+      if (lowest[at] < 0 || lowest[at] != highest[at] || lowest[at + 1] != highest[at + 1]) continue;
+      recovered_.kept[b] = Version{Incarnation{std::int32_t(lowest[at])}, Step{lowest[at + 1]}};
+    }
   }
 
   /// Nothing if storage lacks a copy of something, so that the next checkpoint is full.

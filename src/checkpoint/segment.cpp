@@ -275,12 +275,14 @@ std::string this_host() {
 void remove_superseded_segments(const std::string& directory,
                                 const std::string& run_id,
                                 Rank rank,
-                                int world_size) {
+                                int world_size,
+                                int num_buffers) {
   std::error_code ignored;  // what stays costs memory and is listed by pecan-inspect --memory
   for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
     const auto name = SegmentName::parse(entry.path().filename().string());
     if (!name || name->run_id != run_id || name->host != this_host()) continue;
     if (name->rank.value % world_size != rank.value) continue;
+    if (name->rank == rank && name->buffer < num_buffers) continue;
     static_cast<void>(SharedMemory::remove_unless_in_use(entry.path().string()));
   }
 }
@@ -311,6 +313,28 @@ Segment::Segment(const std::string& directory,
                  memory.status().message,
                  hint_for(memory.status().code));
   memory_ = std::move(memory).value();
+}
+
+std::optional<Segment> Segment::adopt(const std::string& directory,
+                                      const SegmentName& name,
+                                      std::size_t payload_capacity,
+                                      std::size_t max_blocks) {
+  Result<SharedMemory> memory = SharedMemory::adopt(directory + "/" + name.file_name());
+  if (!memory.ok() || memory.value().bytes().size() < sizeof(HeaderBytes)) return {};
+  const std::span<const std::byte> file = memory.value().bytes();
+  HeaderBytes bytes{};
+  std::memcpy(bytes.data(), file.data(), bytes.size());
+  const Header words = from_bytes(bytes);
+  const std::uint64_t offset = words[kPayloadOffset];
+  if (words[kMagicWord] != kMagic || words[kVersionWord] != kSegmentVersion ||
+      offset % kPageBytes != 0 || offset < kPageBytes + description_capacity(max_blocks) ||
+      offset > file.size() || file.size() - offset < payload_capacity)
+    return {};
+  Segment segment;
+  segment.payload_offset_ = offset;
+  segment.payload_capacity_ = file.size() - offset;
+  segment.memory_ = std::move(memory).value();
+  return segment;
 }
 
 std::size_t Segment::file_bytes(std::size_t payload_capacity, std::size_t max_blocks) {

@@ -34,12 +34,14 @@ struct SegmentName {
 /// This node's name, fit for a SegmentName.
 [[nodiscard]] std::string this_host();
 
-/// Removes what earlier starts of a run have left on this node of `rank`, and of ranks that are no
-/// more among `world_size` and fall to this one, unless a process uses it.
+/// Removes what earlier starts of a run have left on this node, unless a process uses it: of `rank`
+/// all but its first `num_buffers` buffers, and all of ranks that are no more among `world_size`
+/// and fall to this one.
 void remove_superseded_segments(const std::string& directory,
                                 const std::string& run_id,
                                 Rank rank,
-                                int world_size);
+                                int world_size,
+                                int num_buffers);
 
 /// The entry that an index's list of files holds in memory: all of the payload.
 [[nodiscard]] FileEntry memory_file(Rank writer, std::uint64_t payload_bytes);
@@ -57,6 +59,12 @@ class Segment {
           const SegmentName& name,
           std::size_t payload_capacity,
           std::size_t max_blocks);
+  /// Takes over what an earlier start has left under this name, if it is large enough and nobody
+  /// holds it; what it holds stays until begin().
+  static std::optional<Segment> adopt(const std::string& directory,
+                                      const SegmentName& name,
+                                      std::size_t payload_capacity,
+                                      std::size_t max_blocks);
   /// Size of such a file. Pure.
   [[nodiscard]] static std::size_t file_bytes(std::size_t payload_capacity, std::size_t max_blocks);
 
@@ -77,6 +85,7 @@ class Segment {
   [[nodiscard]] const std::string& path() const { return memory_.path(); }
 
  private:
+  Segment() = default;
   SharedMemory memory_;
   std::size_t payload_offset_ = 0;
   std::size_t payload_capacity_ = 0;

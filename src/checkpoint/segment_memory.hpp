@@ -1,5 +1,5 @@
 #pragma once
-/// A snapshot buffer in a Segment, which survives the process.
+/// A snapshot buffer in a Segment, which survives the process and is taken over by the next.
 
 #include <memory>
 #include <optional>
@@ -18,8 +18,10 @@ class SegmentMemory final : public BufferMemory {
 
   std::span<std::byte> reserve(std::size_t num_bytes, std::size_t num_blocks) override {
     if (!segment_ || num_bytes > segment_->payload().size() || num_blocks > max_blocks_) {
+      const bool first = !segment_;
       segment_.reset();  // before the new one is made: memory may be short for both
-      segment_.emplace(directory_, name_, num_bytes, num_blocks);
+      if (first) segment_ = Segment::adopt(directory_, name_, num_bytes, num_blocks);
+      if (!segment_) segment_.emplace(directory_, name_, num_bytes, num_blocks);
       max_blocks_ = num_blocks;
     }
     return segment_->payload();

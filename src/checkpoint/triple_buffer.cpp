@@ -1,5 +1,7 @@
 #include "checkpoint/triple_buffer.hpp"
 
+#include <algorithm>
+
 #include <pecan/core/error.hpp>
 
 namespace pecan::checkpoint {
@@ -14,6 +16,15 @@ std::optional<int> TripleBuffer::find(Predicate predicate) const {
     if (predicate(buffers_[std::size_t(b)])) return b;
   }
   return {};
+}
+
+void TripleBuffer::adopt(const std::array<int, kMaxBuffers>& order) {
+  PECAN_EXPECTS(num_generations_ == 0);
+  for (std::size_t b = 0; b < order.size(); ++b) {
+    buffers_[b].generation = order[b];
+    buffers_[b].complete = order[b] > 0;
+    num_generations_ = std::max<std::int64_t>(num_generations_, order[b]);
+  }
 }
 
 std::optional<int> TripleBuffer::persisting() const {

@@ -55,6 +55,9 @@ class TripleBuffer {
   /// The kPersist buffer is whole in storage, or not.
   void end_persist(bool committed);
 
+  /// What an earlier start has left, by buffer in the order of time (1 oldest; 0: nothing): whole
+  /// generations, that of the recovery the newest. Before all else.
+  void adopt(const std::array<int, kMaxBuffers>& order);
   /// All buffers may be used from now on (they are too small for a full checkpoint, of which the
   /// first must be in storage before).
   void use_all() { num_buffers_ = kMaxBuffers; }

@@ -169,6 +169,30 @@ Result<SharedMemory> SharedMemory::create(const std::string& path, std::size_t n
   return failure(fmt::format("reserving {} bytes for", num_bytes), path, error);
 }
 
+Result<SharedMemory> SharedMemory::adopt(const std::string& path) {
+  SharedMemory memory;
+  memory.path_ = path;
+  memory.fd_ =
+      uninterrupted([&] { return ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW); });
+  if (memory.fd_ < 0) return failure("opening", path, errno);
+  if (uninterrupted([&] { return ::flock(memory.fd_, LOCK_EX | LOCK_NB); }) < 0) {
+    if (errno != EWOULDBLOCK) return failure("locking", path, errno);
+    return Status::failure(StatusCode::kExists,
+                           fmt::format("{} is held by another process; stop it first", path));
+  }
+  struct stat facts {};
+  if (::fstat(memory.fd_, &facts) < 0) return failure("asking for the size of", path, errno);
+  if (!is_at(memory.fd_, path) || facts.st_size <= 0)
+    return Status::failure(StatusCode::kNotFound, fmt::format("{} has been removed", path));
+  const auto num_bytes = std::size_t(facts.st_size);
+  void* const data = ::mmap(
+      nullptr, num_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, memory.fd_, 0);
+  if (data == MAP_FAILED) return failure("mapping", path, errno);
+  memory.data_ = static_cast<std::byte*>(data);
+  memory.size_ = num_bytes;
+  return memory;
+}
+
 Status SharedMemory::shrink(std::size_t num_bytes) {
   PECAN_EXPECTS(num_bytes > 0 && num_bytes <= size_);
   // Unmapped before the file ends there: a stray access is then a plain bug, not SIGBUS.

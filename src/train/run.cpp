@@ -197,6 +197,7 @@ class Trainer {
                             checkpoint::CheckpointerStart{
                                 recovered_->identity,
                                 recovered_->manifest,
+                                recovered_->kept,
                                 budget_,
                                 {state_.routed().begin(), state_.routed().end()},
                                 {}});

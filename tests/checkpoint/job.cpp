@@ -212,7 +212,7 @@ Job::Job(FileSystem& fs, const StateCatalog& catalog, const JobOptions& options,
       binding_,
       world.rank(),
       checkpoint::CheckpointerStart{
-          recovered_.identity, recovered_.manifest, {}, routed(), options.seconds});
+          recovered_.identity, recovered_.manifest, recovered_.kept, {}, routed(), options.seconds});
 }
 
 std::vector<std::int64_t> Job::routed() const {

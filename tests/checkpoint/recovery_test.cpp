@@ -1,4 +1,7 @@
 #include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <map>
 #include <set>
 
 #include <pecan/checkpoint/recovery.hpp>
@@ -512,5 +515,167 @@ TEST_CASE("a run continues the incarnation, run id and lineage of the one before
       CHECK(identity.lineage.back().parent == Version{Incarnation{start - 1}, Step{2 * start}});
     }
     job.train(2);
+  }
+}
+
+namespace {
+
+/// Steps of the restores by tier: "memory 8: 12, storage 4: 3".
+std::string sources_of(const RestorePlan& plan) {
+  std::map<std::pair<Tier, Step>, int> count;
+  for (const UnitRestore& restore : plan.restores) ++count[{restore.tier, restore.version.step}];
+  std::string text;
+  for (const auto& [key, number] : count) {
+    text += fmt::format("{}{} {}: {}",
+                        text.empty() ? "" : ", ",
+                        key.first == Tier::kMemory ? "memory" : "storage",
+                        key.second,
+                        number);
+  }
+  return text;
+}
+
+test::JobOptions with_memory(const std::string& directory) {
+  test::JobOptions options = job_options(1, 3);
+  options.checkpoint.save_interval = {4};
+  options.checkpoint.non_persistent_save_interval = {1};
+  options.checkpoint.memory_dir = directory;
+  options.checkpoint.async_save = true;
+  options.checkpoint.pec.experts_per_snapshot = 2;
+  return options;
+}
+
+/// Runs `steps` steps on all ranks and stops as a killed process would, without giving up memory.
+void train_and_die(FileSystem& fs,
+                   const StateCatalog& catalog,
+                   const test::JobOptions& options,
+                   int steps) {
+  comm::run_thread_group(catalog.world_size, [&](comm::Group& world) {
+    Job(fs, catalog, options, world).train(steps);
+  });
+}
+
+/// What each rank recovers.
+std::vector<RecoveryReport> recover_all(FileSystem& fs,
+                                        const StateCatalog& catalog,
+                                        const test::JobOptions& options,
+                                        std::vector<std::string>& differences) {
+  std::vector<RecoveryReport> reports(std::size_t(catalog.world_size));
+  differences.assign(reports.size(), "");
+  comm::run_thread_group(catalog.world_size, [&](comm::Group& world) {
+    const Job job(fs, catalog, options, world);
+    reports[std::size_t(world.rank().value)] = job.recovered().report;
+    differences[std::size_t(world.rank().value)] = job.difference();
+  });
+  return reports;
+}
+
+}  // namespace
+
+TEST_CASE("a run goes on from its newest snapshot in memory, experts from memory or storage",
+          "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 8, 2, 1});
+  const test::JobOptions options = with_memory(dir.path());
+  train_and_die(fs, catalog, options, 10);  // full 4, storage 8; memory 8, 9, 10
+  std::vector<std::string> differences;
+  const auto reports = recover_all(fs, catalog, options, differences);
+  for (const RecoveryReport& report : reports) {
+    CHECK(report.plan.recovery.step == Step{10});
+    CHECK(report.damages.empty());
+    // Three generations of two experts are in memory (2 groups each), of which 8's is in storage
+    // too; the others are from the full checkpoint. Three groups of non-expert state.
+    CHECK(sources_of(report.plan) == "storage 4: 4, memory 8: 4, memory 9: 4, memory 10: 7");
+  }
+  for (const std::string& difference : differences) CHECK(difference.empty());
+}
+
+TEST_CASE("after a recovery from memory storage goes on by itself", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({2, 4, 2, 2});
+  const test::JobOptions options = with_memory(dir.path());
+  train_and_die(fs, catalog, options, 7);  // full 4; memory up to 7
+  train_and_die(fs, catalog, options, 1);  // from 7 to 8, which is stored
+  std::filesystem::remove_all(dir.path());  // the nodes are lost
+  std::filesystem::create_directory(dir.path());
+  std::vector<std::string> differences;
+  const auto reports = recover_all(fs, catalog, options, differences);
+  CHECK(reports[0].plan.recovery == Version{Incarnation{1}, Step{8}});
+  CHECK(reports[0].damages.empty());
+  for (const std::string& difference : differences) CHECK(difference.empty());
+}
+
+TEST_CASE("a run that dies before its first checkpoint is stored goes on from memory",
+          "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  test::JobOptions options = with_memory(dir.path());
+  options.checkpoint.async_save = true;
+  {
+    const ExpectLog log;
+    test::FaultyFileSystem faulty(fs);
+    faulty.inject({test::Call::kRename,
+                   StatusCode::kNoSpace,
+                   1,
+                   true,
+                   "step-00000004",
+                   test::Effect::kFail,
+                   0});
+    train_and_die(faulty, catalog, options, 5);
+  }
+  std::vector<std::string> differences;
+  const auto reports = recover_all(fs, catalog, options, differences);
+  CHECK(reports[1].plan.recovery.step == Step{4});
+  for (const std::string& difference : differences) CHECK(difference.empty());
+  // Storage has nothing, so the next checkpoint is full.
+  train_and_die(fs, catalog, options, 4);
+  CHECK(load_checkpoint(fs, "run/checkpoints", "step-00000008").value().manifest.full);
+}
+
+TEST_CASE("damaged, foreign and missing memory is worked round", "[recovery]") {
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  for (const char* damage : {"flip", "remove", "truncate", "all"}) {
+    INFO(damage);
+    const test::TempDir dir;
+    MemoryFileSystem fs;
+    const test::JobOptions options = with_memory(dir.path());
+    train_and_die(fs, catalog, options, 11);  // storage 4, 8; memory 9, 10, 11
+    for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
+      const std::string path = entry.path().string();
+      if (damage != std::string("all") && path.find(".r00001.") == std::string::npos) continue;
+      if (damage == std::string("flip")) {
+        std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+        // The first byte of the payload (docs/formats/memory.md).
+        std::int64_t payload = 0;
+        file.seekg(40);
+        file.read(reinterpret_cast<char*>(&payload), sizeof(payload));
+        file.seekg(payload);
+        const char byte = char(file.get());
+        file.seekp(payload);
+        file.put(char(byte ^ 1));
+      } else if (damage == std::string("truncate")) {
+        std::filesystem::resize_file(path, std::filesystem::file_size(path) / 2);
+      } else {
+        std::filesystem::remove(path);
+      }
+    }
+    std::vector<std::string> differences;
+    const auto reports = recover_all(fs, catalog, options, differences);
+    for (const std::string& difference : differences) CHECK(difference.empty());
+    if (damage == std::string("all")) {
+      CHECK(reports[0].plan.recovery.step == Step{8});
+      CHECK(sources_of(reports[0].plan).find("memory") == std::string::npos);
+    } else {
+      // Rank 0's experts are newer in its memory than in storage, but not than t*.
+      CHECK(reports[0].plan.recovery.step == Step{8});
+    }
+    if (damage == std::string("flip")) {
+      CHECK(std::ranges::any_of(reports[0].damages, [](const std::string& text) {
+        return text.find("in memory cannot be used") != std::string::npos;
+      }));
+    }
   }
 }

@@ -70,6 +70,9 @@ struct CheckpointerStart {
   /// The manifest that recovery continued from, if any: its copies are the history of the
   /// selection, and its checkpoint counts as committed.
   std::optional<Manifest> recovered;
+  /// By buffer, the snapshot in memory that an earlier start has left whole on all ranks and that
+  /// is part of the run's past; it is given up only for newer ones.
+  std::vector<std::optional<Version>> kept;
   ExpertBudget budget;               ///< K in force; K = 0: as configured
   std::vector<std::int64_t> routed;  ///< StepFacts::routed so far
   std::function<double()> seconds;   ///< monotonic; empty: the steady clock

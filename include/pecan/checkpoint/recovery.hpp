@@ -71,6 +71,8 @@ struct Recovered {
   /// What storage counts on: the newest manifest up to t*, its copies those that were loaded or, for
   /// what came from memory, the newest ones in storage. None where storage has nothing.
   std::optional<Manifest> manifest;
+  /// By buffer, the snapshot that all ranks still hold in memory.
+  std::vector<std::optional<Version>> kept;
 };
 
 enum class ResumeMode : std::uint8_t {

@@ -23,6 +23,9 @@ class SharedMemory {
   /// old content. kNoSpace says wanted and free bytes; kPermission and kNotFound are about the
   /// directory.
   static Result<SharedMemory> create(const std::string& path, std::size_t num_bytes);
+  /// Takes over a file that an earlier process has left, with its content. kNotFound if there is
+  /// none, kExists if a process still holds it.
+  static Result<SharedMemory> adopt(const std::string& path);
   ~SharedMemory();
   SharedMemory(SharedMemory&& other) noexcept;
   SharedMemory& operator=(SharedMemory&& other) noexcept;
