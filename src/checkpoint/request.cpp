@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "checkpoint/segment.hpp"
 #include "checkpoint/snapshot.hpp"
 #include "checkpoint/triple_buffer.hpp"
 
@@ -137,6 +138,13 @@ SaveRequest full_request(const ExpertGrid& grid,
 
 SaveRequest partial_request(const SelectionSettings& settings, std::vector<UnitIndex> units) {
   return {std::move(units), settings.always_saved, {}, settings.sharding};
+}
+
+std::uint64_t memory_dir_bytes(const SnapshotMemory& memory) {
+  if (memory.num_buffers == 1) return 0;
+  return Segment::file_bytes(memory.first, memory.max_blocks) +
+         std::uint64_t(memory.num_buffers - 1) *
+             Segment::file_bytes(memory.others, memory.max_blocks);
 }
 
 std::vector<SnapshotMemory> plan_snapshot_memory(const StateCatalog& catalog,

@@ -134,7 +134,8 @@ void MetricsWriter::write(const checkpoint::Recovered& recovered,
     stale.push_back({{"unit", catalog.units[std::size_t(restore.unit.value)].name},
                      {"group", name_of(restore.group)},
                      {"step", restore.version.step.value},
-                     {"from", restore.directory}});
+                     {"from",
+                      restore.tier == checkpoint::Tier::kMemory ? "memory" : restore.directory}});
   }
   impl_->write({{"kind", "recovery"},
                 {"incarnation", recovered.identity.incarnation.value},

@@ -2,6 +2,7 @@
 
 #include <map>
 #include <ostream>
+#include <set>
 
 #include <fmt/ranges.h>
 
@@ -79,7 +80,9 @@ std::string describe(const checkpoint::Recovered& recovered,
                   plan.recovery.step);
   // Experts by the step they come from; a unit whose role groups differ counts with its oldest.
   std::map<UnitIndex, checkpoint::Version> oldest;
+  std::set<UnitIndex> in_memory;
   for (const checkpoint::UnitRestore& restore : plan.restores) {
+    if (restore.tier == checkpoint::Tier::kMemory) in_memory.insert(restore.unit);
     if (!catalog.units[std::size_t(restore.unit.value)].is_expert()) continue;
     const auto [it, added] = oldest.try_emplace(restore.unit, restore.version);
     if (!added) it->second = std::min(it->second, restore.version);
@@ -101,6 +104,12 @@ std::string describe(const checkpoint::Recovered& recovered,
     for (const auto& [layer, experts] : layers)
       text += fmt::format(" layer {}: {};", layer, fmt::join(experts, ","));
     text.back() = '\n';
+  }
+  if (!in_memory.empty()) {
+    const std::size_t experts = in_memory.size() - in_memory.count(UnitIndex{0});
+    text += fmt::format("  from memory: {} experts{}; the rest from storage\n",
+                        experts,
+                        in_memory.contains(UnitIndex{0}) ? " and all non-expert state" : "");
   }
   if (weights.rounded_units > 0) {
     text += fmt::format(

@@ -7,6 +7,7 @@
 #include <ostream>
 #include <thread>
 
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include <pecan/core/log.hpp>
@@ -18,6 +19,7 @@
 #include <pecan/optim/schedule.hpp>
 
 #include <pecan/checkpoint/checkpointer.hpp>
+#include <pecan/checkpoint/memory.hpp>
 
 #include <pecan/train/metrics.hpp>
 #include <pecan/train/placement.hpp>
@@ -86,6 +88,7 @@ class Trainer {
           comm::Group& world,
           Context& ctx,
           const TrainPlan& plan,
+          int ranks_here,
           model::Activations& activations)
       : config_(config),
         options_(options),
@@ -93,6 +96,7 @@ class Trainer {
         world_(world),
         ctx_(ctx),
         plan_(plan),
+        ranks_here_(ranks_here),
         position_(parallel::position_of(plan.mesh, world.rank())),
         groups_(parallel::make_groups(plan.mesh, world, plan.dims.kv_replicas())),
         state_(ctx.device, plan, world.rank()),
@@ -188,6 +192,7 @@ class Trainer {
     }
     gather_.start(ctx_);
     if (!config_.checkpoint.save_interval.never()) {
+      check_snapshot_memory();
       checkpointer_.emplace(fs_,
                             options_.run_directory,
                             config_.checkpoint,
@@ -202,6 +207,36 @@ class Trainer {
                                 {state_.routed().begin(), state_.routed().end()},
                                 {}});
     }
+  }
+
+  /// Refuses memory directories that are unfit before anything is reserved in them. Collective.
+  void check_snapshot_memory() {
+    if (config_.checkpoint.non_persistent_save_interval.never()) return;
+    std::uint64_t largest = 0;
+    for (const checkpoint::SnapshotMemory& rank :
+         checkpoint::plan_snapshot_memory(plan_.catalog,
+                                          config_.checkpoint,
+                                          budget_,
+                                          recovered_->manifest.has_value()))
+      largest = std::max(largest, checkpoint::memory_dir_bytes(rank));
+    const checkpoint::MemoryCheck found =
+        checkpoint::check_memory_directory(config_.checkpoint.memory_dir,
+                                           largest * std::uint64_t(ranks_here_),
+                                           recovered_->identity.run_id);
+    if (is_root()) {
+      for (const std::string& warning : found.warnings) PECAN_LOG(kWarn, "[train] {}", warning);
+    }
+    std::int64_t first_unfit = found.errors.empty() ? world_.size() : world_.rank().value;
+    world_
+        .all_reduce(ctx_,
+                    view_of(std::span(&first_unfit, 1)),
+                    ReduceOp::kMin,
+                    {Purpose::kCheckpointVote})
+        .wait();
+    if (first_unfit == world_.size()) return;
+    PECAN_VALIDATE(found.errors.empty(), CheckpointError, "{}", fmt::join(found.errors, "; "));
+    throw CheckpointError(fmt::format(
+        "the node of rank {} cannot hold snapshots in memory; its message says why", first_unfit));
   }
 
   /// Experts a checkpoint from here on, after a recovery that lost `plt`.
@@ -566,6 +601,7 @@ class Trainer {
   comm::Group& world_;
   Context& ctx_;
   const TrainPlan& plan_;
+  int ranks_here_;  ///< on this node
   parallel::MeshPosition position_;
   parallel::MeshGroups groups_;
   TrainState state_;
@@ -621,7 +657,7 @@ ExitCode run(const config::Config& config,
   device::Arena arena(device::cpu(), memory.activations);
   Context ctx{device::cpu(), stream, workspace, placement.threads};
   model::Activations activations = model::Activations::plan(plan.dims, arena);
-  Trainer trainer(config, options, fs, world, ctx, plan, activations);
+  Trainer trainer(config, options, fs, world, ctx, plan, placement.ranks_here, activations);
   return trainer.run();
 }
 

@@ -89,6 +89,9 @@ struct SnapshotMemory {
   }
 };
 
+/// Bytes that the buffers of one rank take in checkpoint.memory_dir; 0 without snapshots there.
+[[nodiscard]] std::uint64_t memory_dir_bytes(const SnapshotMemory& memory);
+
 /// What each rank reserves: one buffer, or with snapshots in memory three. The first is for a full
 /// checkpoint, unless the run has one already. For policies that follow tokens, the largest of the
 /// selections that fall on one expert-parallel rank alone. `budget`: K in force. Pure.
