@@ -147,6 +147,7 @@ struct Checkpointer::Impl {
         fingerprint(catalog.model_fingerprint()),
         cycle(1),
         seconds(start.seconds ? std::move(start.seconds) : steady_seconds),
+        on_phase(std::move(start.on_phase)),
         retention(
             fs, root, {config.keep_latest_k, config.save_retain_interval, config.fallback_copies}) {
     if (budget.checkpoint == 0) {
@@ -253,6 +254,10 @@ struct Checkpointer::Impl {
                        : SavePlan{};
   }
 
+  void pass(SavePhase phase_of_save, Step step) const {
+    if (on_phase) on_phase(phase_of_save, step);
+  }
+
   // ---- snapshots
 
   /// Starts a snapshot in a free buffer; returns the stall, or nothing if there is none.
@@ -303,6 +308,7 @@ struct Checkpointer::Impl {
     const Generation& save = *generations[buffer];
     const auto begin = Clock::now();
     std::int64_t num_bytes = 0;
+    pass(SavePhase::kSnapshot, save.facts.step);
     Status status = guarded([&] {
       num_bytes = std::int64_t(buffers[buffer].copy(MutatedIn::kUpdate));
       return Status{};
@@ -374,6 +380,7 @@ struct Checkpointer::Impl {
     const auto begin = Clock::now();
     std::int64_t num_bytes = 0;
     Status status = copied;
+    pass(SavePhase::kPersist, save.facts.step);
     if (status.ok()) {
       status = guarded([&] {
         const Result<std::int64_t> written = write_part(
@@ -382,6 +389,7 @@ struct Checkpointer::Impl {
         return written.status();
       });
     }
+    pass(SavePhase::kVote, save.facts.step);
     const std::lock_guard lock(mutex);
     outcome.written = true;
     outcome.write = status;
@@ -398,10 +406,14 @@ struct Checkpointer::Impl {
     if (all_written) {
       status = guarded([&] {
         Result<Manifest> manifest = commit_checkpoint(
-            fs, root, catalog, save.persist, std::move(header), copies, [&] { return permitted(); });
+            fs, root, catalog, save.persist, std::move(header), copies, [&] {
+              pass(SavePhase::kCommit, save.facts.step);
+              return permitted();
+            });
         if (manifest.ok()) copies = std::move(manifest).value().copies;
         return manifest.status();
       });
+      pass(SavePhase::kCommitted, save.facts.step);
     }
     if (!all_written || !status.ok()) {
       // What cannot be removed now is swept after a later recovery; the failure is reported anyway.
@@ -445,7 +457,8 @@ struct Checkpointer::Impl {
   }
 
   /// Keeper thread.
-  void sweep() {
+  void sweep(Step committed) {
+    pass(SavePhase::kRetention, committed);
     const Status status = guarded([&] { return retention.sweep(); });
     if (!status.ok()) {
       PECAN_LOG(kWarn,
@@ -582,6 +595,7 @@ struct Checkpointer::Impl {
   std::vector<SaveRecord> records;
   double forward_backward_ms = 0;
   std::function<double()> seconds;
+  std::function<void(SavePhase, Step)> on_phase;
   mutable double snapshot_at = 0;  ///< by this rank's clock
   mutable double storage_at = 0;
   std::vector<Snapshot> buffers;
@@ -596,6 +610,24 @@ struct Checkpointer::Impl {
   Worker writer{kWriterNiceness};
   Worker copier;  ///< last: it uses all the others
 };
+
+std::string_view name_of(SavePhase phase) {
+  switch (phase) {
+    case SavePhase::kSnapshot:
+      return "snapshot";
+    case SavePhase::kPersist:
+      return "persist";
+    case SavePhase::kVote:
+      return "vote";
+    case SavePhase::kCommit:
+      return "commit";
+    case SavePhase::kCommitted:
+      return "committed";
+    case SavePhase::kRetention:
+      return "retention";
+  }
+  return "unknown";
+}
 
 Checkpointer::Checkpointer(FileSystem& fs,
                            std::string run_directory,
@@ -659,7 +691,8 @@ void Checkpointer::observe(const Vote& reduced) {
   // finds all of them agreed on it, so what it supersedes may go.
   if (me.sweep_due && reduced[kSeen] >= me.last_seen) {
     me.sweep_due = false;
-    if (me.rank.value == 0) me.keeper.post([&me] { me.sweep(); });
+    if (me.rank.value == 0)
+      me.keeper.post([&me, committed = *me.last_committed] { me.sweep(committed); });
   }
   if (me.cycle.filling() && reduced[kCopied] == me.num_started) {
     me.end_snapshot(reduced[kWhole] == 1);

@@ -112,13 +112,13 @@ SelectionSettings selection_settings(const config::CheckpointConfig& config,
                experts_of(budget.snapshot,
                           config.pec.experts_per_snapshot > 0 ? config.pec.experts_per_snapshot
                                                               : settings.storage.experts));
-  const int max_age = config.pec.max_expert_age;
-  const auto age_of = [&](int experts) {
-    return max_age > 0 ? max_age
-                       : default_max_age(config.pec.selection, grid.num_experts, experts);
-  };
-  settings.storage.max_age = age_of(settings.storage.experts);
-  settings.memory.max_age = age_of(settings.memory.experts);
+  // `auto` finds its limit by what fits into a checkpoint.
+  const bool by_tokens = config.pec.selection == "load_aware";
+  for (SelectionBudget* level : {&settings.storage, &settings.memory}) {
+    level->max_age = config.pec.max_expert_age > 0 || !by_tokens
+                         ? config.pec.max_expert_age
+                         : default_max_age(grid.num_experts, level->experts);
+  }
   settings.always_saved = always_saved_groups(config.pec.always_saved);
   settings.sharding = config.pec.sharding;
   return settings;
@@ -130,8 +130,12 @@ SaveRequest full_request(const ExpertGrid& grid,
                          Step step) {
   SaveRequest request{{}, settings.always_saved, {}, settings.sharding};
   for (int unit = 1; unit <= grid.num_units(); ++unit) request.units.push_back(UnitIndex{unit});
-  if (settings.partial(grid)) {
+  if (!settings.partial(grid)) return request;
+  if (settings.policy == select_sequential) {
     request.slots = rotation_slots(grid, settings.policy, settings.storage, first_budget, step);
+  } else {
+    // What comes next follows tokens that are not there yet: a file an expert.
+    for (int unit = 0; unit < grid.num_units(); ++unit) request.slots.push_back(unit);
   }
   return request;
 }

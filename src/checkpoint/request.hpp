@@ -28,7 +28,8 @@ struct SelectionSettings {
                                                    const ExpertGrid& grid,
                                                    const ExpertBudget& budget);
 
-/// A full checkpoint at `step`, cut into a file for each checkpoint of the rotation that follows.
+/// A full checkpoint at `step`, cut into a file for each checkpoint of the rotation that follows, or
+/// for each expert where no rotation is known.
 [[nodiscard]] SaveRequest full_request(const ExpertGrid& grid,
                                        const SelectionSettings& settings,
                                        int first_budget,

@@ -90,9 +90,10 @@ SelectFunction selection_policy(std::string_view name) {
   return found->function;
 }
 
-int default_max_age(std::string_view policy, int num_experts, int experts) {
-  if (policy == "auto") return 2 * num_experts;  // how many a checkpoint holds is known later
-  return experts > 0 ? 2 * ((num_experts + experts - 1) / experts) : 0;
+int default_max_age(int num_experts, int experts) {
+  if (experts <= 0) return 0;
+  const int rotation = (num_experts + experts - 1) / experts;
+  return std::max({1, rotation - 1, 5 * num_experts / (4 * experts) - 1});
 }
 
 LevelSelection select_levels(const ExpertGrid& grid,

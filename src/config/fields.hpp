@@ -425,8 +425,8 @@ void visit(PecConfig& c, Field&& field) {
   field("max_expert_age",
         c.max_expert_age,
         at_least(0),
-        "checkpoints after which `load_aware` and `auto` save an expert whatever its tokens; 0: "
-        "twice as many as a rotation takes (for `auto` one expert at a time)");
+        "checkpoints that an expert may miss in a row, whatever `load_aware` and `auto` prefer; "
+        "larger ones keep more files; 0: as many as keep the files below 1.25 times all experts");
   field(
       "always_saved",
       c.always_saved,
@@ -496,6 +496,10 @@ void visit(FaultConfig& c, Field&& field) {
         at_least(0),
         "for tests and demonstrations: SIGKILL to `kill_rank` when this step begins; 0: never");
   field("kill_rank", c.kill_rank, at_least(0), "the rank to kill");
+  field("kill_in_phase",
+        c.kill_in_phase,
+        Choice{{"", "snapshot", "persist", "vote", "commit", "committed", "retention"}},
+        "not when `kill_at_step` begins but in this phase of its checkpoint (docs/recovery.md)");
   field("kill_in_start",
         c.kill_in_start,
         at_least(0),

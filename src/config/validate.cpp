@@ -394,6 +394,17 @@ void check_selection(const Config& config) {
                  "every expert in turn; leave it out, or choose load_aware or auto",
                  pec.max_expert_age,
                  pec.selection);
+  const int rotation =
+      experts > 0 ? (experts + pec.experts_per_checkpoint - 1) / pec.experts_per_checkpoint : 0;
+  PECAN_VALIDATE(pec.max_expert_age == 0 || pec.max_expert_age >= rotation - 1,
+                 ConfigError,
+                 "checkpoint.pec.max_expert_age={} cannot be kept: {} experts, {} a checkpoint, take "
+                 "{} checkpoints; use at least {}",
+                 pec.max_expert_age,
+                 experts,
+                 pec.experts_per_checkpoint,
+                 rotation,
+                 rotation - 1);
   PECAN_VALIDATE(!pec.dynamic_k || pec.experts_per_checkpoint < experts,
                  ConfigError,
                  "checkpoint.pec.dynamic_k=true cannot raise experts_per_checkpoint={} of {} "
@@ -404,6 +415,21 @@ void check_selection(const Config& config) {
                  ConfigError,
                  "checkpoint.pec.dynamic_k=true sets the number of experts, which selection=auto "
                  "chooses by itself; use sequential or load_aware");
+}
+
+void check_fault(const Config& config) {
+  const FaultConfig& fault = config.fault;
+  PECAN_VALIDATE(fault.kill_in_phase.empty() || fault.kill_at_step > 0,
+                 ConfigError,
+                 "fault.kill_in_phase={} needs fault.kill_at_step: the step whose save it is",
+                 fault.kill_in_phase);
+  const bool rank0 = fault.kill_in_phase == "commit" || fault.kill_in_phase == "committed" ||
+                     fault.kill_in_phase == "retention";
+  PECAN_VALIDATE(!rank0 || fault.kill_rank == 0,
+                 ConfigError,
+                 "fault.kill_in_phase={} happens on rank 0 alone, but fault.kill_rank={}; use 0",
+                 fault.kill_in_phase,
+                 fault.kill_rank);
 }
 
 void check_memory_level(const Config& config) {
@@ -513,6 +539,7 @@ void resolve(Config& config) {
   check_checkpoint(config);
   check_selection(config);
   check_memory_level(config);
+  check_fault(config);
 }
 
 }  // namespace detail

@@ -126,7 +126,7 @@ class Trainer {
                       config_.training.train_iters,
                       config_.logging.log_interval);
     while (step_ < config_.training.train_iters) {
-      inject_fault();
+      inject_fault("", step_ + 1);
       const StepRecord record = step();
       if (is_root()) {
         metrics_->write(record);
@@ -205,7 +205,10 @@ class Trainer {
                                 recovered_->kept,
                                 budget_,
                                 {state_.routed().begin(), state_.routed().end()},
-                                {}});
+                                {},
+                                [this](checkpoint::SavePhase phase, Step step) {
+                                  inject_fault(checkpoint::name_of(phase), step.value);
+                                }});
     }
   }
 
@@ -263,8 +266,10 @@ class Trainer {
     PECAN_VALIDATE(status.ok(), CheckpointError, "{}", status.message);
   }
 
-  void inject_fault() {
-    if (config_.fault.kill_at_step > 0 && step_ + 1 == config_.fault.kill_at_step &&
+  /// Kills this process if the configuration wants it here.
+  void inject_fault(std::string_view phase, std::int64_t step) const {
+    if (config_.fault.kill_at_step > 0 && step == config_.fault.kill_at_step &&
+        phase == config_.fault.kill_in_phase &&
         recovered_->identity.incarnation.value == config_.fault.kill_in_start &&
         world_.rank().value == config_.fault.kill_rank) {
       std::raise(SIGKILL);

@@ -136,9 +136,16 @@ TEST_CASE("kept bytes stay within the promised multiple of a full checkpoint", "
     int fallback_copies;
     double limit;
     std::vector<std::string> always_saved;
+    const char* policy = "sequential";
+    int steps = 13;
   };
-  for (const Case& one :
-       {Case{0, 1.5, {}}, Case{1, 2.5, {}}, Case{0, 1.5, {"weight"}}, Case{1, 2.5, {"weight"}}}) {
+  for (const Case& one : {Case{0, 1.5, {}},
+                          Case{1, 2.5, {}},
+                          Case{0, 1.5, {"weight"}},
+                          Case{1, 2.5, {"weight"}},
+                          Case{0, 1.5, {}, "load_aware", 60},
+                          Case{1, 2.5, {}, "load_aware", 60},
+                          Case{0, 1.5, {"weight"}, "auto", 60}}) {
     for (const int budget : {2, 3, 8}) {
       MemoryFileSystem fs;
       const StateCatalog catalog = make_catalog({2, 8, 2, 1});
@@ -148,8 +155,10 @@ TEST_CASE("kept bytes stay within the promised multiple of a full checkpoint", "
       comm::run_thread_group(2, [&](comm::Group& world) {
         test::JobOptions options = job_options(budget, one.fallback_copies);
         options.checkpoint.pec.always_saved = one.always_saved;
+        options.checkpoint.pec.selection = one.policy;
+        options.slots_a_step = {9, 8, 7, 3, 1, 1, 0, 0, 1, 0, 90, 0, 2, 3, 90, 1};
         Job job(fs, catalog, options, world);
-        for (int step = 1; step <= 13; ++step) {
+        for (int step = 1; step <= one.steps; ++step) {
           job.train(1);
           if (world.rank().value != 0) continue;
           const auto checkpoints = stored(fs);
@@ -165,9 +174,31 @@ TEST_CASE("kept bytes stay within the promised multiple of a full checkpoint", "
           }
         }
       });
-      INFO("K " << budget << ", fallback copies " << one.fallback_copies);
+      INFO(one.policy << ", K " << budget << ", fallback copies " << one.fallback_copies);
       CHECK(violations == std::vector<std::string>{});
     }
+  }
+}
+
+TEST_CASE("after 200 checkpoints a directory is as large as promised", "[retention]") {
+  for (const char* policy : {"sequential", "load_aware", "auto"}) {
+    MemoryFileSystem fs;
+    const StateCatalog catalog = make_catalog({1, 8, 1, 1});
+    std::size_t full_bytes = 0;
+    for (const StateItem& item : catalog.items) full_bytes += item.num_bytes();
+    const auto world = comm::make_self_group();
+    test::JobOptions options = job_options(1, 0);
+    options.checkpoint.pec.selection = policy;
+    options.slots_a_step = {50, 9, 8, 7, 3, 1, 0, 0};
+    Job job(fs, catalog, options, *world);
+    std::size_t most = 0;
+    for (int i = 0; i < 200; ++i) {
+      job.train(1);
+      most = std::max(most, kept_bytes(stored(fs)));
+    }
+    INFO(policy << ": " << double(most) / double(full_bytes));
+    CHECK(double(most) <= 1.5 * double(full_bytes));
+    CHECK(job.newest_committed() == Step{200});
   }
 }
 

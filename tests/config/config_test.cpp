@@ -160,7 +160,7 @@ TEST_CASE("dump_config prints every key and reads back as the same configuration
     CHECK(dump.find(" " + key + ":") != std::string::npos);
     ++num_keys;
   }
-  CHECK(num_keys == 106);
+  CHECK(num_keys == 107);
 }
 
 TEST_CASE("docs/configuration.md holds the reference of every key", "[config]") {
@@ -430,6 +430,15 @@ TEST_CASE("intervals are steps or seconds", "[config]") {
   }
 }
 
+TEST_CASE("faults that cannot happen are refused", "[config]") {
+  CHECK(refusal("fault: {kill_at_step: 4, kill_in_phase: vote, kill_rank: 1}").empty());
+  CHECK_THAT(refusal("fault: {kill_in_phase: vote}"), Catch::Contains("needs fault.kill_at_step"));
+  CHECK_THAT(refusal("fault: {kill_at_step: 4, kill_in_phase: commit, kill_rank: 1}"),
+             Catch::Contains("on rank 0 alone"));
+  CHECK_THAT(refusal("fault: {kill_at_step: 4, kill_in_phase: lunch}"),
+             Catch::Contains("is not a known value"));
+}
+
 TEST_CASE("settings of partial checkpoints that contradict each other are refused", "[config]") {
   const auto refused = [](const std::string& checkpoint, const std::string& rest = "") {
     return refusal("moe: {num_experts: 8}\ncheckpoint: {" + checkpoint + "}\n" + rest);
@@ -456,6 +465,9 @@ TEST_CASE("settings of partial checkpoints that contradict each other are refuse
            Case{memory + "memory_dir: ''", "", "memory_dir is empty"},
            Case{"pec: {selection: full, experts_per_checkpoint: 2}", "", "saves all 8 experts"},
            Case{"pec: {experts_per_checkpoint: 2, max_expert_age: 4}", "", "has no effect"},
+           Case{"pec: {experts_per_checkpoint: 2, selection: load_aware, max_expert_age: 2}",
+                "",
+                "take 4 checkpoints; use at least 3"},
            Case{"pec: {dynamic_k: true}", "", "cannot raise experts_per_checkpoint=8"},
            Case{"pec: {experts_per_checkpoint: 2, selection: auto, dynamic_k: true}",
                 "",

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <pecan/core/file_system.hpp>
@@ -64,6 +65,17 @@ struct StepFacts {
   double forward_backward_ms = 0;  ///< of this rank, what a snapshot may hide under; 0: unknown
 };
 
+/// Moments of a save that a failure may strike in.
+enum class SavePhase : std::uint8_t {
+  kSnapshot,   ///< parameters and moments are about to be copied
+  kPersist,    ///< files are about to be written
+  kVote,       ///< this rank's part is durable, and the others do not know yet
+  kCommit,     ///< rank 0: the manifest is durable, the directory not yet renamed
+  kCommitted,  ///< rank 0: renamed, and the others do not know yet
+  kRetention   ///< rank 0: what the checkpoint supersedes is about to be swept
+};
+[[nodiscard]] std::string_view name_of(SavePhase phase);
+
 /// What a Checkpointer continues from. The clock is for tests.
 struct CheckpointerStart {
   RunIdentity identity;
@@ -76,6 +88,8 @@ struct CheckpointerStart {
   ExpertBudget budget;               ///< K in force; K = 0: as configured
   std::vector<std::int64_t> routed;  ///< StepFacts::routed so far
   std::function<double()> seconds;   ///< monotonic; empty: the steady clock
+  /// Called in each phase with the save's step, from any thread; for injected faults.
+  std::function<void(SavePhase, Step)> on_phase = {};
 };
 
 /// Host memory for snapshots of one rank, in bytes.

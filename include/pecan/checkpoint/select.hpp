@@ -90,7 +90,8 @@ using SelectFunction = std::vector<UnitIndex> (*)(const ExpertGrid& grid,
 
 /// Experts of any layer, most unsaved token slots first, as many as fit into rank_bytes of each
 /// expert-parallel rank, at most K of each layer and at least one in all; besides those that must
-/// be saved now so that none misses more than max_age checkpoints.
+/// be saved now so that none misses more than max_age checkpoints (0: default_max_age of as many as
+/// fit).
 /// Source: MoC section 5.3 (adaptive configuration), which sets one K for all layers.
 [[nodiscard]] std::vector<UnitIndex> select_auto(const ExpertGrid& grid,
                                                  const SelectionHistory& history,
@@ -100,8 +101,10 @@ using SelectFunction = std::vector<UnitIndex> (*)(const ExpertGrid& grid,
 /// The policy of `checkpoint.pec.selection`; ConfigError for an unknown name.
 [[nodiscard]] SelectFunction selection_policy(std::string_view name);
 
-/// What `checkpoint.pec.max_expert_age` = 0 stands for.
-[[nodiscard]] int default_max_age(std::string_view policy, int num_experts, int experts);
+/// What `checkpoint.pec.max_expert_age` = 0 stands for: the largest with which kept files hold at
+/// most 1.25 times all experts (2.5 times with a fallback copy). A file of K experts stays until the
+/// last of them is superseded, so the files of max_age + 1 checkpoints stay, each of K/N of all.
+[[nodiscard]] int default_max_age(int num_experts, int experts);
 
 /// Experts for a snapshot in memory: those that `policy` chooses for storage (if it is to be
 /// persisted), filled up to `budget.experts` of each layer by what it would choose for memory.

@@ -192,6 +192,7 @@ struct FaultConfig {
   std::int64_t kill_at_step =
       0;  ///< tests and demonstrations: SIGKILL to kill_rank when this step begins; 0: never
   int kill_rank = 0;
+  std::string kill_in_phase;  ///< of the save of kill_at_step; empty: when that step begins
   int kill_in_start = 0;  ///< the start (incarnation) of the run in which that happens
   bool operator==(const FaultConfig&) const = default;
 };

@@ -28,9 +28,11 @@ std::vector<UnitIndex> select_auto(const ExpertGrid& grid,
   const std::int64_t hidden =
       a_layer > 0 ? std::max<std::int64_t>(1, budget.rank_bytes * grid.ep_size / a_layer) : 1;
   const int a_checkpoint = int(std::min<std::int64_t>(hidden, budget.experts));
+  SelectionBudget limit = budget;
+  if (limit.max_age == 0) limit.max_age = default_max_age(grid.num_experts, a_checkpoint);
   std::vector<std::pair<std::int64_t, UnitIndex>> order;  // most tokens first, then lowest id
   for (int layer = 0; layer < grid.num_layers; ++layer) {
-    const std::vector<UnitIndex> must = overdue(grid, history, budget, a_checkpoint, layer);
+    const std::vector<UnitIndex> must = overdue(grid, history, limit, a_checkpoint, layer);
     for (const UnitIndex unit : must) take(unit);
     for (int expert = 0; expert < grid.num_experts; ++expert) {
       const UnitIndex unit = grid.unit(layer, expert);
