@@ -1,7 +1,9 @@
 #include "checkpoint/persist.hpp"
 
 #include <algorithm>
+#include <deque>
 #include <map>
+#include <memory>
 #include <optional>
 #include <unordered_map>
 #include <utility>
@@ -22,33 +24,58 @@ Status write_synced(FileSystem& fs, const std::string& path, const std::string& 
   return status.ok() ? file.value()->sync() : status;
 }
 
-/// One file of the rank, closed and durable.
-Result<FileEntry> write_shard(FileSystem& fs,
-                              const std::string& directory,
-                              const StateCatalog& catalog,
-                              const SavePlan& plan,
-                              const Snapshot& snapshot,
-                              int slot,
-                              const std::vector<const SnapshotBlock*>& blocks,
-                              RankIndex& index) {
-  FileEntry file{shard_name(index.rank, slot, plan),
-                 slot == kStateSlot ? FileKind::kState : FileKind::kExperts,
-                 index.rank,
-                 {}};
-  ShardWriter writer(fs, directory + "/" + file.name);
-  if (Status status = writer.open(); !status.ok()) return status;
+/// Files of the rank that are written and not yet durable: the device has time for them while the
+/// next are written.
+class OpenShards {
+ public:
+  explicit OpenShards(RankIndex& index) : index_(index) {}
+  Status add(std::unique_ptr<ShardWriter> writer, int file) {
+    open_.emplace_back(std::move(writer), file);
+    return open_.size() > kMostOpen ? finish_oldest() : Status{};
+  }
+  Status finish() {
+    while (!open_.empty()) {
+      if (Status status = finish_oldest(); !status.ok()) return status;
+    }
+    return {};
+  }
+
+ private:
+  static constexpr std::size_t kMostOpen = 8;
+
+  Status finish_oldest() {
+    // Synced here: a crash after the commit must not find a manifest that names bytes never
+    // written.
+    const Result<FileDigest> digest = open_.front().first->finish();
+    if (!digest.ok()) return digest.status();
+    index_.files[std::size_t(open_.front().second)].digest = digest.value();
+    open_.pop_front();
+    return {};
+  }
+
+  RankIndex& index_;
+  std::deque<std::pair<std::unique_ptr<ShardWriter>, int>> open_;
+};
+
+/// One file of the rank, closed but not durable.
+Result<std::unique_ptr<ShardWriter>> write_shard(FileSystem& fs,
+                                                 const std::string& directory,
+                                                 const StateCatalog& catalog,
+                                                 const Snapshot& snapshot,
+                                                 const FileEntry& file,
+                                                 const std::vector<const SnapshotBlock*>& blocks,
+                                                 RankIndex& index) {
+  auto writer = std::make_unique<ShardWriter>(fs, directory + "/" + file.name);
+  if (Status status = writer->open(); !status.ok()) return status;
   for (const SnapshotBlock* part : blocks) {
     const StateItem& item = catalog.items[std::size_t(part->write.item.value)];
     ShardBlock block = describe(item, part->write.block, index.version.step);
     block.xxh3 = xxh3(snapshot.bytes(*part));
-    if (Status status = writer.write(block, snapshot.bytes(*part)); !status.ok()) return status;
+    if (Status status = writer->write(block, snapshot.bytes(*part)); !status.ok()) return status;
     index.blocks.push_back({int(index.files.size()), item.unit, item.group, std::move(block)});
   }
-  // Synced here: a crash after the commit must not find a manifest that names bytes never written.
-  const Result<FileDigest> digest = writer.finish();
-  if (!digest.ok()) return digest.status();
-  file.digest = digest.value();
-  return file;
+  if (Status status = writer->close(); !status.ok()) return status;
+  return writer;
 }
 
 Status not_planned(const std::string& what) {
@@ -169,12 +196,22 @@ Result<std::int64_t> write_part(FileSystem& fs,
   }
   RankIndex index{version, rank, {}, {}};
   std::int64_t num_bytes = 0;
+  OpenShards open(index);
   for (const auto& [slot, blocks] : blocks_of_slot) {
-    Result<FileEntry> file = write_shard(fs, directory, catalog, plan, snapshot, slot, blocks, index);
-    if (!file.ok()) return file.status();
-    index.files.push_back(std::move(file).value());
+    const FileEntry file{shard_name(rank, slot, plan),
+                         slot == kStateSlot ? FileKind::kState : FileKind::kExperts,
+                         rank,
+                         {}};
+    Result<std::unique_ptr<ShardWriter>> writer =
+        write_shard(fs, directory, catalog, snapshot, file, blocks, index);
+    if (!writer.ok()) return writer.status();
+    index.files.push_back(file);
+    if (Status status = open.add(std::move(writer).value(), int(index.files.size()) - 1);
+        !status.ok())
+      return status;
     for (const SnapshotBlock* block : blocks) num_bytes += std::int64_t(block->num_bytes);
   }
+  if (Status status = open.finish(); !status.ok()) return status;
   // After the shards: an index that survives a crash names only files that survive it.
   Status status = write_synced(fs, directory + "/" + index_name(rank), to_json(index));
   if (!status.ok()) return status;

@@ -216,6 +216,9 @@ std::string ShardBlock::dataset_path() const {
   return path;
 }
 
+/// How much is gathered before the device is told to begin.
+constexpr std::uint64_t kWritebackBytes = std::uint64_t(8) << 20;
+
 Result<FileDigest> digest_file(FileSystem& fs, const std::string& path) {
   const Result<std::unique_ptr<File>> file = fs.open(path, OpenMode::kRead);
   if (!file.ok()) return file.status();
@@ -232,6 +235,8 @@ struct ShardWriter::Impl {
   H5Id dataset_list{};
   std::set<std::string> groups{};
   std::vector<DataRange> data_ranges{};
+  std::uint64_t written_back = 0;  ///< bytes that the device was told to write
+  bool closed = false;
   Status failed{};
 
   Status fail(StatusCode code, const std::string& message) {
@@ -314,6 +319,12 @@ struct ShardWriter::Impl {
     data_ranges.push_back({offset, data.size()});
     h5_checked(H5Dwrite(dataset.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, data.data()),
                fmt::format("writing dataset {}", name));
+    // Data is allocated ascending; the device writes it while the next is copied and hashed.
+    const std::uint64_t end = offset + data.size();
+    if (end > written_back + kWritebackBytes) {
+      file->start_writeback(written_back, end - written_back);
+      written_back = end;
+    }
   }
 };
 
@@ -343,12 +354,19 @@ Status ShardWriter::write(const ShardBlock& block, std::span<const std::byte> da
   return impl_->run([&] { impl_->write(block, data); });
 }
 
-Result<FileDigest> ShardWriter::finish() {
+Status ShardWriter::close() {
   PECAN_EXPECTS(impl_->file != nullptr || !impl_->failed.ok());
+  if (impl_->closed) return impl_->failed;
+  impl_->closed = true;
   const Status closed = impl_->run([&] { h5_checked(impl_->h5.reset(), "closing the file"); });
   if (!closed.ok()) return closed;
-  if (const Status sealed = append_seal(*impl_->file, std::move(impl_->data_ranges)); !sealed.ok())
-    return sealed;
+  impl_->failed = append_seal(*impl_->file, std::move(impl_->data_ranges));
+  if (impl_->failed.ok()) impl_->file->start_writeback(0, 0);  // 0: to the end
+  return impl_->failed;
+}
+
+Result<FileDigest> ShardWriter::finish() {
+  if (Status status = close(); !status.ok()) return status;
   Result<FileDigest> result = digest(*impl_->file);
   // The manifest will vouch for these bytes, so they must outlive a crash of the node before anyone
   // votes for them.

@@ -1,6 +1,8 @@
 #include <pecan/core/file_system.hpp>
 
 namespace pecan {
+
+void File::start_writeback(std::uint64_t /*offset*/, std::uint64_t /*num_bytes*/) {}
 namespace {
 
 std::string parent_of(const std::string& path) {

@@ -52,8 +52,10 @@ class ShardWriter {
   Status open();
   /// Writes one block; `data` holds exactly the block's bytes, block.xxh3 their checksum.
   Status write(const ShardBlock& block, std::span<const std::byte> data);
-  /// Closes and seals the HDF5 file, computes size and XXH3 of the whole file, fsyncs it. Nothing
-  /// may be written afterwards.
+  /// Closes and seals the HDF5 file, and lets the device begin to write it. Nothing may be written
+  /// afterwards.
+  Status close();
+  /// close() unless that is done; computes size and XXH3 of the whole file, fsyncs it.
   Result<FileDigest> finish();
 
  private:

@@ -28,6 +28,9 @@ class File {
   virtual Status write_at(std::uint64_t offset, std::span<const std::byte> bytes) = 0;
   virtual Status truncate(std::uint64_t size) = 0;
   [[nodiscard]] virtual Result<std::uint64_t> size() = 0;
+  /// A hint that [offset, offset + num_bytes) (0 bytes: to the end) is complete and will be synced:
+  /// the device may begin with it. Promises nothing, and does nothing where there is no such call.
+  virtual void start_writeback(std::uint64_t offset, std::uint64_t num_bytes);
   /// fsync: content and size survive a crash of the node afterwards.
   virtual Status sync() = 0;
 };
