@@ -728,10 +728,11 @@ double Checkpointer::after_update(const StepFacts& facts) {
   me.forward_backward_ms = facts.forward_backward_ms;
   const bool storage = Impl::is_due(me.config.save_interval, facts.step, me.since_storage);
   const bool memory =
-      me.has_full && me.memory_level() &&
+      me.memory_level() &&
       Impl::is_due(me.config.non_persistent_save_interval, facts.step, me.since_memory);
   if (!storage && !memory) return 0;
-  const ForStorage for_storage = storage ? ForStorage::kYes : ForStorage::kNo;
+  // Snapshots in memory need a full checkpoint to stand on, so that comes first whichever is due.
+  const ForStorage for_storage = storage || !me.has_full ? ForStorage::kYes : ForStorage::kNo;
   const std::optional<double> stall = me.start(facts, for_storage);
   if (!stall) me.skip(facts.step, for_storage);
   return stall.value_or(0);

@@ -578,15 +578,15 @@ TEST_CASE("a run goes on from its newest snapshot in memory, experts from memory
   MemoryFileSystem fs;
   const StateCatalog catalog = make_catalog({1, 8, 2, 1});
   const test::JobOptions options = with_memory(dir.path());
-  train_and_die(fs, catalog, options, 10);  // full 4, storage 8; memory 8, 9, 10
+  train_and_die(fs, catalog, options, 10);  // full 1, storage 4, 8; memory 8, 9, 10
   std::vector<std::string> differences;
   const auto reports = recover_all(fs, catalog, options, differences);
   for (const RecoveryReport& report : reports) {
     CHECK(report.plan.recovery.step == Step{10});
     CHECK(report.damages.empty());
-    // Three generations of two experts are in memory (2 groups each), of which 8's is in storage
-    // too; the others are from the full checkpoint. Three groups of non-expert state.
-    CHECK(sources_of(report.plan) == "storage 4: 4, memory 8: 4, memory 9: 4, memory 10: 7");
+    // Three generations of two experts are in memory (2 groups each), and the last two are from
+    // the full checkpoint. Three groups of non-expert state.
+    CHECK(sources_of(report.plan) == "storage 1: 4, memory 8: 4, memory 9: 4, memory 10: 7");
   }
   for (const std::string& difference : differences) CHECK(difference.empty());
 }
@@ -596,7 +596,7 @@ TEST_CASE("after a recovery from memory storage goes on by itself", "[recovery]"
   MemoryFileSystem fs;
   const StateCatalog catalog = make_catalog({2, 4, 2, 2});
   const test::JobOptions options = with_memory(dir.path());
-  train_and_die(fs, catalog, options, 7);  // full 4; memory up to 7
+  train_and_die(fs, catalog, options, 7);  // memory up to 7
   train_and_die(fs, catalog, options, 1);  // from 7 to 8, which is stored
   std::filesystem::remove_all(dir.path());  // the nodes are lost
   std::filesystem::create_directory(dir.path());
@@ -621,18 +621,18 @@ TEST_CASE("a run that dies before its first checkpoint is stored goes on from me
                    StatusCode::kNoSpace,
                    1,
                    true,
-                   "step-00000004",
+                   "checkpoints/step-",
                    test::Effect::kFail,
                    0});
     train_and_die(faulty, catalog, options, 5);
   }
   std::vector<std::string> differences;
   const auto reports = recover_all(fs, catalog, options, differences);
-  CHECK(reports[1].plan.recovery.step == Step{4});
+  CHECK(reports[1].plan.recovery.step == Step{5});
   for (const std::string& difference : differences) CHECK(difference.empty());
   // Storage has nothing, so the next checkpoint is full.
   train_and_die(fs, catalog, options, 4);
-  CHECK(load_checkpoint(fs, "run/checkpoints", "step-00000008").value().manifest.full);
+  CHECK(load_checkpoint(fs, "run/checkpoints", "step-00000006").value().manifest.full);
 }
 
 TEST_CASE("damaged, foreign and missing memory is worked round", "[recovery]") {
@@ -642,7 +642,7 @@ TEST_CASE("damaged, foreign and missing memory is worked round", "[recovery]") {
     const test::TempDir dir;
     MemoryFileSystem fs;
     const test::JobOptions options = with_memory(dir.path());
-    train_and_die(fs, catalog, options, 11);  // storage 4, 8; memory 9, 10, 11
+    train_and_die(fs, catalog, options, 11);  // storage 8; memory 9, 10, 11
     for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
       const std::string path = entry.path().string();
       if (damage != std::string("all") && path.find(".r00001.") == std::string::npos) continue;

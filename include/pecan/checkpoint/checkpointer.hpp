@@ -121,7 +121,7 @@ struct SnapshotMemory {
 /// thread, in the same order on every rank. A save that is due while no buffer is free is skipped.
 /// A failed save is reported and dropped, and the next one is tried as if it had never been. Every
 /// checkpoint is full until one full one is committed in the lineage; memory-only snapshots begin
-/// after it.
+/// after it, so the first save that is due on either level is that one.
 class Checkpointer {
  public:
   /// `fs`, `catalog`, `binding` outlive the object. Reserves the snapshot buffers. Throws

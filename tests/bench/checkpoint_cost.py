@@ -1,0 +1,273 @@
+#!/usr/bin/python3
+"""What do checkpoints cost? Step times, hidden share, write speed, memory and disk, as ratios.
+
+One process with one thread, so that on two cores one is free for copier and writer; --busy adds the
+case without a free core. All figures are ratios of runs that follow each other directly, and are
+made in this one run:
+
+  cost      PEC at every step with K/N = 1/8, in storage and in memory, over no checkpoints: the mean
+            of the pairs' ratios of median step times, and the upper end of its 95 % interval
+  hidden    of what a blocking full save costs, the share that an asynchronous full save and a PEC
+            save do not cost, where the blocking save costs 2.4 and 4.4 steps
+  write     bytes a second of the writer over those of plain write + fsync of files of the same sizes
+  memory    peak resident memory that checkpoints add, and segments, over the plan's bytes
+  kept      bytes in the run directory over a full checkpoint
+
+  tests/bench/checkpoint_cost.py --bin build/release/bin --data data/kjv --work runs/cost
+
+The machine should be quiet. Prints a Markdown table; exit code 1 if a target is missed.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
+import e2e  # noqa: E402
+
+CONFIG = """
+model: {num_layers: 4, hidden_size: 256, num_attention_heads: 8}
+moe: {num_experts: 8, moe_ffn_hidden_size: 512, moe_router_topk: 2, moe_aux_loss_coeff: 0.01}
+training: {micro_batch_size: 1, seq_length: 256}
+data: {data_path: DATA_train, tokenizer_model: DATA.tokenizer.model}
+checkpoint: {keep_latest_k: 1, fallback_copies: 0, memory_dir: MEMORY}
+logging: {log_interval: 1000000, level: error}
+"""
+ENVIRONMENT = {**os.environ, **e2e.ENVIRONMENT, "OMPI_MCA_ess_singleton_isolated": "1"}
+WARM_UP = 5  # steps, among them the first full checkpoint
+NONE = {}
+MEMORY_EACH_STEP = {"checkpoint.save_interval": 1000, "checkpoint.non_persistent_save_interval": 1,
+                    "checkpoint.pec.experts_per_checkpoint": 1}
+STORAGE_EACH_STEP = {"checkpoint.save_interval": 1, "checkpoint.pec.experts_per_checkpoint": 1}
+# One-sided 95 % and two-sided 95 % quantiles of Student's t by degrees of freedom, to 40.
+T_UPPER = {4: 2.132, 5: 2.015, 7: 1.895, 9: 1.833, 11: 1.796, 14: 1.761, 19: 1.729, 24: 1.711, 29: 1.699, 39: 1.685}
+
+
+class Run:
+    """One training run: its step times, saves and peak memory."""
+
+    def __init__(self, arguments, steps, settings):
+        folder = arguments.work / "run"
+        shutil.rmtree(folder, ignore_errors=True)
+        # Leave the disk's queue to this run alone.
+        os.sync()
+        command = [str(arguments.bin / "pecan-train"), "--config", str(arguments.work / "config.yaml"),
+                   "--run-dir", str(folder), "--set", f"training.train_iters={steps}"]
+        for key, value in {"training.threads": 1, "training.global_batch_size": 1, **settings}.items():
+            command += ["--set", f"{key}={value}"]
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        output = process.stdout.read().decode(errors="replace")
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{output[-2000:]}")
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        self.peak_bytes = usage.ru_maxrss * 1024
+        self.step_ms = [r["step_ms"] for r in records if r.get("kind") == "step"]
+        self.stall_ms = [r["ckpt_stall_ms"] for r in records if r.get("kind") == "step"]
+        self.saves = [r for r in records if r.get("kind") == "checkpoint" and r["committed"]]
+        self.snapshots = [r for r in records if r.get("kind") == "snapshot" and r["committed"]]
+        self.kept_bytes = sum(f.stat().st_size for f in folder.glob("checkpoints/step-*/*.h5"))
+
+    def typical_ms(self):
+        return statistics.median(self.step_ms[WARM_UP:])
+
+
+def upper_bound(values):
+    """One-sided 95 % bound of the mean."""
+    freedom = max(f for f in T_UPPER if f < len(values))
+    return statistics.mean(values) + T_UPPER[freedom] * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def plain_write(folder, sizes):
+    """Bytes a second of write + fsync, file by file, and of the directory."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    data = memoryview(os.urandom(max(sizes)))
+    os.sync()
+    start = time.perf_counter()
+    for i, size in enumerate(sizes):
+        descriptor = os.open(folder / str(i), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        done = 0
+        while done < size:
+            done += os.write(descriptor, data[done:size])
+        os.fsync(descriptor)
+        os.close(descriptor)
+    directory = os.open(folder, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+    seconds = time.perf_counter() - start
+    shutil.rmtree(folder)
+    return sum(sizes) / seconds
+
+
+class Table:
+    def __init__(self):
+        self.rows = []
+        self.missed = []
+
+    def add(self, what, value, target, good):
+        self.rows.append(f"| {what} | {value} | {target} |")
+        print(self.rows[-1], flush=True)
+        if good is False:
+            self.missed.append(what)
+
+    def text(self):
+        return "\n".join(["| what | measured | target |", "| --- | --- | --- |", *self.rows])
+
+
+def cost_each_step(arguments, table, threads, pairs, limit):
+    steps = WARM_UP + arguments.steps
+    common = {"training.global_batch_size": 2, "training.threads": threads}
+    ratios = {"storage": [], "memory": []}
+    stalls = {"storage": [], "memory": []}
+    for i in range(pairs):
+        order = [("none", NONE), ("storage", STORAGE_EACH_STEP), ("memory", MEMORY_EACH_STEP)]
+        runs = {name: Run(arguments, steps, {**common, **settings})
+                for name, settings in (order if i % 2 == 0 else reversed(order))}
+        for name in ratios:
+            ratios[name].append(runs[name].typical_ms() / runs["none"].typical_ms() - 1)
+            stalls[name] += runs[name].stall_ms[WARM_UP:]
+        saved = len(runs["storage"].saves), len(runs["memory"].snapshots)
+    core = "a free core" if threads == 1 else "no free core"
+    for name in ("storage", "memory"):
+        bound = upper_bound(ratios[name])
+        table.add(f"PEC at every step, K/N = 1/8, {name}, {core}: cost of a step, {pairs} pairs",
+                  f"{100 * statistics.mean(ratios[name]):+.2f} %, upper bound {100 * bound:+.2f} %; median stall "
+                  f"{statistics.median(stalls[name]):.2f} ms; saved in {saved[name == 'memory']} of {steps} steps",
+                  f"<= {100 * limit:.0f} %" if limit else "-", bound <= limit if limit else None)
+
+
+def regime(arguments, table, name, seq_length):
+    """Costs of a save in milliseconds, where the blocking one costs `name` steps."""
+    interval, saves = 8, arguments.saves
+    steps = WARM_UP + interval * saves + 1
+    first_save = {"training.seq_length": seq_length, "checkpoint.save_interval": interval}
+    variants = {"none": {**first_save, "checkpoint.save_interval": 0},
+                "blocking": {**first_save, "checkpoint.async_save": "false"},
+                "full": first_save,
+                "PEC": {**first_save, "checkpoint.pec.experts_per_checkpoint": 1}}
+    cost = {v: [] for v in variants if v != "none"}
+    step = []
+    speeds = []
+    for i in range(arguments.repeats):
+        order = list(variants.items())
+        means = {}
+        for variant, settings in (order if i % 2 == 0 else reversed(order)):
+            run = Run(arguments, steps, settings)
+            # Steps 8, 16, ... save, the first of them fully: whole intervals behind it.
+            begin, end = 2 * interval, interval * saves
+            means[variant] = statistics.mean(run.step_ms[begin:end])
+            if variant == "none":
+                step.append(statistics.median(run.step_ms[begin:end]))
+            if variant == "blocking":
+                speeds += written_speeds(arguments, run)
+        for variant in cost:
+            cost[variant].append((means[variant] - means["none"]) * interval)
+    blocking = statistics.mean(cost["blocking"])
+    step_ms = statistics.median(step)
+    table.add(f"blocking full save in steps, sequence {seq_length} ({name} wanted)",
+              f"{blocking / step_ms:.2f} ({blocking:.0f} ms, step {step_ms:.0f} ms)", name, None)
+    for variant in ("full", "PEC"):
+        shares = [1 - c / b for c, b in zip(cost[variant], cost["blocking"])]
+        hidden = 1 - statistics.mean(cost[variant]) / blocking
+        table.add(f"hidden of it, asynchronous {variant}, {arguments.repeats} runs",
+                  f"{100 * hidden:.1f} % (runs {100 * min(shares):.1f} to {100 * max(shares):.1f} %)",
+                  ">= 98.9 %" if variant == "PEC" else "-", hidden >= 0.989 if variant == "PEC" else None)
+    return speeds
+
+
+def written_speeds(arguments, run):
+    """Pairs of the writer's speed and that of plain writes of files of the same sizes."""
+    last = run.saves[-1]
+    sizes = [f.stat().st_size for f in sorted((arguments.work / "run").glob(f"checkpoints/step-{last['step']:08}/*.h5"))]
+    if not sizes:
+        return []
+    ours = statistics.median(s["bytes_rank0"] / s["persist_ms"] * 1000 for s in run.saves[1:])
+    plain = statistics.median(plain_write(arguments.work / "plain", sizes) for _ in range(3))
+    return [(ours, plain)]
+
+
+def calibrate(arguments):
+    """Sequence lengths with which a blocking full save costs 2.4 and 4.4 steps."""
+    def step_ms(length):
+        return Run(arguments, WARM_UP + 15, {"training.seq_length": length}).typical_ms()
+    short, long = step_ms(32), step_ms(256)
+    run = Run(arguments, 33, {"training.seq_length": 96, "checkpoint.save_interval": 8, "checkpoint.async_save": "false"})
+    save = statistics.median(run.stall_ms[i] for i in (15, 23, 31))
+    per_token = (long - short) / (256 - 32)
+    lengths = {}
+    for steps in (2.4, 4.4):
+        length = 32 + (save / steps - short) / per_token
+        lengths[str(steps)] = max(8, 8 * round(length / 8))
+    return lengths
+
+
+def planned_bytes(arguments, settings):
+    """Bytes of a full checkpoint."""
+    command = [str(arguments.bin / "pecan-plan"), "--config", str(arguments.work / "config.yaml"), "--json"]
+    for key, value in {"training.global_batch_size": 1, "checkpoint.save_interval": 4, **settings}.items():
+        command += ["--set", f"{key}={value}"]
+    plan = subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
+    return json.loads(plan)["checkpoint_bytes"]["full"]
+
+
+def memory_and_disk(arguments, table):
+    full_bytes = planned_bytes(arguments, {})
+    # Large enough that threads and libraries of a run with checkpoints do not count.
+    large = {"model.hidden_size": 512, "moe.num_experts": 16, "moe.moe_ffn_hidden_size": 1024, "training.seq_length": 32}
+    large_bytes = planned_bytes(arguments, large)
+    without = Run(arguments, 6, large)
+    full = Run(arguments, 6, {**large, "checkpoint.save_interval": 4})
+    ratio = (full.peak_bytes - without.peak_bytes) / large_bytes
+    table.add("peak resident memory that a full save adds, over the planned buffer", f"{ratio:.3f}",
+              "0.95 to 1.05", 0.95 <= ratio <= 1.05)
+    pec = Run(arguments, 49, {"checkpoint.save_interval": 1, "checkpoint.pec.experts_per_checkpoint": 1})
+    table.add("bytes kept after 49 PEC saves over a full checkpoint", f"{pec.kept_bytes / full_bytes:.3f}",
+              "<= 1.5", pec.kept_bytes <= 1.5 * full_bytes)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bin", type=pathlib.Path, required=True, help="folder of the programs")
+    parser.add_argument("--data", type=pathlib.Path, required=True, help="prefix that pecan-data prepare has written")
+    parser.add_argument("--work", type=pathlib.Path, required=True, help="scratch folder on the disk to be measured")
+    parser.add_argument("--memory-dir", default="/dev/shm", help="for snapshots in memory")
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=16, help="measured steps of a run")
+    parser.add_argument("--repeats", type=int, default=8, help="of each regime")
+    parser.add_argument("--saves", type=int, default=6, help="of a run in a regime")
+    parser.add_argument("--busy", action="store_true", help="also without a free core")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    text = CONFIG.replace("DATA", str(arguments.data.resolve())).replace("MEMORY", arguments.memory_dir)
+    (arguments.work / "config.yaml").write_text(text)
+    table = Table()
+    memory_and_disk(arguments, table)
+    speeds = []
+    for name, length in calibrate(arguments).items():
+        speeds += regime(arguments, table, name, length)
+    ratios = [ours / plain for ours, plain in speeds]
+    table.add("speed of the writer over plain write + fsync",
+              f"{statistics.median(ratios):.2f} ({statistics.median(o for o, _ in speeds) / 1e9:.2f} of "
+              f"{statistics.median(p for _, p in speeds) / 1e9:.2f} GB/s; runs {min(ratios):.2f} to {max(ratios):.2f})",
+              ">= 0.90", statistics.median(ratios) >= 0.9)
+    cost_each_step(arguments, table, threads=1, pairs=arguments.pairs, limit=0.03)
+    if arguments.busy:
+        cost_each_step(arguments, table, threads=os.cpu_count(), pairs=max(6, arguments.pairs // 3), limit=0)
+    shutil.rmtree(arguments.work / "run", ignore_errors=True)
+    print("\n" + table.text())
+    for what in table.missed:
+        print(f"missed: {what}")
+    return 1 if table.missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
