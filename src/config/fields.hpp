@@ -499,7 +499,7 @@ void visit(FaultConfig& c, Field&& field) {
   field("kill_in_phase",
         c.kill_in_phase,
         Choice{{"", "snapshot", "persist", "vote", "commit", "committed", "retention"}},
-        "not when `kill_at_step` begins but in this phase of its checkpoint (docs/recovery.md)");
+        "not when `kill_at_step` begins but in this phase of the first save from it on (docs/recovery.md)");
   field("kill_in_start",
         c.kill_in_start,
         at_least(0),

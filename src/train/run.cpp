@@ -268,7 +268,9 @@ class Trainer {
 
   /// Kills this process if the configuration wants it here.
   void inject_fault(std::string_view phase, std::int64_t step) const {
-    if (config_.fault.kill_at_step > 0 && step == config_.fault.kill_at_step &&
+    // A save may be skipped, so a phase is that of the first one from the step on.
+    const std::int64_t wanted = config_.fault.kill_at_step;
+    if (wanted > 0 && (phase.empty() ? step == wanted : step >= wanted) &&
         phase == config_.fault.kill_in_phase &&
         recovered_->identity.incarnation.value == config_.fault.kill_in_start &&
         world_.rank().value == config_.fault.kill_rank) {

@@ -355,6 +355,102 @@ def kill_loop(lab, arguments):
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
+def settings(*pairs):
+    return [option for pair in pairs for option in ("--set", pair)]
+
+
+def records(run_dir, kind):
+    lines = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [record for record in lines if record.get("kind") == kind]
+
+
+def phases(lab, arguments):
+    """SIGKILL at named points of a save: the run goes on from the old or the new checkpoint, or from memory."""
+    memory_dir = lab.folder / "memory"
+    memory_dir.mkdir()
+    levels = {"storage": [], "memory": ["checkpoint.non_persistent_save_interval=1", f"checkpoint.memory_dir={memory_dir}",
+                                        "checkpoint.pec.experts_per_snapshot=4"]}
+    for level, keys in levels.items():
+        # Saves beside training may be skipped: the run is long enough that one meets the phase.
+        total = 10 if level == "storage" else 60
+        common = ["checkpoint.save_interval=4", f"training.train_iters={total}"]
+        for phase in ("snapshot", "persist", "vote", "commit", "committed", "retention"):
+            run_dir = lab.folder / f"{level}-{phase}"
+            rank = 1 if phase in ("snapshot", "persist", "vote") else 0
+            options = [*lab.layout(2), *settings(*common, *keys)]
+            # Training waits for a save to storage, so that it is under way when the rank dies.
+            if level == "storage":
+                options += settings("checkpoint.async_save=false")
+            killed = lab.train(2, run_dir, *options, *settings("fault.kill_at_step=8", f"fault.kill_rank={rank}",
+                                                               f"fault.kill_in_phase={phase}"), expect=None)
+            check(killed.returncode == 137, f"{level}, {phase}: killed ({killed.returncode})")
+            lab.train(2, run_dir, *options, "--resume-from-failure")
+            step = records(run_dir, "recovery")[-1]["step"]
+            if level == "storage":
+                wanted = 8 if phase in ("committed", "retention") else 4
+                check(step == wanted, f"{level}, {phase}: goes on from step {step}, {wanted} expected")
+            else:
+                check(step >= 1, f"{level}, {phase}: goes on from step {step}, of memory or storage")
+            verify = lab.inspect(run_dir, "verify")
+            last = steps(run_dir)[-1]["step"]
+            check(verify.returncode == 0 and last == total, f"{level}, {phase}: step {last}, verify {verify.returncode}")
+            left = list(memory_dir.iterdir())
+            check(not left, f"{level}, {phase}: nothing is left in memory {left}")
+
+
+# Selection, byte mode, sharding and levels, each with each other at least once.
+POLICIES = {
+    "sequential, eq6, rank0": ["checkpoint.pec.sharding=rank0"],
+    "sequential, master_full, equal, memory": ["training.bf16=true", "checkpoint.pec.always_saved=[master]",
+                                               "checkpoint.pec.sharding=equal", "MEMORY"],
+    "load_aware, weights_full, adaptive": ["training.bf16=true", "checkpoint.pec.always_saved=[weight]",
+                                           "checkpoint.pec.selection=load_aware"],
+    "load_aware, eq6, memory": ["training.bf16=true", "checkpoint.pec.selection=load_aware", "MEMORY"],
+    "auto, eq6": ["checkpoint.pec.selection=auto"],
+    "auto, weights_full, memory": ["training.bf16=true", "checkpoint.pec.always_saved=[weight]",
+                                   "checkpoint.pec.selection=auto", "MEMORY"],
+    "full": ["checkpoint.pec.selection=full", "checkpoint.pec.experts_per_checkpoint=0"],
+    "full, memory": ["checkpoint.pec.selection=full", "checkpoint.pec.experts_per_checkpoint=0", "MEMORY"],
+    "Dynamic-K": ["checkpoint.pec.experts_per_checkpoint=1", "checkpoint.pec.dynamic_k=true"],
+}
+
+
+def policies(lab, arguments):
+    """Each policy, byte mode, sharding and level trains through a failure; with all experts saved nothing is lost."""
+    memory_dir = lab.folder / "memory"
+    memory_dir.mkdir()
+    memory_level = ["checkpoint.non_persistent_save_interval=1", f"checkpoint.memory_dir={memory_dir}"]
+    base = ["training.train_iters=12", "training.global_batch_size=8", "checkpoint.save_interval=2"]
+    # Beside training, steps must be longer than a save, or few of them are saved.
+    slow = ["training.train_iters=24", "training.global_batch_size=64", "model.num_layers=4"]
+    lab.train(4, lab.folder / "undisturbed", *lab.layout(2), *settings(*base, "checkpoint.save_interval=0"))
+    undisturbed = steps(lab.folder / "undisturbed")
+    for name, keys in POLICIES.items():
+        run_dir = lab.folder / re.sub(r"\W+", "-", name)
+        in_memory = "MEMORY" in keys
+        keys = [key for key in keys if key != "MEMORY"]
+        keys += [*slow, *memory_level] if in_memory else ["checkpoint.async_save=false"]
+        total = 24 if in_memory else 12
+        options = [*lab.layout(2), *settings(*base, *keys)]
+        killed = lab.train(4, run_dir, *options, *settings(f"fault.kill_at_step={total - 2}", "fault.kill_rank=2"), expect=None)
+        check(killed.returncode == 137, f"{name}: killed ({killed.returncode})")
+        lab.train(4, run_dir, *options, "--resume-from-failure")
+        recovery = records(run_dir, "recovery")[-1]
+        last = steps(run_dir)[-1]
+        verify = lab.inspect(run_dir, "verify")
+        check(verify.returncode == 0 and last["step"] == total, f"{name}: step {last['step']}, verify {verify.returncode}")
+        check(sum(recovery["lost_slots"]) == 0 or "full" not in name.split(","), f"{name}: lost {recovery['lost_slots']}")
+        if "full" in name.split(","):
+            check(in_memory or last["loss"] == undisturbed[-1]["loss"], f"{name}: the last loss is that of the undisturbed run")
+        else:
+            check(sum(recovery["lost_slots"]) > 0 and recovery["plt"] > 0, f"{name}: PLT {recovery['plt']:.4f}")
+        if name.endswith("weights_full, adaptive"):
+            check(recovery["plt_weights"] == 0 and recovery["rounded_units"] > 0, f"{name}: weights are current")
+        if name == "Dynamic-K":
+            check(recovery["experts_per_checkpoint"] > 1, f"{name}: K {recovery['experts_per_checkpoint']}")
+        check(not list(memory_dir.iterdir()), f"{name}: nothing is left in memory")
+
+
 def shards(run_dir, step, kind):
     return sorted((run_dir / "checkpoints" / f"step-{step:08d}").glob(f"rank-*.{kind}*"))
 
@@ -519,7 +615,7 @@ def long_line(lab, arguments):
 
 def main():
     parser = argparse.ArgumentParser()
-    suites = {f.__name__: f for f in (layouts, traffic, memory, stopped, resume, kill_loop, damage, flipped_bits, bad_input, bf16_paths, long_line)}
+    suites = {f.__name__: f for f in (layouts, traffic, memory, stopped, resume, kill_loop, phases, policies, damage, flipped_bits, bad_input, bf16_paths, long_line)}
     parser.add_argument("suite", choices=suites)
     parser.add_argument("--bin", required=True)
     parser.add_argument("--mpiexec", default="mpirun")
