@@ -204,8 +204,12 @@ struct Checkpointer::Impl {
 
   void adopt(const std::vector<std::optional<Version>>& kept) {
     std::array<int, TripleBuffer::kMaxBuffers> order{};
-    for (std::size_t b = 0; b < kept.size() && b < order.size(); ++b) {
-      if (!kept[b]) continue;
+    for (std::size_t b = 0; b < buffers.size(); ++b) {
+      if (b >= kept.size() || !kept[b]) {
+        // Of a branch that this start has left behind, which a later recovery must not return to.
+        buffers[b].invalidate();
+        continue;
+      }
       order[b] = 1 + int(std::ranges::count_if(
                          kept, [&](const auto& other) { return other && *other < *kept[b]; }));
     }

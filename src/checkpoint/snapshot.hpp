@@ -42,6 +42,8 @@ class Snapshot {
   [[nodiscard]] std::span<const std::byte> bytes(const SnapshotBlock& block) const {
     return std::span<const std::byte>(bytes_).subspan(block.offset, block.num_bytes);
   }
+  /// What an earlier process has left in it must not be used again.
+  void invalidate() { memory_->begin(); }
   void remove() { memory_->remove(); }
 
  private:

@@ -679,3 +679,19 @@ TEST_CASE("damaged, foreign and missing memory is worked round", "[recovery]") {
     }
   }
 }
+
+TEST_CASE("what lies in memory of a branch that was left is never returned to", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  test::JobOptions options = with_memory(dir.path());
+  train_and_die(fs, catalog, options, 7);  // storage 4; memory 5, 6, 7
+  test::JobOptions older = options;
+  older.mode = ResumeMode::kFromPath;
+  older.path = "run/checkpoints/step-00000004";
+  train_and_die(fs, catalog, older, 0);  // chosen by hand, and dead before its first save
+  std::vector<std::string> differences;
+  const auto reports = recover_all(fs, catalog, options, differences);
+  CHECK(reports[0].plan.recovery == Version{Incarnation{0}, Step{4}});
+  for (const std::string& difference : differences) CHECK(difference.empty());
+}
