@@ -695,3 +695,66 @@ TEST_CASE("what lies in memory of a branch that was left is never returned to", 
   CHECK(reports[0].plan.recovery == Version{Incarnation{0}, Step{4}});
   for (const std::string& difference : differences) CHECK(difference.empty());
 }
+
+TEST_CASE("a crash at any call of a save on two levels loses nothing that either level had",
+          "[recovery]") {
+  const StateCatalog catalog = make_catalog({1, 2, 1, 1});
+  MemoryFileSystem base;
+  const test::TempDir first;
+  test::JobOptions options = with_memory(first.path());
+  options.checkpoint.save_interval = {2};
+  options.checkpoint.pec.experts_per_snapshot = 1;
+  train_and_die(base, catalog, options, 2);
+  int stops = 0;
+  for (const bool node_dies : {false, true}) {
+    for (std::size_t stop = 1;; ++stop) {
+      const test::TempDir dir;
+      std::filesystem::copy(first.path(), dir.path(), std::filesystem::copy_options::recursive);
+      options.checkpoint.memory_dir = dir.path();
+      MemoryFileSystem fs;
+      copy_below(base, fs, "run");
+      REQUIRE(fs.sync_directory("").ok());
+      std::size_t mutations = 0;
+      Step in_storage{2};
+      Step in_memory{2};
+      {
+        const ExpectLog log;
+        const auto world = comm::make_self_group();
+        Job job(fs, catalog, options, *world);
+        job.drain();
+        const std::size_t before = fs.num_mutations();
+        fs.stop_at(stop);
+        job.train(4);  // 3 .. 6: storage 4 and 6
+        mutations = fs.num_mutations() - before;
+        for (const SaveRecord& record : job.records()) {
+          if (!record.committed) continue;
+          in_memory = std::max(in_memory, record.version.step);
+          if (record.level == SaveLevel::kStorage)
+            in_storage = std::max(in_storage, record.version.step);
+        }
+        if (node_dies) {
+          fs.crash();
+        } else {
+          fs.restart();
+        }
+        fs.stop_at(1);
+      }
+      fs.restart();
+      if (stop > mutations) break;
+      ++stops;
+      if (node_dies) {
+        for (const auto& entry : std::filesystem::directory_iterator(dir.path()))
+          std::filesystem::remove(entry.path());
+      }
+      INFO((node_dies ? "node" : "process") << " dies, stopped at call " << stop);
+      std::vector<std::string> differences;
+      const auto reports = recover_all(fs, catalog, options, differences);
+      REQUIRE(differences[0].empty());
+      REQUIRE_FALSE(reports[0].fresh);
+      REQUIRE(reports[0].plan.recovery.step >= (node_dies ? in_storage : in_memory));
+      REQUIRE(reports[0].plan.recovery.step <= Step{6});
+      REQUIRE(reports[0].damages.empty());
+    }
+  }
+  CHECK(stops > 40);
+}
