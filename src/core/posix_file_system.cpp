@@ -2,7 +2,6 @@
 #include <cerrno>
 #include <filesystem>
 #include <limits>
-#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -12,62 +11,10 @@
 
 #include <pecan/core/file_system.hpp>
 
+#include "core/system_call.hpp"
+
 namespace pecan {
 namespace {
-
-Status failure(std::string_view action, const std::string& path, int error) {
-  StatusCode code = StatusCode::kIo;
-  std::string_view hint;
-  switch (error) {
-    case ENOSPC:
-    case EDQUOT:
-    case EFBIG:
-      code = StatusCode::kNoSpace;
-      hint = "; free space, raise the quota or keep fewer checkpoints";
-      break;
-    case EACCES:
-    case EPERM:
-    case EROFS:
-      code = StatusCode::kPermission;
-      hint = "; check owner, mode and mount options";
-      break;
-    case ENOENT:
-      code = StatusCode::kNotFound;
-      hint = "; check the path";
-      break;
-    case EEXIST:
-    case ENOTEMPTY:
-      code = StatusCode::kExists;
-      hint = "; remove it or choose another name";
-      break;
-    case EISDIR:
-    case ENOTDIR:
-      hint = "; a file stands where a directory is expected, or the reverse";
-      break;
-    case EMFILE:
-    case ENFILE:
-      hint = "; raise the limit of open files (ulimit -n)";
-      break;
-    case EIO:
-    case ESTALE:
-      hint = "; check the disk or the network file system (dmesg)";
-      break;
-    default:
-      break;
-  }
-  return Status::failure(
-      code,
-      fmt::format(
-          "{} {} failed: {}{}", action, path, std::generic_category().message(error), hint));
-}
-
-/// Repeats a system call that a signal interrupts.
-template <typename Call>
-auto uninterrupted(Call call) {
-  auto result = call();
-  while (result < 0 && errno == EINTR) result = call();
-  return result;
-}
 
 constexpr std::uint64_t kMaxOffset = std::uint64_t(std::numeric_limits<off_t>::max());
 

@@ -14,40 +14,10 @@
 
 #include <pecan/core/shared_memory.hpp>
 
+#include "core/system_call.hpp"
+
 namespace pecan {
 namespace {
-
-Status failure(std::string_view action, const std::string& path, int error) {
-  StatusCode code = StatusCode::kIo;
-  std::string_view hint;
-  switch (error) {
-    case EACCES:
-    case EPERM:
-    case EROFS:
-      code = StatusCode::kPermission;
-      hint = "; check who owns the file and the directory, and their modes";
-      break;
-    case ENOENT:
-    case ENOTDIR:
-      code = StatusCode::kNotFound;
-      hint = "; check the path";
-      break;
-    case ENOMEM:
-      code = StatusCode::kNoSpace;
-      hint = "; the process has reached a limit of its memory (ulimit -v)";
-      break;
-    case EMFILE:
-    case ENFILE:
-      hint = "; raise the limit of open files (ulimit -n)";
-      break;
-    default:
-      break;
-  }
-  return Status::failure(
-      code,
-      fmt::format(
-          "{} {} failed: {}{}", action, path, std::generic_category().message(error), hint));
-}
 
 /// Bytes that ordinary users may still take; nullopt where the file system has no limit or does not
 /// say.
@@ -68,14 +38,6 @@ Status no_space(const std::string& path, std::size_t wanted, std::optional<std::
                   free ? fmt::format("its directory has {} bytes free", *free)
                        : std::string("a limit of the process (ulimit -f) or the directory is "
                                      "reached")));
-}
-
-/// Repeats a system call that a signal interrupts.
-template <typename Call>
-auto uninterrupted(Call call) {
-  auto result = call();
-  while (result < 0 && errno == EINTR) result = call();
-  return result;
 }
 
 bool is_linked(int fd) {
