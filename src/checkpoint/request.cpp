@@ -52,28 +52,14 @@ void add_rotation(const StateCatalog& catalog,
                   const ExpertGrid& grid,
                   const SelectionSettings& settings,
                   Largest& largest) {
-  const SelectionHistory start = SelectionHistory::uniform(grid, settings.storage.experts, Step{0});
-  Level memory{start, settings.memory};
-  Level storage{start, settings.storage};
-  memory.history.first_budget = settings.memory.experts;
   const std::int64_t ratio = snapshots_a_checkpoint(config);
-  const std::int64_t rotation =
-      (grid.num_experts + settings.storage.experts - 1) / settings.storage.experts * ratio;
+  Rotation rotation(grid, settings, settings.policy, ratio);
   std::size_t work = 0;
-  for (std::int64_t i = 0; i < rotation && (i < 2 * ratio || work < kMaxPlannedWrites); ++i) {
-    const Step step{i + 1};
-    const LevelSelection selection = select_levels(grid,
-                                                   settings.policy,
-                                                   memory,
-                                                   storage,
-                                                   i % ratio == 0 ? ForStorage::kYes
-                                                                  : ForStorage::kNo,
-                                                   step);
-    const SavePlan plan = plan_save(catalog, partial_request(settings, selection.snapshot));
+  for (std::int64_t i = 0; i < rotation.size() && (i < 2 * ratio || work < kMaxPlannedWrites);
+       ++i) {
+    const SavePlan plan = plan_save(catalog, partial_request(settings, rotation.next().snapshot));
     largest.add(catalog, plan);
     work += plan.writes.size();
-    memory.history.saved(selection.snapshot, step);
-    if (i % ratio == 0) storage.history.saved(selection.persist, step);
   }
 }
 
@@ -96,6 +82,32 @@ void add_extremes(const StateCatalog& catalog,
 }
 
 }  // namespace
+
+Rotation::Rotation(const ExpertGrid& grid,
+                   const SelectionSettings& settings,
+                   SelectFunction policy,
+                   std::int64_t snapshots_a_checkpoint)
+    : grid_(grid),
+      policy_(policy),
+      ratio_(snapshots_a_checkpoint),
+      memory_{SelectionHistory::uniform(grid, settings.memory.experts, Step{0}), settings.memory},
+      storage_{SelectionHistory::uniform(grid, settings.storage.experts, Step{0}),
+               settings.storage} {}
+
+std::int64_t Rotation::size() const {
+  const int experts = storage_.budget.experts;
+  return experts > 0 ? (grid_.num_experts + experts - 1) / experts * ratio_ : 1;
+}
+
+LevelSelection Rotation::next() {
+  const bool to_storage = num_snapshots_ % ratio_ == 0;
+  const Step step{++num_snapshots_};
+  LevelSelection selection = select_levels(
+      grid_, policy_, memory_, storage_, to_storage ? ForStorage::kYes : ForStorage::kNo, step);
+  memory_.history.saved(selection.snapshot, step);
+  if (to_storage) storage_.history.saved(selection.persist, step);
+  return selection;
+}
 
 SelectionSettings selection_settings(const config::CheckpointConfig& config,
                                      const ExpertGrid& grid,
@@ -159,7 +171,8 @@ std::vector<SnapshotMemory> plan_snapshot_memory(const StateCatalog& catalog,
   const SelectionSettings settings = selection_settings(config, grid, budget);
   Largest full;
   Largest partial;
-  full.add(catalog, plan_save(catalog, full_request(grid, settings, settings.storage.experts, Step{0})));
+  full.add(catalog,
+           plan_save(catalog, full_request(grid, settings, settings.storage.experts, Step{0})));
   if (settings.memory.experts >= grid.num_experts) {
     partial = full;
   } else if (config.pec.selection == "sequential") {

@@ -28,6 +28,28 @@ struct SelectionSettings {
                                                    const ExpertGrid& grid,
                                                    const ExpertBudget& budget);
 
+/// The selections that follow a full checkpoint if no save fails, one after the other.
+class Rotation {
+ public:
+  /// Every `snapshots_a_checkpoint`-th of them, the first included, goes to storage. `grid`
+  /// outlives the object.
+  Rotation(const ExpertGrid& grid,
+           const SelectionSettings& settings,
+           SelectFunction policy,
+           std::int64_t snapshots_a_checkpoint);
+  /// Until storage has every expert.
+  [[nodiscard]] std::int64_t size() const;
+  [[nodiscard]] LevelSelection next();
+
+ private:
+  const ExpertGrid& grid_;
+  SelectFunction policy_;
+  std::int64_t ratio_;
+  Level memory_;
+  Level storage_;
+  std::int64_t num_snapshots_ = 0;
+};
+
 /// A full checkpoint at `step`, cut into a file for each checkpoint of the rotation that follows, or
 /// for each expert where no rotation is known.
 [[nodiscard]] SaveRequest full_request(const ExpertGrid& grid,
