@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
@@ -83,6 +84,18 @@ CLI::Validator at_least(std::int64_t low, std::string what) {
               return std::string();
             return fmt::format(
                 "'{}' is no number of {}; use an integer from {} on", text, what, low);
+          },
+          ""};
+}
+
+CLI::Validator above_zero(std::string what) {
+  return {[what = std::move(what)](std::string& text) {
+            double value = 0;
+            const char* const end = text.data() + text.size();
+            const auto parsed = std::from_chars(text.data(), end, value);
+            if (parsed.ec == std::errc() && parsed.ptr == end && value > 0 && std::isfinite(value))
+              return std::string();
+            return fmt::format("'{}' is no number of {}; use a number above 0", text, what);
           },
           ""};
 }

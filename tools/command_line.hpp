@@ -20,6 +20,9 @@ namespace pecan::tools {
 /// Integers from `low` on; `what` is what is counted ("ranks").
 [[nodiscard]] CLI::Validator at_least(std::int64_t low, std::string what);
 
+/// Numbers above 0; `what` is what is measured ("milliseconds").
+[[nodiscard]] CLI::Validator above_zero(std::string what);
+
 /// A program's command line. Options are defined with app(); their type names decide what
 /// completion offers: FILE, PREFIX (files) and DIR, the words of one_of, or those of offer().
 class CommandLine {

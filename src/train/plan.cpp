@@ -1,11 +1,10 @@
 #include <algorithm>
 
-#include <nlohmann/json.hpp>
-
 #include <pecan/comm/group.hpp>
 
 #include <pecan/optim/adamw.hpp>
 
+#include <pecan/checkpoint/checkpointer.hpp>
 #include <pecan/checkpoint/plan.hpp>
 
 #include <pecan/train/plan.hpp>
@@ -53,14 +52,6 @@ parallel::Sharding sharding_of(config::DataSharding strategy) {
 
 parallel::Overlap overlap_of(bool on) {
   return on ? parallel::Overlap::kOn : parallel::Overlap::kOff;
-}
-
-/// "46,702,792,704".
-template <typename Int>
-std::string grouped(Int value) {
-  std::string digits = fmt::format("{}", value);
-  for (std::size_t at = digits.size(); at > 3;) digits.insert(at -= 3, 1, ',');
-  return digits;
 }
 
 }  // namespace
@@ -115,6 +106,14 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
                            .workspace = memory.workspace_bytes,
                            .communication = communication});
   }
+  if (!config.checkpoint.save_interval.never()) {
+    const auto snapshots =
+        checkpoint::plan_snapshot_memory(plan.catalog, config.checkpoint, {}, /*has_full=*/false);
+    for (std::size_t r = 0; r < plan.memory.size(); ++r) {
+      const std::uint64_t in_directory = checkpoint::memory_dir_bytes(snapshots[r]);
+      plan.memory[r].snapshots = in_directory > 0 ? in_directory : snapshots[r].total();
+    }
+  }
   const auto [rotating, rest] =
       state_bytes(plan.catalog, checkpoint::always_saved_groups(always_saved));
   plan.full_checkpoint_bytes = rotating + rest;
@@ -124,94 +123,17 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
   return plan;
 }
 
-std::string describe(const TrainPlan& plan) {
-  const auto busiest = std::ranges::max_element(
-      plan.sent, {}, [](const comm::SentBytes& sent) { return sent.total(); });
-  std::string sent;
-  for (std::size_t i = 0; i < std::size_t(comm::Purpose::kCount); ++i) {
-    const auto purpose = comm::Purpose(i);
-    if ((*busiest)[purpose] == 0) continue;
-    sent +=
-        fmt::format("            {} {}\n", comm::name_of(purpose), grouped((*busiest)[purpose]));
-  }
-  const auto largest = std::ranges::max_element(plan.memory, {}, &RankMemory::total);
-  const double expert_share = double(plan.parameters.expert) / double(plan.parameters.total);
-  return fmt::format(
-      "parameters  {} total, {} active a token\n"
-      "            {} in experts ({:.2f} %), {} in the rest\n"
-      "layout      {} ranks: dp {}, ep {}, edp {}, tp {}, etp {}; {} micro-batches a step and "
-      "rank\n"
-      "memory      {} bytes a rank at most: weights {}, gradients {}, optimizer {},\n"
-      "            activations {}, workspace {}, communication {}\n"
-      "traffic     {} bytes a step that a rank sends at most, if experts are chosen equally often\n"
-      "{}"
-      "checkpoint  {} bytes full, {} partial ({:.1f} %)\n",
-      grouped(plan.parameters.total),
-      grouped(plan.parameters.active),
-      grouped(plan.parameters.expert),
-      100 * expert_share,
-      grouped(plan.parameters.non_expert),
-      plan.mesh.world,
-      plan.mesh.dp,
-      plan.mesh.ep,
-      plan.mesh.edp,
-      plan.mesh.tp,
-      plan.mesh.etp,
-      plan.num_micro_batches,
-      grouped(largest->total()),
-      grouped(largest->weights),
-      grouped(largest->gradients),
-      grouped(largest->optimizer),
-      grouped(largest->activations),
-      grouped(largest->workspace),
-      grouped(largest->communication),
-      grouped(busiest->total()),
-      sent,
-      grouped(plan.full_checkpoint_bytes),
-      grouped(plan.partial_checkpoint_bytes),
-      100 * double(plan.partial_checkpoint_bytes) / double(plan.full_checkpoint_bytes));
-}
-
-std::string to_json(const TrainPlan& plan) {
-  nlohmann::ordered_json ranks = nlohmann::ordered_json::array();
-  for (const RankMemory& memory : plan.memory) {
-    ranks.push_back({{"weights", memory.weights},
-                     {"gradients", memory.gradients},
-                     {"optimizer", memory.optimizer},
-                     {"activations", memory.activations},
-                     {"workspace", memory.workspace},
-                     {"communication", memory.communication},
-                     {"total", memory.total()}});
-  }
-  nlohmann::ordered_json traffic = nlohmann::ordered_json::array();
-  for (const comm::SentBytes& sent : plan.sent) {
-    nlohmann::ordered_json purposes = nlohmann::ordered_json::object();
-    for (std::size_t i = 0; i < std::size_t(comm::Purpose::kCount); ++i) {
-      const auto purpose = comm::Purpose(i);
-      if (sent[purpose] > 0) purposes[std::string(comm::name_of(purpose))] = sent[purpose];
-    }
-    traffic.push_back(purposes);
-  }
-  const nlohmann::ordered_json json{
-      {"schema", 1},
-      {"parameters",
-       {{"total", plan.parameters.total},
-        {"active", plan.parameters.active},
-        {"expert", plan.parameters.expert},
-        {"non_expert", plan.parameters.non_expert}}},
-      {"layout",
-       {{"world", plan.mesh.world},
-        {"tp", plan.mesh.tp},
-        {"dp", plan.mesh.dp},
-        {"etp", plan.mesh.etp},
-        {"ep", plan.mesh.ep},
-        {"edp", plan.mesh.edp},
-        {"micro_batches", plan.num_micro_batches}}},
-      {"rank_bytes", ranks},
-      {"sent_bytes", traffic},
-      {"checkpoint_bytes",
-       {{"full", plan.full_checkpoint_bytes}, {"partial", plan.partial_checkpoint_bytes}}}};
-  return json.dump(2) + "\n";
+CheckpointReport report_checkpoints(const config::Config& config,
+                                    const TrainPlan& plan,
+                                    const checkpoint::RunFigures& figures) {
+  CheckpointReport report;
+  report.figures = figures;
+  report.estimate = checkpoint::estimate_checkpoints(
+      plan_catalog(plan.dims, DerivedWeights::kSaved, plan.specs, plan.mesh, plan.sharding),
+      config.checkpoint);
+  report.costs = checkpoint::estimate_costs(
+      report.estimate, config.checkpoint, config.training.train_iters, figures);
+  return report;
 }
 
 }  // namespace pecan::train

@@ -127,6 +127,9 @@ def flags(t):
     t.add("flag: both ways to resume", USAGE, ["--resume", "excludes", "--help"],
           t.train("--resume-from-failure", "--resume", "/x"))
     t.add("flag: --world 0", USAGE, ["--world", "0", "--help"], t.plan(0))
+    for option in ("--step-ms", "--copy-gb-per-s", "--write-gb-per-s", "--mtbf-hours", "--restart-s"):
+        for value in ("0", "-1", "nan", "inf", "1e999", "fast"):
+            t.add(f"flag: {option} {value}", USAGE, [option, f"'{value}'", "above 0", "--help"], [*t.plan(1), option, value])
     t.add("flag: an unknown view", USAGE, ["gaze", "summary", "--help"], t.inspect(lab.used, "gaze"))
     t.add("flag: show without a step", USAGE, ["STEP", "show"], t.inspect(lab.used, "show"))
     t.add("flag: a run directory and --memory", USAGE, ["DIR", "--memory", "--help"], t.inspect(lab.used, "--memory"))

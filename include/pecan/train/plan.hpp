@@ -14,6 +14,8 @@
 
 #include <pecan/model/transformer.hpp>
 
+#include <pecan/checkpoint/estimate.hpp>
+
 namespace pecan::train {
 
 /// Parameters by what they are.
@@ -33,8 +35,10 @@ struct RankMemory {
   std::size_t workspace = 0;
   std::size_t communication = 0;  ///< scratch of the gradients' all-reduces; what dispatch sends
                                   ///< and receives is among the activations
+  std::size_t snapshots = 0;      ///< host memory for them, if checkpoints are saved; with
+                                  ///< snapshots in memory all of it in checkpoint.memory_dir
   [[nodiscard]] std::size_t total() const {
-    return weights + gradients + optimizer + activations + workspace + communication;
+    return weights + gradients + optimizer + activations + workspace + communication + snapshots;
   }
 };
 
@@ -60,14 +64,29 @@ struct TrainPlan {
 /// model.vocab_size, or the size of data.tokenizer_model; ConfigError without either, DataError for
 /// a bad tokenizer.
 [[nodiscard]] std::int64_t resolve_vocab_size(const config::Config& config);
-/// With training.threads=0 memory is that of one thread. Throws ConfigError where configuration and world do not fit. Allocates nothing of the model's
-/// size.
+/// With training.threads=0 memory is that of one thread. Throws ConfigError where configuration and
+/// world do not fit. Allocates nothing of the model's size.
 [[nodiscard]] TrainPlan make_plan(const config::Config& config,
                                   std::int64_t vocab_size,
                                   int world_size);
+
+/// What the run's checkpoints weigh and, with figures, cost.
+struct CheckpointReport {
+  checkpoint::CheckpointEstimate estimate;
+  checkpoint::CostEstimate costs;
+  checkpoint::RunFigures figures;
+};
+/// `config` is the one that `plan` was made of. Takes longer than make_plan, and a run needs none
+/// of it. Pure.
+[[nodiscard]] CheckpointReport report_checkpoints(const config::Config& config,
+                                                  const TrainPlan& plan,
+                                                  const checkpoint::RunFigures& figures);
+
 /// A few lines for people.
 [[nodiscard]] std::string describe(const TrainPlan& plan);
-/// The same as JSON (docs/formats/plan.md).
-[[nodiscard]] std::string to_json(const TrainPlan& plan);
+/// Tables for people, to follow the plan's lines.
+[[nodiscard]] std::string describe(const CheckpointReport& report);
+/// Both as JSON (docs/formats/plan.md).
+[[nodiscard]] std::string to_json(const TrainPlan& plan, const CheckpointReport& report);
 
 }  // namespace pecan::train
