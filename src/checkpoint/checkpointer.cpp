@@ -104,10 +104,14 @@ double steady_seconds() {
 }  // namespace
 
 struct Checkpointer::Impl {
-  enum class Phase : std::uint8_t {
-    kIdle,
-    kWriting,  ///< until all ranks have finished their parts
-    kClosing,  ///< until rank 0 has committed or dropped it
+  /// A checkpoint that all ranks have written, until rank 0 has committed or dropped it. Its buffer
+  /// is free again, so that the next one may be written meanwhile.
+  struct Closing {
+    Generation save;
+    std::int64_t number = 0;      ///< of the checkpoint
+    std::int64_t generation = 0;  ///< of the snapshot
+    bool intact = false;          ///< all parts were written
+    Status write;                 ///< this rank's part
   };
 
   /// What background jobs report of the current snapshot and the current checkpoint; guarded by
@@ -224,13 +228,14 @@ struct Checkpointer::Impl {
 
   // ---- what to save
 
-  /// As if what is being written were in storage already.
+  /// As if what is being written and committed were in storage already.
   [[nodiscard]] TrackedHistory storage_with_pending() const {
     TrackedHistory history = storage;
-    if (persisting) {
-      const Generation& pending = *generations[*persisting];
-      history.note(pending.persisted, pending.facts.step, pending.facts);
-    }
+    const auto note = [&](const Generation& save) {
+      history.note(save.persisted, save.facts.step, save.facts);
+    };
+    if (closing) note(closing->save);
+    if (writing) note(*generations[*writing]);
     return history;
   }
 
@@ -250,12 +255,11 @@ struct Checkpointer::Impl {
     if (!this->memory_level()) memory_level.budget.experts = storage_level.budget.experts;
     LevelSelection selection = select_levels(
         grid, settings.policy, memory_level, storage_level, save.for_storage, step);
+    LevelPlans plans = plan_levels(catalog, settings, selection);
+    save.plan = std::move(plans.snapshot);
+    save.persist = std::move(plans.persist);
     save.units = std::move(selection.snapshot);
     save.persisted = std::move(selection.persist);
-    save.plan = plan_save(catalog, partial_request(settings, save.units));
-    save.persist = save.for_storage == ForStorage::kYes
-                       ? persist_plan(catalog, save.plan, partial_request(settings, save.persisted))
-                       : SavePlan{};
   }
 
   void pass(SavePhase phase_of_save, Step step) const {
@@ -267,8 +271,10 @@ struct Checkpointer::Impl {
   /// Starts a snapshot in a free buffer; returns the stall, or nothing if there is none.
   std::optional<double> start(const StepFacts& facts, ForStorage for_storage) {
     const auto begin = Clock::now();
-    const bool direct = !persisting && !cycle.waiting();
-    const std::optional<Begun> begun = cycle.begin_snapshot();
+    const bool direct = !writing && !cycle.waiting();
+    // Until one full checkpoint is committed there is nothing that a second could build on.
+    const std::optional<Begun> begun =
+        has_full || !closing ? cycle.begin_snapshot() : std::nullopt;
     if (!begun) return {};
     if (begun->owes_storage) {
       for_storage = ForStorage::kYes;
@@ -369,13 +375,11 @@ struct Checkpointer::Impl {
   // ---- checkpoints in storage
 
   void begin_writing(std::size_t buffer) {
-    persisting = buffer;
-    phase = Phase::kWriting;
+    writing = buffer;
     ++num_persists;
     const std::lock_guard lock(mutex);
-    outcome.written = outcome.closed = false;
+    outcome.written = false;
     outcome.write = {};
-    outcome.close = {};
   }
 
   /// Writer thread: the files. `copied`: how the snapshot went on this rank.
@@ -402,12 +406,35 @@ struct Checkpointer::Impl {
     changed.notify_all();
   }
 
+  /// All ranks have finished their parts, well or badly.
+  void end_writing(bool intact) {
+    const std::size_t buffer = *writing;
+    closing.emplace(Closing{std::move(*generations[buffer]),
+                            num_persists,
+                            cycle[int(buffer)].generation,
+                            intact,
+                            {}});
+    {
+      const std::lock_guard lock(mutex);
+      closing->write = outcome.write;
+      closing->save.record.num_bytes = outcome.written_bytes;
+      closing->save.record.persist_ms = outcome.persist_ms;
+      outcome.closed = false;
+      outcome.close = {};
+    }
+    generations[buffer].reset();
+    writing.reset();
+    cycle.end_persist();
+    if (rank.value != 0) return;
+    keeper.post([this, header = manifest_of(closing->save)] { close(header); });
+  }
+
   /// Rank 0's keeper thread: commits the checkpoint, or removes what there is of it.
-  void close(std::size_t buffer, Manifest header, bool all_written) {
-    const Generation& save = *generations[buffer];
+  void close(Manifest header) {
+    const Generation& save = closing->save;
     const auto begin = Clock::now();
     Status status;
-    if (all_written) {
+    if (closing->intact) {
       status = guarded([&] {
         Result<Manifest> manifest = commit_checkpoint(
             fs, root, catalog, save.persist, std::move(header), copies, [&] {
@@ -419,7 +446,7 @@ struct Checkpointer::Impl {
       });
       pass(SavePhase::kCommitted, save.facts.step);
     }
-    if (!all_written || !status.ok()) {
+    if (!closing->intact || !status.ok()) {
       // What cannot be removed now is swept after a later recovery; the failure is reported anyway.
       const std::string partial = partial_directory_name(save.facts.step);
       static_cast<void>(guarded([&] { return fs.remove_all(root + "/" + partial); }));
@@ -471,26 +498,22 @@ struct Checkpointer::Impl {
     }
   }
 
-  /// The checkpoint under way is committed or dropped on all ranks.
+  /// The checkpoint being closed is committed or dropped on all ranks.
   void finish(bool committed) {
-    Generation& save = *generations[*persisting];
-    SaveRecord record = save.record;
+    const Closing closed = *std::exchange(closing, std::nullopt);
+    SaveRecord record = closed.save.record;
     record.committed = committed;
     Status mine;
     {
       const std::lock_guard lock(mutex);
-      record.num_bytes = outcome.written_bytes;
-      record.persist_ms = outcome.persist_ms;
       record.commit_ms = outcome.commit_ms;
-      mine = outcome.write.ok() ? outcome.close : outcome.write;
+      mine = closed.write.ok() ? outcome.close : closed.write;
     }
-    cycle.end_persist(committed);
-    persisting.reset();
-    phase = Phase::kIdle;
     if (committed) {
-      storage.note(save.persisted, save.facts.step, save.facts);
+      cycle.committed(closed.generation);
+      storage.note(closed.save.persisted, closed.save.facts.step, closed.save.facts);
       last_committed = record.version.step;
-      last_seen = num_persists;
+      last_seen = closed.number;
       sweep_due = true;
       if (record.full && !has_full) {
         has_full = true;
@@ -517,19 +540,23 @@ struct Checkpointer::Impl {
     SaveRecord record;
     record.version = {identity.incarnation, step};
     record.level = for_storage == ForStorage::kYes ? SaveLevel::kStorage : SaveLevel::kMemory;
-    record.failure = persisting ? fmt::format("skipped: the checkpoint of step {} is still being "
-                                              "written",
-                                              generations[*persisting]->facts.step)
-                                : "skipped: the snapshot before it is still being copied";
+    const bool storage_busy = writing || closing;
+    const Step busy_with = writing   ? generations[*writing]->facts.step
+                           : closing ? closing->save.facts.step
+                                     : step;
+    record.failure =
+        storage_busy
+            ? fmt::format("skipped: the checkpoint of step {} is still being written", busy_with)
+            : "skipped: the snapshot before it is still being copied";
     if (!skip_reported && rank.value == 0) {
       const auto& interval =
-          persisting ? config.save_interval : config.non_persistent_save_interval;
+          storage_busy ? config.save_interval : config.non_persistent_save_interval;
       PECAN_LOG(kWarn,
                 "[checkpoint] the save of step {} is {}; checkpoint.{}={} is shorter than one takes "
                 "(reported once)",
                 step,
                 record.failure,
-                persisting ? "save_interval" : "non_persistent_save_interval",
+                storage_busy ? "save_interval" : "non_persistent_save_interval",
                 config::to_string(interval));
     }
     skip_reported = true;
@@ -579,14 +606,13 @@ struct Checkpointer::Impl {
   // Equal on all ranks, because only votes and the step change them.
   TripleBuffer cycle;
   std::vector<std::optional<Generation>> generations;  ///< by buffer
-  std::optional<std::size_t> persisting;               ///< buffer being written to storage
-  Phase phase = Phase::kIdle;                          ///< of that
+  std::optional<std::size_t> writing;                  ///< buffer being written to storage
+  std::optional<Closing> closing;                      ///< the checkpoint before that
   std::int64_t num_started = 0;                        ///< snapshots
-  std::int64_t num_persists = 0;
+  std::int64_t num_persists = 0;  ///< checkpoints that were begun to be written
   std::int64_t last_seen = 0;
   Step last_started{0};
   std::optional<Step> last_committed;
-  bool intact = false;  ///< all parts of the checkpoint being closed were written
   bool has_full = false;
   bool sweep_due = false;
   bool skip_reported = false;
@@ -650,20 +676,17 @@ Vote Checkpointer::vote() const {
   Vote vote{};
   const std::lock_guard lock(me.mutex);
   const bool copying = me.cycle.filling() && !me.outcome.sealed;
-  const bool writing = me.phase == Impl::Phase::kWriting;
-  const bool closing = me.phase == Impl::Phase::kClosing;
   vote[kCopied] = copying ? me.num_started - 1 : me.num_started;
   vote[kWhole] = me.outcome.copy.ok() ? 1 : 0;
-  vote[kWritten] = writing && !me.outcome.written ? me.num_persists - 1 : me.num_persists;
+  vote[kWritten] = me.writing && !me.outcome.written ? me.num_persists - 1 : me.num_persists;
   vote[kIntact] = me.outcome.write.ok() ? 1 : 0;
   vote[kClosed] = kNoOpinion;
   vote[kCommitted] = kNoOpinion;
   vote[kSinceMemory] = kNoOpinion;
   vote[kSinceStorage] = kNoOpinion;
   if (me.rank.value == 0) {
-    const bool open = writing || (closing && !me.outcome.closed);
-    vote[kClosed] = open ? me.num_persists - 1 : me.num_persists;
-    vote[kCommitted] = me.outcome.close.ok() && me.outcome.write.ok() ? 1 : 0;
+    if (me.closing) vote[kClosed] = me.closing->number - (me.outcome.closed ? 0 : 1);
+    vote[kCommitted] = me.outcome.close.ok() ? 1 : 0;
     vote[kSinceMemory] = me.since(me.snapshot_at);
     vote[kSinceStorage] = me.since(me.storage_at);
   }
@@ -701,19 +724,13 @@ void Checkpointer::observe(const Vote& reduced) {
   if (me.cycle.filling() && reduced[kCopied] == me.num_started) {
     me.end_snapshot(reduced[kWhole] == 1);
   }
-  if (me.phase == Impl::Phase::kWriting && reduced[kWritten] == me.num_persists) {
-    me.phase = Impl::Phase::kClosing;
-    me.intact = reduced[kIntact] == 1;
-    if (me.rank.value == 0) {
-      const std::size_t buffer = *me.persisting;
-      me.keeper.post([&me, buffer, header = me.manifest_of(*me.generations[buffer])] {
-        me.close(buffer, header, me.intact);
-      });
-    }
-  } else if (me.phase == Impl::Phase::kClosing && reduced[kClosed] == me.num_persists) {
-    me.finish(me.intact && reduced[kCommitted] == 1);
+  if (me.closing && reduced[kClosed] == me.closing->number) {
+    me.finish(me.closing->intact && reduced[kCommitted] == 1);
   }
-  if (!me.persisting) {
+  if (me.writing && !me.closing && reduced[kWritten] == me.num_persists) {
+    me.end_writing(reduced[kIntact] == 1);
+  }
+  if (!me.writing) {
     if (const std::optional<int> next = me.cycle.begin_persist()) {
       const auto buffer = std::size_t(*next);
       me.begin_writing(buffer);
@@ -744,12 +761,12 @@ double Checkpointer::after_update(const StepFacts& facts) {
 
 double Checkpointer::save_now(const StepFacts& facts) {
   Impl& me = *impl_;
-  if (!me.cycle.idle() || me.last_committed == facts.step) return 0;
+  if (!me.cycle.idle() || me.closing || me.last_committed == facts.step) return 0;
   return me.start(facts, ForStorage::kYes).value_or(0);
 }
 
 bool Checkpointer::busy() const {
-  return !impl_->cycle.idle() || impl_->phase != Impl::Phase::kIdle || impl_->sweep_due ||
+  return !impl_->cycle.idle() || impl_->closing || impl_->sweep_due ||
          !impl_->keeper.idle();
 }
 

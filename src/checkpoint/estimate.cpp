@@ -54,13 +54,10 @@ struct Way {
   }
   /// Returns the number of planned writes.
   std::size_t add_phase(const LevelSelection& selection) {
-    const SavePlan plan = plan_save(*catalog, partial_request(settings, selection.snapshot));
-    snapshot.add(plan.rank_bytes);
-    partial.add(selection.snapshot == selection.persist
-                    ? plan.rank_bytes
-                    : persist_plan(*catalog, plan, partial_request(settings, selection.persist))
-                          .rank_bytes);
-    return plan.writes.size();
+    const LevelPlans plans = plan_levels(*catalog, settings, selection);
+    snapshot.add(plans.snapshot.rank_bytes);
+    partial.add(plans.persist.rank_bytes);
+    return plans.snapshot.writes.size();
   }
 };
 

@@ -68,16 +68,36 @@ std::vector<UnitGroup> unit_groups(const StateCatalog& catalog) {
 }
 
 SavePlan plan_save(const StateCatalog& catalog, const SaveRequest& request) {
+  SavePlan none;
+  none.slotted = !request.slots.empty();
+  none.rank_bytes.resize(std::size_t(catalog.world_size));
+  return extend_plan(catalog, std::move(none), request);
+}
+
+SavePlan extend_plan(const StateCatalog& catalog, SavePlan plan, const SaveRequest& request) {
   const Wanted wanted(catalog, request);
+  const auto is_expert = [&](const StateItem& item) {
+    return catalog.units[std::size_t(item.unit.value)].is_expert();
+  };
+  std::vector<std::uint64_t> non_expert_bytes(plan.rank_bytes.size());
+  for (const PlannedWrite& write : plan.writes) {
+    const StateItem& item = catalog.items[std::size_t(write.item.value)];
+    if (!is_expert(item))
+      non_expert_bytes[std::size_t(write.writer.value)] +=
+          bytes_of(item, item.blocks[std::size_t(write.block)]);
+  }
   std::vector<Pending> pending;
+  auto known = plan.writes.begin();  // both ascend by (item, block)
   for (std::size_t i = 0; i < catalog.items.size(); ++i) {
     const StateItem& item = catalog.items[i];
     const std::optional<int> slot = wanted.slot(item);
-    if (!slot) continue;
-    const bool expert = catalog.units[std::size_t(item.unit.value)].is_expert();
     for (std::size_t b = 0; b < item.blocks.size(); ++b) {
+      const bool is_known = known != plan.writes.end() &&
+                            known->item.value == std::int32_t(i) && known->block == int(b);
+      if (is_known) ++known;
+      if (is_known || !slot) continue;
       const StateBlock& part = item.blocks[b];
-      const int turn = part.holders.size() == 1 ? 0 : expert ? 1 : 2;
+      const int turn = part.holders.size() == 1 ? 0 : is_expert(item) ? 1 : 2;
       pending.push_back(
           {{ItemIndex{std::int32_t(i)}, int(b), Rank{}, *slot}, turn, bytes_of(item, part)});
     }
@@ -88,11 +108,7 @@ SavePlan plan_save(const StateCatalog& catalog, const SaveRequest& request) {
     return a.bytes > b.bytes;
   });
 
-  SavePlan plan;
-  plan.slotted = !request.slots.empty();
-  plan.rank_bytes.resize(std::size_t(catalog.world_size));
-  plan.writes.reserve(pending.size());
-  std::vector<std::uint64_t> non_expert_bytes(plan.rank_bytes.size());
+  plan.writes.reserve(plan.writes.size() + pending.size());
   const std::vector<std::uint64_t>& loads =
       request.sharding == WriteSharding::kEqual ? non_expert_bytes : plan.rank_bytes;
   Replicas replicas;
@@ -108,32 +124,12 @@ SavePlan plan_save(const StateCatalog& catalog, const SaveRequest& request) {
     }
     next.write.writer = writer;
     plan.rank_bytes[std::size_t(writer.value)] += next.bytes;
-    if (!catalog.units[std::size_t(item.unit.value)].is_expert())
-      non_expert_bytes[std::size_t(writer.value)] += next.bytes;
+    if (!is_expert(item)) non_expert_bytes[std::size_t(writer.value)] += next.bytes;
     plan.writes.push_back(next.write);
   }
   std::ranges::sort(plan.writes, {}, [](const PlannedWrite& write) {
     return std::pair(write.item, write.block);
   });
-  return plan;
-}
-
-SavePlan persist_plan(const StateCatalog& catalog,
-                      const SavePlan& snapshot,
-                      const SaveRequest& request) {
-  const Wanted wanted(catalog, request);
-  SavePlan plan;
-  plan.slotted = !request.slots.empty();
-  plan.rank_bytes.resize(snapshot.rank_bytes.size());
-  for (PlannedWrite write : snapshot.writes) {
-    const StateItem& item = catalog.items[std::size_t(write.item.value)];
-    const std::optional<int> slot = wanted.slot(item);
-    if (!slot) continue;
-    write.slot = *slot;
-    plan.writes.push_back(write);
-    plan.rank_bytes[std::size_t(write.writer.value)] +=
-        bytes_of(item, item.blocks[std::size_t(write.block)]);
-  }
   return plan;
 }
 

@@ -57,7 +57,7 @@ void add_rotation(const StateCatalog& catalog,
   std::size_t work = 0;
   for (std::int64_t i = 0; i < rotation.size() && (i < 2 * ratio || work < kMaxPlannedWrites);
        ++i) {
-    const SavePlan plan = plan_save(catalog, partial_request(settings, rotation.next().snapshot));
+    const SavePlan plan = plan_levels(catalog, settings, rotation.next()).snapshot;
     largest.add(catalog, plan);
     work += plan.writes.size();
   }
@@ -154,6 +154,18 @@ SaveRequest full_request(const ExpertGrid& grid,
 
 SaveRequest partial_request(const SelectionSettings& settings, std::vector<UnitIndex> units) {
   return {std::move(units), settings.always_saved, {}, settings.sharding};
+}
+
+LevelPlans plan_levels(const StateCatalog& catalog,
+                       const SelectionSettings& settings,
+                       const LevelSelection& selection) {
+  if (selection.persist.empty())
+    return {plan_save(catalog, partial_request(settings, selection.snapshot)), {}};
+  LevelPlans plans;
+  plans.persist = plan_save(catalog, partial_request(settings, selection.persist));
+  plans.snapshot =
+      extend_plan(catalog, plans.persist, partial_request(settings, selection.snapshot));
+  return plans;
 }
 
 std::uint64_t memory_dir_bytes(const SnapshotMemory& memory) {

@@ -60,4 +60,13 @@ class Rotation {
 [[nodiscard]] SaveRequest partial_request(const SelectionSettings& settings,
                                           std::vector<UnitIndex> units);
 
+/// Who copies what of a snapshot, and who writes what of it to storage.
+struct LevelPlans {
+  SavePlan snapshot;
+  SavePlan persist;  ///< a part of it, with the same writers; nothing if it is not for storage
+};
+[[nodiscard]] LevelPlans plan_levels(const StateCatalog& catalog,
+                                     const SelectionSettings& settings,
+                                     const LevelSelection& selection);
+
 }  // namespace pecan::checkpoint

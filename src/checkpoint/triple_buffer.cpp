@@ -94,16 +94,22 @@ std::optional<int> TripleBuffer::begin_persist() {
   return next;
 }
 
-void TripleBuffer::end_persist(bool committed) {
+void TripleBuffer::end_persist() {
   const std::optional<int> written = persisting();
   PECAN_EXPECTS(written.has_value());
-  if (committed) {
-    for (Buffer& buffer : buffers_) {
-      if (buffer.state == BufferState::kRecovery) buffer.state = BufferState::kSnapshot;
-    }
+  buffers_[std::size_t(*written)].state = BufferState::kSnapshot;
+}
+
+void TripleBuffer::committed(std::int64_t generation) {
+  for (Buffer& buffer : buffers_) {
+    if (buffer.state == BufferState::kRecovery) buffer.state = BufferState::kSnapshot;
   }
-  buffers_[std::size_t(*written)].state =
-      committed ? BufferState::kRecovery : BufferState::kSnapshot;
+  for (Buffer& buffer : buffers_) {
+    // Only if it was not given up since: then storage alone has it.
+    if (buffer.generation == generation && buffer.complete &&
+        buffer.state == BufferState::kSnapshot)
+      buffer.state = BufferState::kRecovery;
+  }
 }
 
 }  // namespace pecan::checkpoint

@@ -52,8 +52,10 @@ class TripleBuffer {
   void end_snapshot(SnapshotEnd end, ForStorage for_storage);
   /// The waiting buffer becomes kPersist, if none is; which one.
   std::optional<int> begin_persist();
-  /// The kPersist buffer is whole in storage, or not.
-  void end_persist(bool committed);
+  /// The kPersist buffer has been read; it may be filled again.
+  void end_persist();
+  /// The generation is whole in storage: its buffer, if it still holds it, is now the kRecovery one.
+  void committed(std::int64_t generation);
 
   /// What an earlier start has left, by buffer in the order of time (1 oldest; 0: nothing): whole
   /// generations, that of the recovery the newest. Before all else.
@@ -61,7 +63,7 @@ class TripleBuffer {
   /// All buffers may be used from now on (they are too small for a full checkpoint, of which the
   /// first must be in storage before).
   void use_all() { num_buffers_ = kMaxBuffers; }
-  /// No storage is written and none waits; no snapshot is under way.
+  /// Nothing is written and nothing waits for it; no snapshot is under way.
   [[nodiscard]] bool idle() const;
   [[nodiscard]] std::optional<int> filling() const { return filling_; }
   [[nodiscard]] std::optional<int> persisting() const;

@@ -265,6 +265,30 @@ TEST_CASE("a save that is due while another is under way is skipped, with one wa
   CHECK(log.records().size() == 1);
 }
 
+TEST_CASE("every step is saved where writing and committing take less than one", "[checkpointer]") {
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 1, 1});
+  const auto world = comm::make_self_group();
+  test::JobOptions options = job_options(1);
+  options.checkpoint.async_save = true;
+  const ExpectLog log;
+  Job job(fs, catalog, options, *world);
+  job.train(1);  // full
+  // As long as a forward and backward: until this rank's next vote says that all is written (2)
+  // that was started (8), and the one before that closed (4).
+  const auto settled = [&] {
+    const Vote vote = job.checkpointer().vote();
+    return vote[2] == vote[8] && (vote[4] == vote[8] - 1 || vote[4] > 1'000'000);
+  };
+  for (int i = 0; i < 8; ++i) {
+    job.step();
+    while (!settled()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  job.drain();
+  CHECK(job.records().size() == 9);
+  for (const SaveRecord& record : job.records()) CHECK(record.committed);
+}
+
 TEST_CASE("a snapshot is of its step although training goes on", "[checkpointer]") {
   MemoryFileSystem memory;
   const StateCatalog catalog = make_catalog({1, 2, 1, 1});

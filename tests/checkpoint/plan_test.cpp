@@ -156,28 +156,33 @@ TEST_CASE("adaptive sharding evens out what the experts leave uneven", "[plan]")
   CHECK(replicated_bytes(test::make_catalog({1, 4, 1, 1})) == 0);
 }
 
-TEST_CASE("a checkpoint takes its part of a snapshot, with the snapshot's writers", "[plan]") {
+TEST_CASE("a snapshot is a checkpoint's plan and more experts, with the same writers", "[plan]") {
   const StateCatalog catalog = test::make_catalog({2, 4, 2, 2});
-  const SavePlan snapshot = plan_save(
-      catalog, {{UnitIndex{1}, UnitIndex{4}, UnitIndex{6}}, {RoleGroup::kWeight}, {}, {}});
-  const SaveRequest request{{UnitIndex{4}}, {RoleGroup::kWeight}, {}, {}};
-  const SavePlan stored = persist_plan(catalog, snapshot, request);
-  const SavePlan alone = plan_save(catalog, request);
-  REQUIRE(stored.writes.size() == alone.writes.size());
-  std::uint64_t bytes = 0;
-  for (std::size_t i = 0; i < stored.writes.size(); ++i) {
-    CHECK(stored.writes[i].item == alone.writes[i].item);
-    CHECK(stored.writes[i].slot == alone.writes[i].slot);
-    const auto in_snapshot = std::ranges::find_if(snapshot.writes, [&](const PlannedWrite& write) {
-      return write.item == stored.writes[i].item && write.block == stored.writes[i].block;
-    });
-    REQUIRE(in_snapshot != snapshot.writes.end());
-    CHECK(in_snapshot->writer == stored.writes[i].writer);
+  const SavePlan stored = plan_save(catalog, {{UnitIndex{4}}, {RoleGroup::kWeight}});
+  const SavePlan snapshot = extend_plan(
+      catalog, stored, {{UnitIndex{1}, UnitIndex{4}, UnitIndex{6}}, {RoleGroup::kWeight}});
+  std::set<std::pair<ItemIndex, int>> in_storage;
+  for (const PlannedWrite& write : stored.writes) {
+    in_storage.emplace(write.item, write.block);
+    CHECK(std::ranges::count(snapshot.writes, write) == 1);
   }
-  for (const std::uint64_t rank : stored.rank_bytes) bytes += rank;
-  std::uint64_t expected = 0;
-  for (const std::uint64_t rank : alone.rank_bytes) expected += rank;
-  CHECK(bytes == expected);
+  std::vector<std::uint64_t> bytes(4);
+  std::set<UnitIndex> added;
+  for (const PlannedWrite& write : snapshot.writes) {
+    const StateItem& item = catalog.items[std::size_t(write.item.value)];
+    const StateBlock& part = item.blocks[std::size_t(write.block)];
+    CHECK(std::ranges::count(part.holders, write.writer) == 1);
+    bytes[std::size_t(write.writer.value)] +=
+        std::uint64_t(part.block.extent.num_elements()) * size_of(item.dtype);
+    if (!in_storage.contains({write.item, write.block})) added.insert(item.unit);
+  }
+  CHECK(bytes == snapshot.rank_bytes);
+  CHECK(added == std::set{UnitIndex{1}, UnitIndex{6}});
+  CHECK(std::ranges::is_sorted(snapshot.writes, {}, [](const PlannedWrite& write) {
+    return std::pair(write.item, write.block);
+  }));
+  CHECK(extend_plan(catalog, stored, {{UnitIndex{4}}, {RoleGroup::kWeight}}).writes ==
+        stored.writes);
 }
 
 TEST_CASE("files are named by rank, lifetime and slot", "[plan]") {

@@ -14,12 +14,22 @@ using namespace pecan::checkpoint;
 namespace {
 
 /// Everything that may happen to the buffers.
-enum class Event { kBegin, kWhole, kWholeForStorage, kFailed, kPersist, kCommitted, kLost };
+enum class Event {
+  kBegin,
+  kWhole,
+  kWholeForStorage,
+  kFailed,
+  kPersist,
+  kWritten,
+  kCommitted,
+  kLost
+};
 constexpr Event kEvents[] = {Event::kBegin,
                              Event::kWhole,
                              Event::kWholeForStorage,
                              Event::kFailed,
                              Event::kPersist,
+                             Event::kWritten,
                              Event::kCommitted,
                              Event::kLost};
 
@@ -31,6 +41,7 @@ struct World {
   std::set<std::int64_t> in_storage;
   std::int64_t started = 0;
   std::int64_t newest_whole = 0;
+  std::int64_t written = 0;  ///< generation whose checkpoint is being committed
 
   explicit World(int num_buffers)
       : buffers(num_buffers), content(TripleBuffer::kMaxBuffers, 0) {}
@@ -45,9 +56,11 @@ struct World {
         return buffers.filling().has_value();
       case Event::kPersist:
         return true;
+      case Event::kWritten:
+        return buffers.persisting().has_value() && written == 0;
       case Event::kCommitted:
       case Event::kLost:
-        return buffers.persisting().has_value();
+        return written > 0;
     }
     return false;
   }
@@ -88,12 +101,16 @@ struct World {
         if (next && content[std::size_t(*next)] == 0) return "writes what is not whole";
         return {};
       }
+      case Event::kWritten:
+        written = content[std::size_t(*buffers.persisting())];
+        buffers.end_persist();
+        return {};
       case Event::kCommitted:
-        in_storage.insert(content[std::size_t(*buffers.persisting())]);
-        buffers.end_persist(true);
+        in_storage.insert(written);
+        buffers.committed(std::exchange(written, 0));
         return {};
       case Event::kLost:
-        buffers.end_persist(false);
+        written = 0;
         return {};
     }
     return {};
@@ -126,7 +143,11 @@ struct World {
     for (int b = 0; b < buffers.size(); ++b) generations.push_back(buffers[b].generation);
     std::vector<std::int64_t> order = generations;
     std::ranges::sort(order);
-    std::string key = std::to_string(buffers.filling().value_or(-1));
+    std::string key = fmt::format("{} {}",
+                                  buffers.filling().value_or(-1),
+                                  written == 0 ? -1
+                                               : std::ranges::find(content, written) -
+                                                     content.begin());
     for (int b = 0; b < buffers.size(); ++b) {
       const auto place = std::ranges::lower_bound(order, generations[std::size_t(b)]);
       key += fmt::format("|{} {} {} {} {}",
@@ -181,11 +202,13 @@ TEST_CASE("a snapshot that ends while another is written waits, and a later one 
   REQUIRE(buffers.begin_snapshot()->buffer == 2);  // not the one that waits: another is free
   buffers.end_snapshot(SnapshotEnd::kWhole, ForStorage::kYes);
   CHECK(buffers.waiting() == 2);
-  buffers.end_persist(true);
+  buffers.end_persist();
+  buffers.committed(1);
   CHECK(buffers[0].state == BufferState::kRecovery);
   CHECK(buffers.begin_persist() == 2);
   CHECK(buffers[1].state == BufferState::kSnapshot);  // replaced: never written
-  buffers.end_persist(true);
+  buffers.end_persist();
+  buffers.committed(3);
   CHECK(buffers[2].state == BufferState::kRecovery);
   CHECK(buffers[0].state == BufferState::kSnapshot);  // handed back
   CHECK(buffers.idle());
@@ -206,7 +229,7 @@ TEST_CASE("a snapshot that takes the place of a waiting one owes storage", "[tri
   CHECK(begun->owes_storage);
 }
 
-TEST_CASE("with one buffer a snapshot needs the one before it in storage", "[triple_buffer]") {
+TEST_CASE("with one buffer a snapshot needs the one before it written", "[triple_buffer]") {
   TripleBuffer buffers(1);
   REQUIRE(buffers.begin_snapshot());
   CHECK_FALSE(buffers.begin_snapshot());
@@ -214,6 +237,8 @@ TEST_CASE("with one buffer a snapshot needs the one before it in storage", "[tri
   CHECK_FALSE(buffers.begin_snapshot());
   REQUIRE(buffers.begin_persist());
   CHECK_FALSE(buffers.begin_snapshot());
-  buffers.end_persist(false);
+  buffers.end_persist();
   CHECK(buffers.begin_snapshot());
+  buffers.committed(1);  // no longer in memory: no buffer is the kRecovery one
+  CHECK(buffers[0].state == BufferState::kSnapshot);
 }

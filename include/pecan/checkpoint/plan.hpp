@@ -60,11 +60,12 @@ struct SavePlan {
 /// single tensors instead of modules, and optimizer state that is not sharded is dealt out too.
 [[nodiscard]] SavePlan plan_save(const StateCatalog& catalog, const SaveRequest& request);
 
-/// The part of a snapshot's plan that a checkpoint in storage takes: all non-expert state, the
-/// always-saved groups, and the experts of `units`; the writers stay.
-[[nodiscard]] SavePlan persist_plan(const StateCatalog& catalog,
-                                    const SavePlan& snapshot,
-                                    const SaveRequest& request);
+/// `plan` with what `request` asks for and it lacks; the writers and slots that it has stay. A
+/// snapshot's plan is that of the checkpoint in storage which is taken from it, extended by the
+/// experts that stay in memory: so the slower level is the balanced one.
+[[nodiscard]] SavePlan extend_plan(const StateCatalog& catalog,
+                                   SavePlan plan,
+                                   const SaveRequest& request);
 
 /// Bytes of all blocks that have a choice of writers, in a full checkpoint: 0 where sharding
 /// changes nothing.
