@@ -572,7 +572,8 @@ def full_disk(lab):
     try:
         done = lab.train(2, disk / "run", *lab.layout(2), "--set", "training.train_iters=6")
         check("space" in done.stdout.lower(), "a full disk: the failed save is reported")
-        check(steps(disk / "run")[-1]["step"] == 6, "a full disk: training went on to its end")
+        # The metrics are on that disk too, and may lack lines.
+        check(re.search(r"step +6/6 ", done.stdout), "a full disk: training went on to its end")
     finally:
         subprocess.run(["umount", str(disk)], check=False)
 
