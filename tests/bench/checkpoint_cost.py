@@ -2,11 +2,12 @@
 """What do checkpoints cost? Step times, hidden share, write speed, memory and disk, as ratios.
 
 One process with one thread, so that on two cores one is free for copier and writer; --busy adds the
-case without a free core. All figures are ratios of runs that follow each other directly, and are
-made in this one run:
+case without a free core. A save costs what the steps of its interval take longer than as many of
+those steps that no longer feel it: each is paired with its neighbours of the same second, since a
+shared machine drifts by more than what is to be measured. All figures come from this one run:
 
-  cost      PEC at every step with K/N = 1/8, in storage and in memory, over no checkpoints: the mean
-            of the pairs' ratios of median step times, and the upper end of its 95 % interval
+  cost      of a PEC save with K/N = 1/8 to storage, and to memory, in steps: what a save at every
+            step costs. Mean over runs, and the upper end of its one-sided 95 % interval
   hidden    of what a blocking full save costs, the share that an asynchronous full save and a PEC
             save do not cost, where the blocking save costs 2.4 and 4.4 steps
   write     bytes a second of the writer over those of plain write + fsync of files of the same sizes
@@ -43,9 +44,12 @@ logging: {log_interval: 1000000, level: error}
 ENVIRONMENT = {**os.environ, **e2e.ENVIRONMENT, "OMPI_MCA_ess_singleton_isolated": "1"}
 WARM_UP = 5  # steps, among them the first full checkpoint
 NONE = {}
-MEMORY_EACH_STEP = {"checkpoint.save_interval": 1000, "checkpoint.non_persistent_save_interval": 1,
-                    "checkpoint.pec.experts_per_checkpoint": 1}
-STORAGE_EACH_STEP = {"checkpoint.save_interval": 1, "checkpoint.pec.experts_per_checkpoint": 1}
+# Steps from one save to the next, and those of them (1: the first behind the save) that feel none.
+INTERVAL, CLEAN = 6, (3, 4, 5)
+PEC = {"checkpoint.pec.experts_per_checkpoint": 1}
+TO_MEMORY = {**PEC, "checkpoint.save_interval": 100000, "checkpoint.non_persistent_save_interval": INTERVAL}
+TO_STORAGE = {**PEC, "checkpoint.save_interval": INTERVAL}
+EACH_STEP = {**PEC, "checkpoint.save_interval": 1}
 # One-sided 95 % and two-sided 95 % quantiles of Student's t by degrees of freedom, to 40.
 T_UPPER = {4: 2.132, 5: 2.015, 7: 1.895, 9: 1.833, 11: 1.796, 14: 1.761, 19: 1.729, 24: 1.711, 29: 1.699, 39: 1.685}
 
@@ -78,6 +82,15 @@ class Run:
 
     def typical_ms(self):
         return statistics.median(self.step_ms[WARM_UP:])
+
+    def save_costs_ms(self, interval, clean):
+        """Of each save but the first, which is full: (cost, a step without it)."""
+        costs = []
+        for n in range(2 * interval, len(self.step_ms) - interval, interval):
+            steps = self.step_ms[n:n + interval]
+            usual = statistics.mean(steps[i - 1] for i in clean)
+            costs.append((sum(steps) - interval * usual, usual))
+        return costs
 
 
 def upper_bound(values):
@@ -123,63 +136,56 @@ class Table:
         return "\n".join(["| what | measured | target |", "| --- | --- | --- |", *self.rows])
 
 
-def cost_each_step(arguments, table, threads, pairs, limit):
-    steps = WARM_UP + arguments.steps
-    common = {"training.global_batch_size": 2, "training.threads": threads}
-    ratios = {"storage": [], "memory": []}
-    stalls = {"storage": [], "memory": []}
-    for i in range(pairs):
-        order = [("none", NONE), ("storage", STORAGE_EACH_STEP), ("memory", MEMORY_EACH_STEP)]
-        runs = {name: Run(arguments, steps, {**common, **settings})
-                for name, settings in (order if i % 2 == 0 else reversed(order))}
-        for name in ratios:
-            ratios[name].append(runs[name].typical_ms() / runs["none"].typical_ms() - 1)
-            stalls[name] += runs[name].stall_ms[WARM_UP:]
-        saved = len(runs["storage"].saves), len(runs["memory"].snapshots)
+def cost_of_saves(arguments, table, threads, runs, limit):
+    common = {"training.threads": threads}
+    steps = (arguments.saves + 3) * INTERVAL
     core = "a free core" if threads == 1 else "no free core"
-    for name in ("storage", "memory"):
-        bound = upper_bound(ratios[name])
-        table.add(f"PEC at every step, K/N = 1/8, {name}, {core}: cost of a step, {pairs} pairs",
-                  f"{100 * statistics.mean(ratios[name]):+.2f} %, upper bound {100 * bound:+.2f} %; median stall "
-                  f"{statistics.median(stalls[name]):.2f} ms; saved in {saved[name == 'memory']} of {steps} steps",
+    costs = {"storage": [], "memory": []}
+    stalls = {"storage": [], "memory": []}
+    for i in range(runs):
+        for name, settings in (("storage", TO_STORAGE), ("memory", TO_MEMORY)):
+            run = Run(arguments, steps, {**common, **settings})
+            pairs = run.save_costs_ms(INTERVAL, CLEAN)
+            costs[name].append(statistics.median(cost / usual for cost, usual in pairs))
+            stalls[name] += [ms for ms in run.stall_ms[2 * INTERVAL:] if ms > 0]
+    for name, of_runs in costs.items():
+        bound = upper_bound(of_runs)
+        table.add(f"PEC save, K/N = 1/8, to {name}, {core}: cost in steps, {runs} runs of {arguments.saves} saves",
+                  f"{100 * statistics.mean(of_runs):+.2f} %, upper bound {100 * bound:+.2f} %; "
+                  f"stall {statistics.median(stalls[name] or [0]):.2f} ms",
                   f"<= {100 * limit:.0f} %" if limit else "-", bound <= limit if limit else None)
+
+
+def each_step(arguments, table):
+    run = Run(arguments, 40, EACH_STEP)
+    share = sum(s["step"] > WARM_UP for s in run.saves) / (40 - WARM_UP)
+    table.add("PEC saves asked for at every step that were committed", f"{100 * share:.0f} %", "-", None)
 
 
 def regime(arguments, table, name, seq_length):
     """Costs of a save in milliseconds, where the blocking one costs `name` steps."""
-    interval, saves = 8, arguments.saves
-    steps = WARM_UP + interval * saves + 1
-    first_save = {"training.seq_length": seq_length, "checkpoint.save_interval": interval}
-    variants = {"none": {**first_save, "checkpoint.save_interval": 0},
-                "blocking": {**first_save, "checkpoint.async_save": "false"},
-                "full": first_save,
-                "PEC": {**first_save, "checkpoint.pec.experts_per_checkpoint": 1}}
-    cost = {v: [] for v in variants if v != "none"}
-    step = []
+    interval, clean = 8, (5, 6, 7)
+    common = {"training.seq_length": seq_length, "checkpoint.save_interval": interval}
+    variants = {"blocking": {**common, "checkpoint.async_save": "false"}, "full": common, "PEC": {**common, **PEC}}
+    cost = {v: [] for v in variants}
+    usual_ms = []
     speeds = []
     for i in range(arguments.repeats):
-        order = list(variants.items())
-        means = {}
-        for variant, settings in (order if i % 2 == 0 else reversed(order)):
-            run = Run(arguments, steps, settings)
-            # Steps 8, 16, ... save, the first of them fully: whole intervals behind it.
-            begin, end = 2 * interval, interval * saves
-            means[variant] = statistics.mean(run.step_ms[begin:end])
-            if variant == "none":
-                step.append(statistics.median(run.step_ms[begin:end]))
+        for variant, settings in variants.items():
+            run = Run(arguments, (arguments.saves + 3) * interval, settings)
+            pairs = run.save_costs_ms(interval, clean)
+            cost[variant].append(statistics.median(c for c, _ in pairs))
+            usual_ms += [usual for _, usual in pairs]
             if variant == "blocking":
                 speeds += written_speeds(arguments, run)
-        for variant in cost:
-            cost[variant].append((means[variant] - means["none"]) * interval)
-    blocking = statistics.mean(cost["blocking"])
-    step_ms = statistics.median(step)
+    blocking, step_ms = statistics.mean(cost["blocking"]), statistics.median(usual_ms)
     table.add(f"blocking full save in steps, sequence {seq_length} ({name} wanted)",
               f"{blocking / step_ms:.2f} ({blocking:.0f} ms, step {step_ms:.0f} ms)", name, None)
     for variant in ("full", "PEC"):
-        shares = [1 - c / b for c, b in zip(cost[variant], cost["blocking"])]
         hidden = 1 - statistics.mean(cost[variant]) / blocking
-        table.add(f"hidden of it, asynchronous {variant}, {arguments.repeats} runs",
-                  f"{100 * hidden:.1f} % (runs {100 * min(shares):.1f} to {100 * max(shares):.1f} %)",
+        error = statistics.stdev(cost[variant]) / blocking / math.sqrt(len(cost[variant]))
+        table.add(f"hidden of it, asynchronous {variant}, {arguments.repeats} runs of {arguments.saves} saves",
+                  f"{100 * hidden:.1f} % (standard error {100 * error:.1f})",
                   ">= 98.9 %" if variant == "PEC" else "-", hidden >= 0.989 if variant == "PEC" else None)
     return speeds
 
@@ -240,10 +246,9 @@ def main():
     parser.add_argument("--data", type=pathlib.Path, required=True, help="prefix that pecan-data prepare has written")
     parser.add_argument("--work", type=pathlib.Path, required=True, help="scratch folder on the disk to be measured")
     parser.add_argument("--memory-dir", default="/dev/shm", help="for snapshots in memory")
-    parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=16, help="measured steps of a run")
+    parser.add_argument("--runs", type=int, default=20, help="for the cost of a PEC save")
     parser.add_argument("--repeats", type=int, default=8, help="of each regime")
-    parser.add_argument("--saves", type=int, default=6, help="of a run in a regime")
+    parser.add_argument("--saves", type=int, default=6, help="that are measured in a run")
     parser.add_argument("--busy", action="store_true", help="also without a free core")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -259,9 +264,10 @@ def main():
               f"{statistics.median(ratios):.2f} ({statistics.median(o for o, _ in speeds) / 1e9:.2f} of "
               f"{statistics.median(p for _, p in speeds) / 1e9:.2f} GB/s; runs {min(ratios):.2f} to {max(ratios):.2f})",
               ">= 0.90", statistics.median(ratios) >= 0.9)
-    cost_each_step(arguments, table, threads=1, pairs=arguments.pairs, limit=0.03)
+    each_step(arguments, table)
+    cost_of_saves(arguments, table, threads=1, runs=arguments.runs, limit=0.03)
     if arguments.busy:
-        cost_each_step(arguments, table, threads=os.cpu_count(), pairs=max(6, arguments.pairs // 3), limit=0)
+        cost_of_saves(arguments, table, threads=os.cpu_count(), runs=max(6, arguments.runs // 3), limit=0)
     shutil.rmtree(arguments.work / "run", ignore_errors=True)
     print("\n" + table.text())
     for what in table.missed:
