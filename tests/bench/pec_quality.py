@@ -336,6 +336,15 @@ def train(arguments):
     arguments.work.mkdir(parents=True, exist_ok=True)
     results = Results(arguments.work)
     trainer = Trainer(arguments, results)
+    try:
+        return train_sets(arguments, results, trainer)
+    except Stopped:
+        print("stopped; the next start goes on from here", flush=True)
+        return 1
+
+
+def train_sets(arguments, results, trainer):
+    """Trains the sets asked for as far as they are missing and understood; returns the exit code."""
     wanted, unknown = {}, []
     for name in arguments.sets:
         runs = runs_of(name, arguments)
@@ -348,13 +357,335 @@ def train(arguments):
             print(f"set {name}: left out, as {trainer.bin}/pecan-train does not know all its keys", flush=True)
     todo = [run for run in wanted.values() if not results.get(run)]
     print(f"{len(wanted)} runs, {len(todo)} to train", flush=True)
-    try:
-        wrong = trainer.train_all(todo)
-    except Stopped:
-        wrong = 0
+    wrong = trainer.train_all(todo)
     missing = [key for key in wanted if key not in results.of]
     print(f"missing: {len(missing)} of {len(wanted)} runs" + (": " + "; ".join(missing[:10]) if missing else ""), flush=True)
     return 1 if wrong or missing or unknown else 0
+
+
+# ----------------------------------------------------------------------------------------------
+# The report
+
+# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom.
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+        2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """A mean over seeds and half the width of its 95 % interval (of Student's t)."""
+
+    of: float
+    half: float
+    count: int
+
+    @classmethod
+    def over(cls, values):
+        count = len(values)
+        if count < 2:
+            return cls(statistics.fmean(values), math.nan, count)
+        t = T_95[count - 2] if count - 2 < len(T_95) else 1.96 + 2.4 / (count - 1)
+        return cls(statistics.fmean(values), t * statistics.stdev(values) / math.sqrt(count), count)
+
+    def __str__(self):
+        return f"{self.of:+.4f} ± {self.half:.4f}"
+
+
+def paired(some, others):
+    """Mean of the differences of two tables by seed."""
+    return Mean.over([some[seed] - others[seed] for seed in sorted(some.keys() & others.keys())])
+
+
+def closed_form(faults, k, interval, steps):
+    """PLT of even routing and selection in turn."""
+    return faults * (NUM_EXPERTS / k - 1) / 2 * interval / steps
+
+
+def percent(share, digits=2):
+    return f"{100 * share:.{digits}f} %"
+
+
+def table(heads, rows):
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def listed(words):
+    words = list(words)
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+class Pairs:
+    """The runs of one variant of a set, each with the run of its seed that did not fail."""
+
+    def __init__(self, results, runs, variant):
+        self.pairs = []
+        for run in runs:
+            if run.variant != variant:
+                continue
+            twin = next(r for r in runs if r.variant == FAULT_FREE and r.seed == run.seed)
+            if results.get(run) and results.get(twin):
+                self.pairs.append((run, results.get(run), results.get(twin)))
+
+    def __len__(self):
+        return len(self.pairs)
+
+    @property
+    def differences(self):
+        """Held-out loss minus that without failure, by seed."""
+        return {run.seed: failed["valid_loss"] - free["valid_loss"] for run, failed, free in self.pairs}
+
+    @property
+    def held_out(self):
+        return Mean.over(list(self.differences.values()))
+
+    @property
+    def after_failure(self):
+        """The same of the training loss over the INTERVAL steps after each failure."""
+        def mean(run, losses):
+            return statistics.fmean(losses[step + i] for step in run.returns for i in range(INTERVAL))
+        return Mean.over([mean(run, failed["losses"]) - mean(run, free["losses"]) for run, failed, free in self.pairs])
+
+    def plt(self, key="plt", fault=-1):
+        return Mean.over([failed["recoveries"][fault][key] for _, failed, _ in self.pairs])
+
+    @property
+    def identical(self):
+        """Runs whose losses, of every step and held-out, equal those without failure to the last bit."""
+        return sum(all(failed[key] == free[key] for key in ("losses", "valid_loss")) for _, failed, free in self.pairs)
+
+
+class Report:
+    """Tables, figures and sentences from the results of the sets."""
+
+    def __init__(self, arguments, results):
+        self.folder = arguments.report
+        self.results = results
+        self.runs = {name: runs_of(name, arguments) for name in SETS}
+        for runs in self.runs.values():
+            results.require_same(runs)
+        self.sigma_runs = [results.get(run) for run in self.runs["one"] if run.variant == FAULT_FREE and results.get(run)]
+        if len(self.sigma_runs) < 2:
+            sys.exit(f"pec_quality: {results.path} has less than two runs without failure; nothing to report")
+        self.sigma = statistics.stdev(r["valid_loss"] for r in self.sigma_runs)
+
+    def pairs(self, name, variant):
+        return Pairs(self.results, self.runs[name], variant)
+
+    def missing(self, name):
+        return [run.key for run in self.runs[name] if not self.results.get(run)]
+
+    def write(self):
+        (self.folder / "figures").mkdir(parents=True, exist_ok=True)
+        self.failures = {name: {(k, mode): pairs for k in BUDGETS for mode in MODES
+                                if len(pairs := self.pairs(name, variant_of(k, mode))) > 1 and (k < NUM_EXPERTS or mode == "eq6")}
+                         for name in TITLES}
+        self.failures = {name: cells for name, cells in self.failures.items() if cells}
+        parts = [self.introduction(), *(self.failure_set(name) for name in self.failures), self.findings(),
+                 self.memory(), self.budget(), self.gaps()]
+        text = "\n\n".join(part.strip() for part in parts if part) + "\n"
+        (self.folder / "reproduction-quality.md").write_text(text)
+        print(f"wrote {self.folder}/reproduction-quality.md")
+
+    # -- Figures
+
+    def figure(self, name, panels, draw, width):
+        """Draws `panels` side by side into figures/NAME.svg, the same bytes for the same results."""
+        try:
+            import matplotlib
+        except ImportError:
+            sys.exit("pec_quality: the figures need the package python3-matplotlib, and the Python that it is for")
+        matplotlib.use("svg")
+        matplotlib.rcParams.update({"svg.hashsalt": "pecan", "svg.fonttype": "none", "font.size": 9, "axes.grid": True,
+                                    "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+        from matplotlib import pyplot
+        figure, axes = pyplot.subplots(1, panels, figsize=(width, 3.6), squeeze=False)
+        draw(axes[0])
+        figure.tight_layout()
+        figure.savefig(self.folder / "figures" / f"{name}.svg", metadata={"Date": None, "Creator": None})
+        pyplot.close(figure)
+
+    def draw_failures(self, axes):
+        for panel, (name, cells) in zip(axes, self.failures.items()):
+            panel.axhspan(-self.sigma, self.sigma, color="0.92", label="± σ over seeds")
+            panel.axhline(0, color="0.5", linewidth=0.8)
+            panel.axvline(100 * PLT_BUDGET, color="0.5", linewidth=0.8, linestyle=":", label="3.75 % PLT")
+            for (mode, color, marker), shift in zip((("eq6", "C3", "o"), ("master_full", "C0", "s"), ("weights_full", "C2", "^")),
+                                                    (-0.1, 0, 0.1)):
+                points = [(pairs.plt().of, pairs.held_out) for (k, of), pairs in cells.items() if of == mode or k == NUM_EXPERTS]
+                points.sort(key=lambda point: point[0])
+                panel.errorbar([100 * x + shift for x, _ in points], [y.of for _, y in points], [y.half for _, y in points],
+                               color=color, marker=marker, markersize=4, capsize=3, linewidth=1, label=mode)
+            panel.set_title(TITLES[name])
+            panel.set_xlabel("measured PLT, %")
+        axes[0].set_ylabel("held-out loss minus without failure, nats")
+        axes[0].legend(fontsize=8)
+
+    def draw_memory(self, axes):
+        panel, = axes
+        measured = [(k, self.pairs("memory", f"K_snapshot={k}").plt()) for k in BUDGETS]
+        panel.plot(BUDGETS, [100 * closed_form(1, k, INTERVAL, STEPS) for k in BUDGETS], color="0.5", linestyle="--", label="closed form")
+        panel.errorbar([k for k, _ in measured], [100 * m.of for _, m in measured], [100 * m.half for _, m in measured],
+                       color="C0", marker="o", markersize=4, capsize=3, linewidth=1, label="measured")
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(BUDGETS, [str(k) for k in BUDGETS])
+        panel.set_xlabel("K_snapshot, experts of a layer in a snapshot")
+        panel.set_ylabel("PLT, %")
+        panel.legend(fontsize=8)
+
+    def draw_budget(self, axes):
+        left, right = axes
+        for variant, color, marker in (("K=1", "C3", "o"), ("Dynamic-K", "C0", "s")):
+            pairs = self.pairs("budget", variant)
+            faults = range(1, len(LONG_RETURNS) + 1)
+            left.plot(faults, [100 * pairs.plt(fault=i - 1).of for i in faults], color=color, marker=marker, markersize=3, linewidth=1,
+                      label=variant)
+            right.step(range(len(LONG_RETURNS) + 1), [statistics.fmean(failed["k_in_force"][i] for _, failed, _ in pairs.pairs)
+                       for i in range(len(LONG_RETURNS) + 1)], where="post", color=color, linewidth=1.5, label=variant)
+        left.axhline(100 * PLT_BUDGET, color="0.5", linewidth=0.8, linestyle=":", label="budget")
+        left.set_xlabel("failures")
+        left.set_ylabel("accumulated PLT, %")
+        left.legend(fontsize=8)
+        right.set_xlabel("failures")
+        right.set_ylabel("K in force")
+        right.set_yticks(BUDGETS)
+
+    # -- Text
+
+    def introduction(self):
+        losses = Mean.over([r["valid_loss"] for r in self.sigma_runs])
+        builds = sorted({r["build"] for r in self.results.of.values()})
+        return f"""
+## Quality
+
+What failures cost the model whose experts are saved in turn, on the King James Bible as `tools/quickstart` prepares it:
+
+```
+tests/bench/pec_quality.py --bin build/release/bin --data data/kjv --work runs/quality     # resumable; --quick: a minute
+tests/bench/pec_quality.py --work runs/quality --report docs                               # the tables and figures below
+```
+
+**Setting.** {NUM_LAYERS} MoE layers of {NUM_EXPERTS} experts (top-2, hidden 64, expert FFN 128), vocabulary 4096, bf16 with fp32 masters, one process; {STEPS} steps of
+512 tokens, a save every {INTERVAL} steps, experts in turn. The process is killed by SIGKILL when step t + {AFTER_SAVE} begins, t being a step that was saved, and
+started again with `--resume-from-failure`. Saves wait for their files (`async_save: false`), so that what is saved does not depend on the
+machine's speed. A run with failures differs from its partner without in nothing else: seed, initial weights, data and schedule are the same.
+With {NUM_EXPERTS} experts, an interval of {INTERVAL} and {STEPS} steps the closed form `PLT = faults * (N/K - 1)/2 * interval/steps` gives the paper's proportions for one failure:
+8.75, 3.75 and 1.25 % for K = 1, 2, 4.
+
+**Byte modes.** `eq6`: an expert that is not chosen is not saved at all (`always_saved: []`). `master_full`: its fp32 master is in every
+checkpoint (`[master]`), so that only its moments become stale. `weights_full`: its bf16 weight is (`[weight]`), from which the master is made again.
+
+**Without failure** the held-out loss is {losses.of:.4f} nats a token, mean of {losses.count} seeds; its standard deviation over seeds, σ, is {self.sigma:.4f}. Intervals
+below are 95 % intervals of Student's t over seeds; those of differences are of paired differences. Build: {listed(builds)}."""
+
+    def failure_set(self, name):
+        cells = self.failures[name]
+        returns = next(iter(cells.values())).pairs[0][0].returns
+        rows = []
+        for (k, mode), pairs in cells.items():
+            held_out, after = pairs.held_out, pairs.after_failure
+            rows.append([k, mode if k < NUM_EXPERTS else "(all)", held_out, f"{held_out.of / self.sigma:+.2f}", after, percent(pairs.plt().of),
+                         percent(closed_form(len(returns), k, INTERVAL, STEPS)), percent(pairs.plt("plt_weights").of), len(pairs)])
+        noise = self.pairs(name, NUDGED)
+        if len(noise) > 1:
+            rows.append([NUM_EXPERTS, "(all), nudged", noise.held_out, f"{noise.held_out.of / self.sigma:+.2f}", noise.after_failure,
+                         percent(noise.plt().of), "0.00 %", percent(noise.plt("plt_weights").of), len(noise)])
+        heads = ["K", "byte mode", "held-out loss minus without failure", "in σ", f"training loss of the {INTERVAL} steps after a failure, minus without",
+                 "PLT measured", "closed form", "PLT of weights", "seeds"]
+        return f"""
+### {TITLES[name]}
+
+Back to step{'s' if len(returns) > 1 else ''} {listed(map(str, returns))}.
+
+{table(heads, rows)}"""
+
+    def findings(self):
+        if not self.failures:
+            return ""
+        self.figure("quality-plt", len(self.failures), self.draw_failures, 4.6 * len(self.failures))
+        facts = "\n".join(f"* {TITLES[name]}{fact}" for name in self.failures for fact in self.facts(name))
+        return f"""
+### What it shows
+
+![Held-out loss minus that without failure, against measured PLT](figures/quality-plt.svg)
+
+{facts}
+
+Assumptions and limits: a small model early in its training, whose loss still falls steeply, so that lost updates may weigh more, and
+may be made good sooner, than late in a long training; held-out loss of one text, no downstream tasks; failures at fixed steps with at least one
+full rotation before each; one process, so that every expert is thrown back. The MoC paper reports a validation loss of 4.8851 without failure and 4.8808 to 4.8856 while
+PLT is below 3.75 %, for another model and text and without intervals: these numbers neither repeat nor refute it."""
+
+    def facts(self, name):
+        """Sentences about a set of failures, each the continuation of its title."""
+        cells = self.failures[name]
+        partial = {key: pairs.held_out for key, pairs in cells.items() if key[0] < NUM_EXPERTS}
+        named = lambda keys: listed(f"K = {k} {mode}" for k, mode in keys)
+        for where, kept in (("above zero", [key for key, mean in partial.items() if mean.of > mean.half]),
+                            ("below zero", [key for key, mean in partial.items() if mean.of < -mean.half]),
+                            ("on both sides of zero", [key for key, mean in partial.items() if abs(mean.of) <= mean.half])):
+            if kept:
+                yield f": the interval lies {where} for {named(kept)}."
+        largest = max(partial, key=lambda key: partial[key].of)
+        yield f": the largest mean difference is {partial[largest].of:+.4f} ({named([largest])}), {partial[largest].of / self.sigma:.2f} σ."
+        for k in BUDGETS[:-1]:
+            compared = [f"{mode} {paired(cells[k, mode].differences, cells[k, 'eq6'].differences)}"
+                        for mode in MODES if mode != "eq6" and (k, mode) in cells and (k, "eq6") in cells]
+            if compared:
+                yield f", K = {k}, held-out loss minus that of eq6: {listed(compared)}."
+        if control := cells.get((NUM_EXPERTS, "eq6")):
+            yield (f", control: with K = {NUM_EXPERTS} everything is saved, and {control.identical} of {len(control)} runs repeat the loss of every "
+                   "step and the held-out loss of the run without failure to the last bit.")
+        if len(noise := self.pairs(name, NUDGED)) > 1:
+            yield (f", noise: a change of nothing but roundings after the restart (K = {NUM_EXPERTS}, `adam_eps` from 1e-8 to 1.01e-8: \"nudged\") moves "
+                   f"the held-out loss with a standard deviation of {statistics.stdev(noise.differences.values()):.4f}.")
+
+    def memory(self):
+        cells = {k: pairs for k in BUDGETS if len(pairs := self.pairs("memory", f"K_snapshot={k}")) > 1}
+        if len(cells) < len(BUDGETS):
+            return ""
+        self.figure("quality-snapshot", 1, self.draw_memory, 4.6)
+        rows = [[k, f"{percent(pairs.plt().of)} ± {percent(pairs.plt().half)}", percent(closed_form(1, k, INTERVAL, STEPS)), pairs.held_out, len(pairs)]
+                for k, pairs in cells.items()]
+        heads = ["K_snapshot", "PLT measured", "closed form", "held-out loss minus without failure", "seeds"]
+        return f"""
+### PLT against K_snapshot
+
+One expert of a layer in each checkpoint in storage (every {2 * INTERVAL} steps), K_snapshot in each snapshot in memory (every {INTERVAL}), byte mode eq6. The process is killed
+{AFTER_SAVE} steps after a snapshot that storage does not have; memory survives it, as a process that dies on a healthy node leaves it (figure 15a of the MoC paper). The closed form
+is that of the snapshots alone. From storage the same failure would cost {percent(closed_form(1, 1, 2 * INTERVAL, STEPS))} by the closed form, whatever K_snapshot is, and {INTERVAL} more steps trained again.
+
+{table(heads, rows)}
+
+![PLT against K_snapshot](figures/quality-snapshot.svg)"""
+
+    def budget(self):
+        fixed, dynamic = self.pairs("budget", "K=1"), self.pairs("budget", "Dynamic-K")
+        if len(fixed) < 2 or len(dynamic) < 2:
+            return ""
+        self.figure("quality-dynamic-k", 2, self.draw_budget, 8.4)
+        rows = []
+        for i, step in enumerate(LONG_RETURNS):
+            in_force = sorted({failed["k_in_force"][i + 1] for _, failed, _ in dynamic.pairs})
+            rows.append([i + 1, step, percent(fixed.plt(fault=i).of), percent(closed_form(i + 1, 1, LONG_INTERVAL, LONG_STEPS)),
+                         percent(dynamic.plt(fault=i).of), " or ".join(map(str, in_force))])
+        heads = ["failure", "back to step", "PLT, K = 1", "closed form, K = 1", "PLT, Dynamic-K", "K in force after it"]
+        last = dynamic.plt().of
+        return f"""
+### Dynamic-K over {len(LONG_RETURNS)} failures
+
+{LONG_STEPS} steps, a save every {LONG_INTERVAL}, byte mode eq6, {len(dynamic)} seeds (means): K = 1 throughout, and Dynamic-K with the budget of {percent(PLT_BUDGET)} from K = 1 (figure 15b of the MoC paper).
+
+{table(heads, rows)}
+
+![Accumulated PLT and K in force after each failure](figures/quality-dynamic-k.svg)
+
+After {len(LONG_RETURNS)} failures K = 1 has lost {percent(fixed.plt().of)} and Dynamic-K {percent(last)}, which is {'within' if last <= PLT_BUDGET else 'above'} the budget. Held-out loss minus that without
+failure: K = 1 {fixed.held_out}, Dynamic-K {dynamic.held_out} (few seeds: wide intervals)."""
+
+    def gaps(self):
+        lines = [f"* {name}: {len(missing)} of {len(self.runs[name])} runs" for name in SETS if (missing := self.missing(name))]
+        return "### Not measured\n\n" + "\n".join(lines) if lines else ""
 
 
 def main():
@@ -374,6 +705,8 @@ def main():
     arguments.budgets, arguments.modes = BUDGETS, tuple(MODES)
     if arguments.quick:
         arguments.sets, arguments.seeds, arguments.budgets, arguments.modes = ["one"], 2, (1, NUM_EXPERTS), ("eq6",)
+    if arguments.report:
+        return Report(arguments, Results(arguments.work)).write()
     return train(arguments)
 
 
