@@ -51,6 +51,8 @@ logging: {{log_interval: 80, level: warn}}
 """
 # Which role groups of every expert each checkpoint holds.
 MODES = {"eq6": "[]", "master_full": "[master]", "weights_full": "[weight]"}
+# One process without mpirun: Open MPI needs no helper, and listens nowhere.
+ENVIRONMENT = {**os.environ, **e2e.ENVIRONMENT, "OMPI_MCA_ess_singleton_isolated": "1"}
 BUDGETS = (1, 2, 4, NUM_EXPERTS)
 # A failure comes this many steps after the save that it goes back to.
 AFTER_SAVE = 5
@@ -226,13 +228,16 @@ class Trainer:
             words += ["--set", setting]
         return words
 
-    def call(self, command, log):
-        """Exit code of a program that writes to the file `log`; a signal counts as 128 + its number, as in a shell."""
+    def call(self, command, log, temporary="/tmp"):
+        """Exit code of a program that writes to the file `log`; a signal counts as 128 + its number, as in a shell.
+
+        What Open MPI leaves behind after a kill goes to the folder `temporary`.
+        """
         with self.lock:
             if self.stopping:
                 raise Stopped
-            child = subprocess.Popen(command, env={**os.environ, **e2e.ENVIRONMENT}, stdin=subprocess.DEVNULL, stdout=log,
-                                     stderr=subprocess.STDOUT, start_new_session=True)
+            child = subprocess.Popen(command, env={**ENVIRONMENT, "TMPDIR": str(temporary)}, stdin=subprocess.DEVNULL,
+                                     stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
             self.children.add(child)
         if self.stopping:  # the signal came before the child was known
             self.stop()
@@ -262,7 +267,7 @@ class Trainer:
                     options.append(f"fault.kill_in_start={start}")
                 with open(folder / "log", "w", encoding="utf-8") as log:
                     code = self.call([*self.command(run, *options), "--run-dir", str(run_dir),
-                                      *(["--resume-from-failure"] if start > 0 else [])], log)
+                                      *(["--resume-from-failure"] if start > 0 else [])], log, folder)
                 expected = 128 + signal.SIGKILL if kill else 0
                 if code != expected:
                     raise RuntimeError(f"start {start} ended with exit code {code} instead of {expected}: "
