@@ -88,6 +88,11 @@ class Run:
         return tuple(step + AFTER_SAVE for step in self.returns)
 
     @property
+    def in_memory(self):
+        """Whether snapshots stay in memory, which outlives the process: they need a folder that is removed afterwards."""
+        return any("non_persistent_save_interval" in setting for setting in self.settings)
+
+    @property
     def fingerprint(self):
         """Equal for runs of the same settings, wherever the corpus is."""
         told = json.dumps([CONFIG, self.seed, self.settings, self.kills, self.later])
@@ -256,11 +261,14 @@ class Trainer:
         """Trains one run with all its failures and returns its result; RuntimeError if it did not go as planned."""
         began = time.monotonic()
         folder = pathlib.Path(tempfile.mkdtemp(prefix="pecan-quality-", dir=self.scratch))
+        memory = pathlib.Path(tempfile.mkdtemp(prefix="pecan-quality-", dir="/dev/shm")) if run.in_memory else None
         try:
             run_dir = folder / "run"
             for start in range(len(run.kills) + 1):
                 kill = run.kills[start] if start < len(run.kills) else 0
                 options = list(run.later) if start > 0 else []
+                if memory:
+                    options.append(f"checkpoint.memory_dir={memory}")
                 if kill:
                     options.append(f"fault.kill_at_step={kill}")
                 if kill and start > 0:
@@ -276,6 +284,8 @@ class Trainer:
                     **measured(run, run_dir), "seconds": round(time.monotonic() - began, 1)}
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            if memory:
+                shutil.rmtree(memory, ignore_errors=True)
 
     def train_all(self, runs):
         """Trains what is not done yet; returns the number of runs that went wrong."""
@@ -490,7 +500,8 @@ class Report:
                  self.memory(), self.budget(), self.gaps()]
         text = "\n\n".join(part.strip() for part in parts if part) + "\n"
         (self.folder / "reproduction-quality.md").write_text(text)
-        print(f"wrote {self.folder}/reproduction-quality.md")
+        builds = sorted({record["build"] for record in self.results.of.values()})
+        print(f"wrote {self.folder}/reproduction-quality.md; trained by {listed(builds)}")
 
     # -- Figures
 
@@ -559,7 +570,6 @@ class Report:
 
     def introduction(self):
         losses = Mean.over([r["valid_loss"] for r in self.sigma_runs])
-        builds = sorted({r["build"] for r in self.results.of.values()})
         return f"""
 ## Quality
 
@@ -581,7 +591,7 @@ With {NUM_EXPERTS} experts, an interval of {INTERVAL} and {STEPS} steps the clos
 checkpoint (`[master]`), so that only its moments become stale. `weights_full`: its bf16 weight is (`[weight]`), from which the master is made again.
 
 **Without failure** the held-out loss is {losses.of:.4f} nats a token, mean of {losses.count} seeds; its standard deviation over seeds, σ, is {self.sigma:.4f}. Intervals
-below are 95 % intervals of Student's t over seeds; those of differences are of paired differences. Build: {listed(builds)}."""
+below are 95 % intervals of Student's t over seeds; those of differences are of paired differences."""
 
     def failure_set(self, name):
         cells = self.failures[name]
