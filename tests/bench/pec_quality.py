@@ -605,12 +605,13 @@ below are 95 % intervals of Student's t over seeds; those of differences are of 
         if len(noise) > 1:
             rows.append([NUM_EXPERTS, "(all), nudged", noise.held_out, f"{noise.held_out.of / self.sigma:+.2f}", noise.after_failure,
                          percent(noise.plt().of), "0.00 %", percent(noise.plt("plt_weights").of), len(noise)])
-        heads = ["K", "byte mode", "held-out loss minus without failure", "in σ", f"training loss of the {INTERVAL} steps after a failure, minus without",
+        heads = ["K", "byte mode", "held-out loss minus without failure", "in σ",
+                 f"training loss of the {INTERVAL} steps after a failure, minus without",
                  "PLT measured", "closed form", "PLT of weights", "seeds"]
         return f"""
 ### {TITLES[name]}
 
-Back to step{'s' if len(returns) > 1 else ''} {listed(map(str, returns))}.
+{'The failure goes' if len(returns) == 1 else 'The failures go'} back to {listed(f'step {step}' for step in returns)}.
 
 {table(heads, rows)}"""
 
@@ -654,16 +655,17 @@ PLT is below 3.75 %, for another model and text and without intervals: these num
             yield (f", control: with K = {NUM_EXPERTS} everything is saved, and {control.identical} of {len(control)} runs repeat the loss of every "
                    "step and the held-out loss of the run without failure to the last bit.")
         if len(noise := self.pairs(name, NUDGED)) > 1:
-            yield (f", noise: a change of nothing but roundings after the restart (K = {NUM_EXPERTS}, `adam_eps` from 1e-8 to 1.01e-8: \"nudged\") moves "
-                   f"the held-out loss with a standard deviation of {statistics.stdev(noise.differences.values()):.4f}.")
+            yield (f", noise: a change of nothing but roundings after the restart (K = {NUM_EXPERTS}, `adam_eps` from 1e-8 to "
+                   "1.01e-8: \"nudged\") moves the held-out loss with a standard deviation of "
+                   f"{statistics.stdev(noise.differences.values()):.4f}.")
 
     def memory(self):
         cells = {k: pairs for k in BUDGETS if len(pairs := self.pairs("memory", f"K_snapshot={k}")) > 1}
         if len(cells) < len(BUDGETS):
             return ""
         self.figure("quality-snapshot", 1, self.draw_memory, 4.6)
-        rows = [[k, f"{percent(pairs.plt().of)} ± {percent(pairs.plt().half)}", percent(closed_form(1, k, INTERVAL, STEPS)), pairs.held_out, len(pairs)]
-                for k, pairs in cells.items()]
+        rows = [[k, f"{percent(pairs.plt().of)} ± {percent(pairs.plt().half)}", percent(closed_form(1, k, INTERVAL, STEPS)),
+                 pairs.held_out, len(pairs)] for k, pairs in cells.items()]
         heads = ["K_snapshot", "PLT measured", "closed form", "held-out loss minus without failure", "seeds"]
         return f"""
 ### PLT against K_snapshot
