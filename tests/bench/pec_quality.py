@@ -651,7 +651,7 @@ PLT is below 3.75 %, for another model and text and without intervals: these num
             compared = [f"{mode} {paired(cells[k, mode].differences, cells[k, 'eq6'].differences)}"
                         for mode in MODES if mode != "eq6" and (k, mode) in cells and (k, "eq6") in cells]
             if compared:
-                yield f", K = {k}, held-out loss minus that of eq6, whose PLT is the same: {listed(compared)}."
+                yield f", K = {k}, held-out loss minus that of eq6 at about the same PLT: {listed(compared)}."
         if control := cells.get((NUM_EXPERTS, "eq6")):
             yield (f", control: with K = {NUM_EXPERTS} everything is saved, and {control.identical} of {len(control)} runs repeat the loss of every "
                    "step and the held-out loss of the run without failure to the last bit.")
