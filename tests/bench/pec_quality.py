@@ -54,8 +54,6 @@ MODES = {"eq6": "[]", "master_full": "[master]", "weights_full": "[weight]"}
 # One process without mpirun: Open MPI needs no helper, and listens nowhere.
 ENVIRONMENT = {**os.environ, **e2e.ENVIRONMENT, "OMPI_MCA_ess_singleton_isolated": "1"}
 BUDGETS = (1, 2, 4, NUM_EXPERTS)
-# A failure comes this many steps after the save that it goes back to.
-AFTER_SAVE = 5
 FAULT_FREE, NUDGED = "fault-free", "K=8 nudged"
 # Changes nothing but roundings: what it does to the loss is the noise of a pair.
 NUDGE = "optimizer.adam_eps=1.01e-8"
@@ -63,6 +61,11 @@ NUDGE = "optimizer.adam_eps=1.01e-8"
 
 # ----------------------------------------------------------------------------------------------
 # The runs
+
+
+def kill_after(interval):
+    """The step, counted from a save, at whose beginning a failure comes that goes back to it: half-way to the next save."""
+    return interval // 2 + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Run:
     k: int = 0
     mode: str = ""
     later: tuple = ()  # settings of the starts after the first
+    interval: int = INTERVAL  # steps between saves
 
     @property
     def key(self):
@@ -85,7 +89,7 @@ class Run:
     @property
     def kills(self):
         """The steps at whose beginning the process is killed, one for each start but the last."""
-        return tuple(step + AFTER_SAVE for step in self.returns)
+        return tuple(step + kill_after(self.interval) for step in self.returns)
 
     @property
     def in_memory(self):
@@ -141,8 +145,10 @@ def under_budget(seed, budgets, modes):
     """Many failures of a longer run, with K fixed and with Dynamic-K: MoC's figure 15b."""
     dynamic = ("checkpoint.pec.dynamic_k=true", f"checkpoint.pec.plt_budget={PLT_BUDGET}")
     return [Run("budget", FAULT_FREE, seed, settings_of(LONG_STEPS, 0)),
-            Run("budget", "K=1", seed, settings_of(LONG_STEPS, LONG_INTERVAL, 1), LONG_RETURNS, 1, "eq6"),
-            Run("budget", "Dynamic-K", seed, settings_of(LONG_STEPS, LONG_INTERVAL, 1, more=dynamic), LONG_RETURNS, 1, "eq6")]
+            Run("budget", "K=1", seed, settings_of(LONG_STEPS, LONG_INTERVAL, 1), LONG_RETURNS, 1, "eq6",
+                interval=LONG_INTERVAL),
+            Run("budget", "Dynamic-K", seed, settings_of(LONG_STEPS, LONG_INTERVAL, 1, more=dynamic), LONG_RETURNS, 1, "eq6",
+                interval=LONG_INTERVAL)]
 
 
 ONE, THREE = (STEPS // 2,), (STEPS // 4, STEPS // 2, 3 * STEPS // 4)
@@ -583,7 +589,7 @@ tests/bench/pec_quality.py --work runs/quality --report docs                    
 ```
 
 **Setting.** {NUM_LAYERS} MoE layers of {NUM_EXPERTS} experts (top-2, hidden 64, expert FFN 128), vocabulary 4096, bf16 with fp32 masters, one process; {STEPS} steps of
-512 tokens, a save every {INTERVAL} steps, experts in turn. The process is killed by SIGKILL when step t + {AFTER_SAVE} begins, t being a step that was saved, and
+512 tokens, a save every {INTERVAL} steps, experts in turn. The process is killed by SIGKILL when step t + {kill_after(INTERVAL)} begins, t being a step that was saved, and
 started again with `--resume-from-failure`. Saves wait for their files (`async_save: false`), so that what is saved does not depend on the
 machine's speed. A run with failures differs from its partner without in nothing else: seed, initial weights, data and schedule are the same.
 With {NUM_EXPERTS} experts, an interval of {INTERVAL} and {STEPS} steps the closed form `PLT = faults * (N/K - 1)/2 * interval/steps` gives the paper's proportions for one failure:
@@ -674,7 +680,7 @@ PLT is below 3.75 %, for another model and text and without intervals: these num
 ### PLT against K_snapshot
 
 One expert of a layer in each checkpoint in storage (every {2 * INTERVAL} steps), K_snapshot in each snapshot in memory (every {INTERVAL}), byte mode eq6. The process is killed
-{AFTER_SAVE} steps after a snapshot that storage does not have; memory survives it, as a process that dies on a healthy node leaves it (figure 15a of the
+{kill_after(INTERVAL)} steps after a snapshot that storage does not have; memory survives it, as a process that dies on a healthy node leaves it (figure 15a of the
 MoC paper). Memory holds three snapshots at most: an expert that is in none of them comes from storage. The measured PLT therefore lies between the closed form of a
 memory that keeps the newest snapshot of every expert and that of storage alone, {percent(closed_form(1, 1, 2 * INTERVAL, STEPS))} whatever K_snapshot is (with which {INTERVAL} more steps would be trained again).
 
