@@ -17,6 +17,7 @@ Each finished run is one line of WORK/results.jsonl, and a restart trains only w
 import argparse
 import concurrent.futures
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
@@ -169,24 +170,39 @@ def runs_of(name, arguments):
             for run in make(seed, arguments.budgets, arguments.modes)]
 
 
+def lines_of(path):
+    """The records of a file with one JSON object a line; what a crash cut short is none."""
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
 class Results:
     """WORK/results.jsonl: one line for each finished run."""
 
     def __init__(self, work):
         self.path = work / "results.jsonl"
-        self.of = {}
-        self.lock = threading.Lock()
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # cut short
-                continue
-            self.of[record["key"]] = record
+        self.of = {record["key"]: record for record in lines_of(self.path)} if self.path.exists() else {}
+        self.file = None
+
+    def open(self):
+        """Makes ready for `add`; ends the program if another one trains into the same folder."""
+        self.file = open(self.path, "a", encoding="utf-8")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            sys.exit(f"pec_quality: another one trains into {self.path}; wait for it, or use another --work folder")
+        if not self.path.read_text().endswith("\n"):  # the last line may be cut short
+            self.file.write("\n")
 
     def add(self, record):
-        with self.lock, open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            self.of[record["key"]] = record
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        self.of[record["key"]] = record
 
     def get(self, run):
         return self.of.get(run.key)
@@ -221,7 +237,7 @@ class Trainer:
         self.children = set()
         self.lock = threading.Lock()
         self.stopping = False
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.stop)
 
     def stop(self, *_):
@@ -328,7 +344,7 @@ class Trainer:
 
 def measured(run, run_dir):
     """What the metrics of a finished run say; RuntimeError if it did not come back where it was meant to."""
-    header, *records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    header, *records = lines_of(run_dir / "metrics.jsonl")
     of_kind = lambda kind: [r for r in records if r["kind"] == kind]
     recoveries = of_kind("recovery")
     if tuple(r["step"] for r in recoveries) != run.returns:
@@ -356,6 +372,7 @@ def train(arguments):
     os.nice(arguments.nice)
     arguments.work.mkdir(parents=True, exist_ok=True)
     results = Results(arguments.work)
+    results.open()
     trainer = Trainer(arguments, results)
     try:
         return train_sets(arguments, results, trainer)
