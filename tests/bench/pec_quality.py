@@ -729,7 +729,7 @@ memory that keeps the newest snapshot of every expert and that of storage alone,
 
 ![Accumulated PLT and K in force after each failure](figures/quality-dynamic-k.svg)
 
-After {len(LONG_RETURNS)} failures K = 1 has lost {percent(fixed.plt().of)} and Dynamic-K {percent(last)}, which is {'within' if last <= PLT_BUDGET else 'above'} the budget. {full}Held-out loss
+After {len(LONG_RETURNS)} failures K = 1 has lost {percent(fixed.plt().of)} and Dynamic-K {percent(last)}, which is {"within" if last <= PLT_BUDGET else "above"} the budget. {full}Held-out loss
 minus that without failure: K = 1 {fixed.held_out}, Dynamic-K {dynamic.held_out} ({len(dynamic)} seeds)."""
 
     def gaps(self):
