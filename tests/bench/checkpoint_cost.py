@@ -137,7 +137,7 @@ class Table:
 
 
 def cost_of_saves(arguments, table, threads, runs, limit):
-    common = {"training.threads": threads}
+    common = {"training.threads": threads, "training.global_batch_size": 2}
     steps = (arguments.saves + 3) * INTERVAL
     core = "a free core" if threads == 1 else "no free core"
     costs = {"storage": [], "memory": []}
