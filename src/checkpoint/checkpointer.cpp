@@ -305,24 +305,30 @@ struct Checkpointer::Impl {
       last_started = facts.step;
     }
     if (save.direct) begin_writing(buffer);
-    buffers[buffer].lay_out(save.plan, rank);
-    buffers[buffer].copy(MutatedIn::kForward);
+    // A buffer may have to grow, and memory be short for it on this rank alone.
+    const Status begun_well = guarded([&] {
+      buffers[buffer].lay_out(save.plan, rank);
+      buffers[buffer].copy(MutatedIn::kForward);
+      return Status{};
+    });
     const double forward_ms = ms_since(begin);
-    copier.post([this, buffer, forward_ms] { copy(buffer, forward_ms); });
+    copier.post([this, buffer, forward_ms, begun_well] { copy(buffer, forward_ms, begun_well); });
     if (!config.async_save) wait_until(&Outcome::written);
     return ms_since(begin);
   }
 
-  /// Copier thread: the rest of the snapshot.
-  void copy(std::size_t buffer, double forward_ms) {
+  /// Copier thread: the rest of the snapshot, if what came before went well.
+  void copy(std::size_t buffer, double forward_ms, Status status) {
     const Generation& save = *generations[buffer];
     const auto begin = Clock::now();
     std::int64_t num_bytes = 0;
     pass(SavePhase::kSnapshot, save.facts.step);
-    Status status = guarded([&] {
-      num_bytes = std::int64_t(buffers[buffer].copy(MutatedIn::kUpdate));
-      return Status{};
-    });
+    if (status.ok()) {
+      status = guarded([&] {
+        num_bytes = std::int64_t(buffers[buffer].copy(MutatedIn::kUpdate));
+        return Status{};
+      });
+    }
     const double copy_ms = ms_since(begin);
     {
       const std::lock_guard lock(mutex);

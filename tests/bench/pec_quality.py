@@ -605,6 +605,7 @@ class Report:
 What failures cost the model whose experts are saved in turn, on the King James Bible as `tools/quickstart` prepares it:
 
 ```
+tools/install-dependencies bench
 tests/bench/pec_quality.py --bin build/release/bin --data data/kjv --work runs/quality     # resumable; --quick: a minute
 tests/bench/pec_quality.py --work runs/quality --report docs                               # the tables and figures below
 ```

@@ -477,9 +477,9 @@ TEST_CASE("a snapshot that fails on one rank is dropped on all, storage and all"
   comm::run_thread_group(2, [&](comm::Group& world) {
     Job job(fs, catalog, two_levels(dir.path(), 1, 2, 2), world);
     job.train(4);
-    if (world.rank().value == 1) job.binding().fail_next_copy();
+    if (world.rank().value == 1) job.binding().fail_next_copy(MutatedIn::kUpdate);
     job.train(1);
-    if (world.rank().value == 1) job.binding().fail_next_copy();
+    if (world.rank().value == 1) job.binding().fail_next_copy(MutatedIn::kForward);
     job.train(3);
     histories[std::size_t(world.rank().value)] = history_of(job.records());
   });

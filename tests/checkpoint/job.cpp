@@ -123,8 +123,9 @@ void FakeBinding::copy_out(ItemIndex item,
                            const Block& block,
                            std::span<std::byte> destination) const {
   if (!holds(item, block)) throw InternalError("copy_out of a block that is not held");
-  if (catalog_.items[std::size_t(item.value)].mutated_in == MutatedIn::kUpdate &&
-      fails_.exchange(false)) {
+  const MutatedIn phase = catalog_.items[std::size_t(item.value)].mutated_in;
+  if (fails_in_ && *fails_in_ == phase) {
+    fails_in_.reset();
     throw InternalError("copy_out fails as the test asked for");
   }
   const StateItem& described = catalog_.items[std::size_t(item.value)];

@@ -1,7 +1,6 @@
 #pragma once
 /// A training job without a model: small catalogs whose items say which version they are of.
 
-#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -48,8 +47,8 @@ class FakeBinding final : public StateBinding {
   void copy_in(ItemIndex item, const Block& block, std::span<const std::byte> source) override;
   /// Items mutated in `phase` become those of `version`.
   void set(checkpoint::Version version, MutatedIn phase);
-  /// Makes the next copy_out of an item mutated in update throw.
-  void fail_next_copy() { fails_ = true; }
+  /// Makes the next copy_out of an item mutated in `phase` throw. Between saves.
+  void fail_next_copy(MutatedIn phase) { fails_in_ = phase; }
   /// First held block whose bytes are not those of the version that the plan names; empty if none.
   [[nodiscard]] std::string difference(const checkpoint::RestorePlan& plan) const;
 
@@ -58,7 +57,7 @@ class FakeBinding final : public StateBinding {
   const StateCatalog& catalog_;
   Rank rank_;
   std::vector<std::vector<std::byte>> values_;
-  mutable std::atomic<bool> fails_ = false;
+  mutable std::optional<MutatedIn> fails_in_;
 };
 
 /// Options of a Job, with a lock that neither waits nor beats.
