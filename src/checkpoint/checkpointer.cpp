@@ -241,20 +241,19 @@ struct Checkpointer::Impl {
 
   void select(Generation& save) {
     const Step step = save.facts.step;
-    SaveRequest request;
     if (!has_full || !settings.partial(grid)) {
-      request = full_request(grid, settings, storage.saved.first_budget, step);
+      const SaveRequest request = full_request(grid, settings, storage.saved.first_budget, step);
       save.units = save.persisted = request.units;
       save.plan = save.persist = plan_save(catalog, request);
       return;
     }
-    Level memory_level{memory.as_of(save.facts), settings.memory};
-    Level storage_level{storage_with_pending().as_of(save.facts), settings.storage};
+    Level in_memory{memory.as_of(save.facts), settings.memory};
+    Level in_storage{storage_with_pending().as_of(save.facts), settings.storage};
     const std::int64_t for_experts = std::max<std::int64_t>(0, hidden_bytes - non_expert_bytes);
-    memory_level.budget.rank_bytes = storage_level.budget.rank_bytes = for_experts;
-    if (!this->memory_level()) memory_level.budget.experts = storage_level.budget.experts;
-    LevelSelection selection = select_levels(
-        grid, settings.policy, memory_level, storage_level, save.for_storage, step);
+    in_memory.budget.rank_bytes = in_storage.budget.rank_bytes = for_experts;
+    if (!memory_level()) in_memory.budget.experts = in_storage.budget.experts;
+    LevelSelection selection =
+        select_levels(grid, settings.policy, in_memory, in_storage, save.for_storage, step);
     LevelPlans plans = plan_levels(catalog, settings, selection);
     save.plan = std::move(plans.snapshot);
     save.persist = std::move(plans.persist);
@@ -352,8 +351,10 @@ struct Checkpointer::Impl {
   void end_snapshot(bool whole) {
     const auto buffer = std::size_t(*cycle.filling());
     Generation& save = *generations[buffer];
+    Status mine;
     {
       const std::lock_guard lock(mutex);
+      mine = outcome.copy;
       save.record.snapshot_ms = outcome.snapshot_ms;
       save.record.num_bytes = outcome.copied_bytes;
     }
@@ -368,7 +369,7 @@ struct Checkpointer::Impl {
     if (whole) memory.note(save.units, save.facts.step, save.facts);
     if (to_storage) return;
     save.record.committed = whole;
-    if (!whole) report_failure(save.record, copy_status(), "snapshot");
+    if (!whole) report_failure(save.record, mine, "snapshot");
     records.push_back(save.record);
   }
 
@@ -582,11 +583,6 @@ struct Checkpointer::Impl {
     const double now = seconds();
     then = std::min(then, now);
     return std::int64_t((now - then) * 1000);
-  }
-
-  [[nodiscard]] Status copy_status() const {
-    const std::lock_guard lock(mutex);
-    return outcome.copy;
   }
 
   double wait_until(bool Outcome::*done) {

@@ -124,12 +124,11 @@ SelectionSettings selection_settings(const config::CheckpointConfig& config,
                experts_of(budget.snapshot,
                           config.pec.experts_per_snapshot > 0 ? config.pec.experts_per_snapshot
                                                               : settings.storage.experts));
-  // `auto` finds its limit by what fits into a checkpoint.
-  const bool by_tokens = config.pec.selection == "load_aware";
   for (SelectionBudget* level : {&settings.storage, &settings.memory}) {
-    level->max_age = config.pec.max_expert_age > 0 || !by_tokens
-                         ? config.pec.max_expert_age
-                         : default_max_age(grid.num_experts, level->experts);
+    level->max_age = config.pec.max_expert_age;
+    // `auto` finds its limit by what fits into a checkpoint; the others need none.
+    if (level->max_age == 0 && settings.policy == select_load_aware)
+      level->max_age = default_max_age(grid.num_experts, level->experts);
   }
   settings.always_saved = always_saved_groups(config.pec.always_saved);
   settings.sharding = config.pec.sharding;
@@ -140,8 +139,7 @@ SaveRequest full_request(const ExpertGrid& grid,
                          const SelectionSettings& settings,
                          int first_budget,
                          Step step) {
-  SaveRequest request{{}, settings.always_saved, {}, settings.sharding};
-  for (int unit = 1; unit <= grid.num_units(); ++unit) request.units.push_back(UnitIndex{unit});
+  SaveRequest request = partial_request(settings, select_full(grid, {}, {}, step));
   if (!settings.partial(grid)) return request;
   if (settings.policy == select_sequential) {
     request.slots = rotation_slots(grid, settings.policy, settings.storage, first_budget, step);

@@ -110,10 +110,9 @@ LevelSelection select_levels(const ExpertGrid& grid,
     selection.persist = policy(grid, storage.history, storage.budget, step);
     selection.snapshot = selection.persist;
     for (const UnitIndex unit : selection.persist) {
-      const int layer = int(grid.index(unit)) / grid.num_experts;
+      const int layer = grid.layer_of(unit);
       ++chosen_of_layer[std::size_t(layer)];
-      load[std::size_t(grid.ep_rank(int(grid.index(unit)) % grid.num_experts))] +=
-          grid.bytes_of(layer);
+      load[std::size_t(grid.ep_rank(unit))] += grid.bytes_of(layer);
     }
   }
   // As if what storage takes were saved in memory already, so that the rest is what comes after.

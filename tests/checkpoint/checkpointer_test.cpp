@@ -372,12 +372,8 @@ test::JobOptions two_levels(const std::string& memory_dir,
                             int in_storage,
                             int in_memory,
                             int save_interval) {
-  test::JobOptions options = job_options(in_storage, 9);
-  options.checkpoint.save_interval = {save_interval};
-  options.checkpoint.non_persistent_save_interval = {1};
-  options.checkpoint.memory_dir = memory_dir;
-  options.checkpoint.pec.experts_per_snapshot = in_memory;
-  options.checkpoint.async_save = true;
+  test::JobOptions options =
+      test::two_level_options(memory_dir, in_storage, in_memory, save_interval, 9);
   options.checkpoint.keep_latest_k = 9;
   return options;
 }

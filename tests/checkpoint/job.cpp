@@ -185,6 +185,20 @@ JobOptions job_options(int experts_per_checkpoint, int fallback_copies) {
   return options;
 }
 
+JobOptions two_level_options(const std::string& memory_dir,
+                             int in_storage,
+                             int in_memory,
+                             int save_interval,
+                             int fallback_copies) {
+  JobOptions options = job_options(in_storage, fallback_copies);
+  options.checkpoint.save_interval = {save_interval};
+  options.checkpoint.non_persistent_save_interval = {1};
+  options.checkpoint.memory_dir = memory_dir;
+  options.checkpoint.async_save = true;
+  options.checkpoint.pec.experts_per_snapshot = in_memory;
+  return options;
+}
+
 Job::Job(FileSystem& fs, const StateCatalog& catalog, const JobOptions& options, comm::Group& world)
     : stream_(device::cpu()),
       ctx_{device::cpu(), stream_, arena_, 1},

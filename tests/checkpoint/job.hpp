@@ -73,6 +73,14 @@ struct JobOptions {
 /// K experts a checkpoint, saved every step, training waits for the files.
 [[nodiscard]] JobOptions job_options(int experts_per_checkpoint, int fallback_copies = 1);
 
+/// The same with snapshots in `memory_dir` each step, and a checkpoint in storage every
+/// `save_interval` steps; training waits for neither.
+[[nodiscard]] JobOptions two_level_options(const std::string& memory_dir,
+                                           int in_storage,
+                                           int in_memory,
+                                           int save_interval,
+                                           int fallback_copies);
+
 /// One rank of a run, from recovery to the end.
 class Job {
  public:

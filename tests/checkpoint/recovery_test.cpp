@@ -536,13 +536,7 @@ std::string sources_of(const RestorePlan& plan) {
 }
 
 test::JobOptions with_memory(const std::string& directory) {
-  test::JobOptions options = job_options(1, 3);
-  options.checkpoint.save_interval = {4};
-  options.checkpoint.non_persistent_save_interval = {1};
-  options.checkpoint.memory_dir = directory;
-  options.checkpoint.async_save = true;
-  options.checkpoint.pec.experts_per_snapshot = 2;
-  return options;
+  return test::two_level_options(directory, 1, 2, 4, 3);
 }
 
 /// Runs `steps` steps on all ranks and stops as a killed process would, without giving up memory.

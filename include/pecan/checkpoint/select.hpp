@@ -24,7 +24,12 @@ struct ExpertGrid {
     return UnitIndex{1 + layer * num_experts + expert};
   }
   [[nodiscard]] int num_units() const { return num_layers * num_experts; }
-  [[nodiscard]] int ep_rank(int expert) const { return expert / (num_experts / ep_size); }
+  /// Index of a unit's layer among those that hold experts.
+  [[nodiscard]] int layer_of(UnitIndex unit) const { return int(index(unit)) / num_experts; }
+  /// Expert-parallel rank that a unit lives on.
+  [[nodiscard]] int ep_rank(UnitIndex unit) const {
+    return int(index(unit)) % num_experts / (num_experts / ep_size);
+  }
   [[nodiscard]] std::int64_t bytes_of(int layer) const {
     return unit_bytes.empty() ? 1 : unit_bytes[std::size_t(layer)];
   }

@@ -13,13 +13,10 @@ std::vector<UnitIndex> select_auto(const ExpertGrid& grid,
   std::vector<std::int64_t> load(std::size_t(grid.ep_size));
   std::vector<int> chosen_of_layer(std::size_t(grid.num_layers));
   std::vector<UnitIndex> selected;
-  const auto layer_of = [&](UnitIndex unit) { return int(grid.index(unit)) / grid.num_experts; };
-  const auto rank_of = [&](UnitIndex unit) {
-    return std::size_t(grid.ep_rank(int(grid.index(unit)) % grid.num_experts));
-  };
+  const auto bytes_of = [&](UnitIndex unit) { return grid.bytes_of(grid.layer_of(unit)); };
   const auto take = [&](UnitIndex unit) {
-    load[rank_of(unit)] += grid.bytes_of(layer_of(unit));
-    ++chosen_of_layer[std::size_t(layer_of(unit))];
+    load[std::size_t(grid.ep_rank(unit))] += bytes_of(unit);
+    ++chosen_of_layer[std::size_t(grid.layer_of(unit))];
     selected.push_back(unit);
   };
 
@@ -42,8 +39,9 @@ std::vector<UnitIndex> select_auto(const ExpertGrid& grid,
   }
   std::ranges::sort(order);
   for (const auto& [tokens, unit] : order) {
-    if (chosen_of_layer[std::size_t(layer_of(unit))] >= budget.experts) continue;
-    const bool fits = load[rank_of(unit)] + grid.bytes_of(layer_of(unit)) <= budget.rank_bytes;
+    if (chosen_of_layer[std::size_t(grid.layer_of(unit))] >= budget.experts) continue;
+    const bool fits =
+        load[std::size_t(grid.ep_rank(unit))] + bytes_of(unit) <= budget.rank_bytes;
     if (fits || selected.empty()) take(unit);
   }
   std::ranges::sort(selected);
