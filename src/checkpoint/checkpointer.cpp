@@ -168,8 +168,7 @@ struct Checkpointer::Impl {
     non_expert_bytes =
         std::int64_t(std::ranges::max(plan_save(catalog, partial_request(settings, {})).rank_bytes));
 
-    const SnapshotMemory reserved = plan_snapshot_memory(
-        catalog, config, budget, has_full)[std::size_t(rank.value)];
+    const SnapshotMemory& reserved = start.memory;
     remove_superseded_segments(config.memory_dir,
                                identity.run_id,
                                rank,

@@ -79,10 +79,9 @@ bool is_legal(std::span<const std::byte> table, std::uint64_t end) {
 
 }  // namespace
 
-Status append_seal(File& file, std::vector<DataRange> data) {
+Status append_seal(File& file, std::span<const DataRange> data) {
   const Result<std::uint64_t> end = file.size();
   if (!end.ok()) return end.status();
-  std::ranges::sort(data, {}, &DataRange::offset);
   std::vector<std::byte> seal;
   for (const DataRange& range : data) {
     put_word(seal, range.offset);

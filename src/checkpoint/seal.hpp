@@ -4,8 +4,8 @@
 /// docs/formats/checkpoint.md.
 
 #include <cstdint>
+#include <span>
 #include <string>
-#include <vector>
 
 #include <pecan/core/error.hpp>
 #include <pecan/core/file_system.hpp>
@@ -18,9 +18,8 @@ struct DataRange {
   std::uint64_t num_bytes = 0;
 };
 
-/// Appends the seal to a complete HDF5 file. `data`: ranges without overlap inside the file, in any
-/// order.
-Status append_seal(File& file, std::vector<DataRange> data);
+/// Appends the seal to a complete HDF5 file. `data`: ascending ranges without overlap inside it.
+Status append_seal(File& file, std::span<const DataRange> data);
 
 /// Size of the HDF5 file before its seal, if every byte outside the data ranges is as it was
 /// sealed; kCorrupt otherwise.

@@ -175,16 +175,35 @@ std::string objection(const ShardBlock& block, std::size_t num_bytes) {
   return {};
 }
 
-Result<FileDigest> digest(File& file) {
+/// Data that was written, and where in the file it lies.
+struct WrittenData {
+  std::uint64_t offset = 0;
+  std::span<const std::byte> bytes;
+};
+
+/// Size and checksum of the file; what `written` (ascending) holds is not read but taken as it was
+/// given.
+Result<FileDigest> digest(File& file, std::span<const WrittenData> written) {
   Xxh3Stream hash;
   FileDigest result;
-  std::vector<std::byte> piece(kDigestPieceBytes);
+  std::vector<std::byte> buffer(kDigestPieceBytes);
   for (;;) {
+    if (!written.empty() && written.front().offset == result.num_bytes) {
+      hash.update(written.front().bytes);
+      result.num_bytes += written.front().bytes.size();
+      written = written.subspan(1);
+      continue;
+    }
+    std::span piece(buffer);
+    if (!written.empty() && written.front().offset - result.num_bytes < piece.size())
+      piece = piece.first(std::size_t(written.front().offset - result.num_bytes));
     const Result<std::size_t> count = file.read_at(result.num_bytes, piece);
     if (!count.ok()) return count.status();
-    hash.update(std::span(piece).first(count.value()));
+    hash.update(piece.first(count.value()));
     result.num_bytes += count.value();
-    if (count.value() < piece.size()) break;
+    if (count.value() == piece.size()) continue;
+    if (written.empty()) break;
+    return Status::failure(StatusCode::kIo, "the file ended before the data written to it");
   }
   result.xxh3 = hash.digest();
   return result;
@@ -222,7 +241,7 @@ constexpr std::uint64_t kWritebackBytes = std::uint64_t(8) << 20;
 Result<FileDigest> digest_file(FileSystem& fs, const std::string& path) {
   const Result<std::unique_ptr<File>> file = fs.open(path, OpenMode::kRead);
   if (!file.ok()) return file.status();
-  return digest(*file.value());
+  return digest(*file.value(), {});
 }
 
 struct ShardWriter::Impl {
@@ -234,7 +253,7 @@ struct ShardWriter::Impl {
   H5Id group_list{};
   H5Id dataset_list{};
   std::set<std::string> groups{};
-  std::vector<DataRange> data_ranges{};
+  std::vector<WrittenData> written{};
   std::uint64_t written_back = 0;  ///< bytes that the device was told to write
   bool closed = false;
   Status failed{};
@@ -316,7 +335,7 @@ struct ShardWriter::Impl {
     if (data.empty()) return;
     const haddr_t offset = H5Dget_offset(dataset.get());
     if (offset == HADDR_UNDEF) throw_h5_failure("asking where data lies");
-    data_ranges.push_back({offset, data.size()});
+    written.push_back({offset, data});
     h5_checked(H5Dwrite(dataset.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, data.data()),
                fmt::format("writing dataset {}", name));
     // Data is allocated ascending; the device writes it while the next is copied and hashed.
@@ -360,14 +379,17 @@ Status ShardWriter::close() {
   impl_->closed = true;
   const Status closed = impl_->run([&] { h5_checked(impl_->h5.reset(), "closing the file"); });
   if (!closed.ok()) return closed;
-  impl_->failed = append_seal(*impl_->file, std::move(impl_->data_ranges));
+  std::ranges::sort(impl_->written, {}, &WrittenData::offset);
+  std::vector<DataRange> ranges;
+  for (const WrittenData& data : impl_->written) ranges.push_back({data.offset, data.bytes.size()});
+  impl_->failed = append_seal(*impl_->file, ranges);
   if (impl_->failed.ok()) impl_->file->start_writeback(0, 0);  // 0: to the end
   return impl_->failed;
 }
 
 Result<FileDigest> ShardWriter::finish() {
   if (Status status = close(); !status.ok()) return status;
-  Result<FileDigest> result = digest(*impl_->file);
+  Result<FileDigest> result = digest(*impl_->file, impl_->written);
   // The manifest will vouch for these bytes, so they must outlive a crash of the node before anyone
   // votes for them.
   if (const Status synced = impl_->file->sync(); result.ok() && !synced.ok()) return synced;

@@ -192,7 +192,9 @@ class Trainer {
     }
     gather_.start(ctx_);
     if (!config_.checkpoint.save_interval.never()) {
-      check_snapshot_memory();
+      const auto memory = checkpoint::plan_snapshot_memory(
+          plan_.catalog, config_.checkpoint, budget_, recovered_->manifest.has_value());
+      check_memory_directory(memory);
       checkpointer_.emplace(fs_,
                             options_.run_directory,
                             config_.checkpoint,
@@ -204,6 +206,7 @@ class Trainer {
                                 recovered_->manifest,
                                 recovered_->kept,
                                 budget_,
+                                memory[std::size_t(world_.rank().value)],
                                 {state_.routed().begin(), state_.routed().end()},
                                 {},
                                 [this](checkpoint::SavePhase phase, Step step) {
@@ -213,14 +216,10 @@ class Trainer {
   }
 
   /// Refuses memory directories that are unfit before anything is reserved in them. Collective.
-  void check_snapshot_memory() {
+  void check_memory_directory(std::span<const checkpoint::SnapshotMemory> memory) {
     if (config_.checkpoint.non_persistent_save_interval.never()) return;
     std::uint64_t largest = 0;
-    for (const checkpoint::SnapshotMemory& rank :
-         checkpoint::plan_snapshot_memory(plan_.catalog,
-                                          config_.checkpoint,
-                                          budget_,
-                                          recovered_->manifest.has_value()))
+    for (const checkpoint::SnapshotMemory& rank : memory)
       largest = std::max(largest, checkpoint::memory_dir_bytes(rank));
     const checkpoint::MemoryCheck found =
         checkpoint::check_memory_directory(config_.checkpoint.memory_dir,

@@ -7,7 +7,8 @@ those steps that no longer feel it: each is paired with its neighbours of the sa
 shared machine drifts by more than what is to be measured. All figures come from this one run:
 
   cost      of a PEC save with K/N = 1/8 to storage, and to memory, in steps: what a save at every
-            step costs. Mean over runs, and the upper end of its one-sided 95 % interval
+            step costs. Mean over runs, and the upper end of its one-sided 95 % interval; beside them
+            the same of runs that save nothing, which is the error of the method and the machine
   hidden    of what a blocking full save costs, the share that an asynchronous full save and a PEC
             save do not cost, where the blocking save costs 2.4 and 4.4 steps
   write     bytes a second of the writer over those of plain write + fsync of files of the same sizes
@@ -49,7 +50,12 @@ INTERVAL, CLEAN = 6, (3, 4, 5)
 PEC = {"checkpoint.pec.experts_per_checkpoint": 1}
 TO_MEMORY = {**PEC, "checkpoint.save_interval": 100000, "checkpoint.non_persistent_save_interval": INTERVAL}
 TO_STORAGE = {**PEC, "checkpoint.save_interval": INTERVAL}
+WITHOUT = {"checkpoint.save_interval": 100000}
 EACH_STEP = {**PEC, "checkpoint.save_interval": 1}
+# The same where a save may be felt for longer.
+REGIME_INTERVAL, REGIME_CLEAN = 8, (5, 6, 7)
+REGIME = {"checkpoint.save_interval": REGIME_INTERVAL}
+BLOCKING = {"checkpoint.async_save": "false"}
 # One-sided 95 % and two-sided 95 % quantiles of Student's t by degrees of freedom, to 40.
 T_UPPER = {4: 2.132, 5: 2.015, 7: 1.895, 9: 1.833, 11: 1.796, 14: 1.761, 19: 1.729, 24: 1.711, 29: 1.699, 39: 1.685}
 
@@ -140,20 +146,23 @@ def cost_of_saves(arguments, table, threads, runs, limit):
     common = {"training.threads": threads, "training.global_batch_size": 2}
     steps = (arguments.saves + 3) * INTERVAL
     core = "a free core" if threads == 1 else "no free core"
-    costs = {"storage": [], "memory": []}
-    stalls = {"storage": [], "memory": []}
+    variants = {"PEC save, K/N = 1/8, to storage": TO_STORAGE, "PEC save, K/N = 1/8, to memory": TO_MEMORY,
+                "no save": WITHOUT}
+    costs = {name: [] for name in variants}
+    stalls = {name: [] for name in variants}
     for i in range(runs):
-        for name, settings in (("storage", TO_STORAGE), ("memory", TO_MEMORY)):
+        for name, settings in variants.items():
             run = Run(arguments, steps, {**common, **settings})
             pairs = run.save_costs_ms(INTERVAL, CLEAN)
             costs[name].append(statistics.median(cost / usual for cost, usual in pairs))
             stalls[name] += [ms for ms in run.stall_ms[2 * INTERVAL:] if ms > 0]
     for name, of_runs in costs.items():
         bound = upper_bound(of_runs)
-        table.add(f"PEC save, K/N = 1/8, to {name}, {core}: cost in steps, {runs} runs of {arguments.saves} saves",
+        judged = limit and variants[name] is not WITHOUT
+        table.add(f"{name}, {core}: cost in steps, {runs} runs of {arguments.saves} intervals",
                   f"{100 * statistics.mean(of_runs):+.2f} %, upper bound {100 * bound:+.2f} %; "
                   f"stall {statistics.median(stalls[name] or [0]):.2f} ms",
-                  f"<= {100 * limit:.0f} %" if limit else "-", bound <= limit if limit else None)
+                  f"<= {100 * limit:.0f} %" if judged else "-", bound <= limit if judged else None)
 
 
 def each_step(arguments, table):
@@ -164,16 +173,15 @@ def each_step(arguments, table):
 
 def regime(arguments, table, name, seq_length):
     """Costs of a save in milliseconds, where the blocking one costs `name` steps."""
-    interval, clean = 8, (5, 6, 7)
-    common = {"training.seq_length": seq_length, "checkpoint.save_interval": interval}
-    variants = {"blocking": {**common, "checkpoint.async_save": "false"}, "full": common, "PEC": {**common, **PEC}}
+    common = {"training.seq_length": seq_length, **REGIME}
+    variants = {"blocking": {**common, **BLOCKING}, "full": common, "PEC": {**common, **PEC}}
     cost = {v: [] for v in variants}
     usual_ms = []
     speeds = []
     for i in range(arguments.repeats):
         for variant, settings in variants.items():
-            run = Run(arguments, (arguments.saves + 3) * interval, settings)
-            pairs = run.save_costs_ms(interval, clean)
+            run = Run(arguments, (arguments.saves + 3) * REGIME_INTERVAL, settings)
+            pairs = run.save_costs_ms(REGIME_INTERVAL, REGIME_CLEAN)
             cost[variant].append(statistics.median(c for c, _ in pairs))
             usual_ms += [usual for _, usual in pairs]
             if variant == "blocking":
@@ -202,13 +210,13 @@ def written_speeds(arguments, run):
 
 
 def calibrate(arguments):
-    """Sequence lengths with which a blocking full save costs 2.4 and 4.4 steps."""
-    def step_ms(length):
+    """Sequence lengths with which a blocking full save costs 2.4 and 4.4 steps, or the nearest there is."""
+    def typical_ms(length):
         return Run(arguments, WARM_UP + 15, {"training.seq_length": length}).typical_ms()
-    short, long = step_ms(32), step_ms(256)
-    run = Run(arguments, 33, {"training.seq_length": 96, "checkpoint.save_interval": 8, "checkpoint.async_save": "false"})
-    save = statistics.median(run.stall_ms[i] for i in (15, 23, 31))
+    short, long = typical_ms(32), typical_ms(256)
     per_token = (long - short) / (256 - 32)
+    run = Run(arguments, (arguments.saves + 3) * REGIME_INTERVAL, {"training.seq_length": 96, **REGIME, **BLOCKING})
+    save = statistics.median(cost for cost, _ in run.save_costs_ms(REGIME_INTERVAL, REGIME_CLEAN))
     lengths = {}
     for steps in (2.4, 4.4):
         length = 32 + (save / steps - short) / per_token
@@ -248,7 +256,7 @@ def main():
     parser.add_argument("--memory-dir", default="/dev/shm", help="for snapshots in memory")
     parser.add_argument("--runs", type=int, default=20, help="for the cost of a PEC save")
     parser.add_argument("--repeats", type=int, default=8, help="of each regime")
-    parser.add_argument("--saves", type=int, default=6, help="that are measured in a run")
+    parser.add_argument("--saves", type=int, default=8, help="that are measured in a run")
     parser.add_argument("--busy", action="store_true", help="also without a free core")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)

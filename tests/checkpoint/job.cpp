@@ -227,7 +227,14 @@ Job::Job(FileSystem& fs, const StateCatalog& catalog, const JobOptions& options,
       binding_,
       world.rank(),
       checkpoint::CheckpointerStart{
-          recovered_.identity, recovered_.manifest, recovered_.kept, {}, routed(), options.seconds});
+          recovered_.identity,
+          recovered_.manifest,
+          recovered_.kept,
+          {},
+          checkpoint::plan_snapshot_memory(
+              catalog, options.checkpoint, {}, recovered_.manifest.has_value())[std::size_t(world.rank().value)],
+          routed(),
+          options.seconds});
 }
 
 std::vector<std::int64_t> Job::routed() const {

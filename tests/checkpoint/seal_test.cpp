@@ -1,5 +1,6 @@
 #include "checkpoint/seal.hpp"
 
+#include <array>
 #include <pecan/core/hash.hpp>
 
 #include "support/catch.hpp"
@@ -15,7 +16,7 @@ std::unique_ptr<File> sealed_file(FileSystem& fs) {
   auto file = fs.open("/s", OpenMode::kCreate).value();
   const std::string text = "0123456789abcdefghij0123456789abc3456789";
   REQUIRE(file->write_at(0, std::as_bytes(std::span(text))).ok());
-  REQUIRE(append_seal(*file, {{30, 3}, {10, 10}}).ok());
+  REQUIRE(append_seal(*file, std::array<DataRange, 2>{{{10, 10}, {30, 3}}}).ok());
   return file;
 }
 

@@ -314,8 +314,11 @@ TEST_CASE("a bit that flips on the way to the disk is found", "[shard]") {
   REQUIRE(writer.open().ok());
   fs.inject({.call = Call::kWrite, .effect = test::Effect::kFlipBit, .bit = 777});
   REQUIRE(writer.write(item.block, item.data).ok());
-  REQUIRE(writer.finish().ok());
+  const FileDigest vouched = writer.finish().value();
   REQUIRE(fs.num_struck() == 1);
+  const FileDigest stored = digest_file(inner, "/s.h5").value();
+  CHECK(stored.num_bytes == vouched.num_bytes);
+  CHECK(stored.xxh3 != vouched.xxh3);
   CHECK(contains(read_item(fs, "/s.h5", item).message, "the checksum of the data is"));
 }
 

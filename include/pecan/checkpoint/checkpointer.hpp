@@ -76,22 +76,6 @@ enum class SavePhase : std::uint8_t {
 };
 [[nodiscard]] std::string_view name_of(SavePhase phase);
 
-/// What a Checkpointer continues from. The clock is for tests.
-struct CheckpointerStart {
-  RunIdentity identity;
-  /// The manifest that recovery continued from, if any: its copies are the history of the
-  /// selection, and its checkpoint counts as committed.
-  std::optional<Manifest> recovered;
-  /// By buffer, the snapshot in memory that an earlier start has left whole on all ranks and that
-  /// is part of the run's past; it is given up only for newer ones.
-  std::vector<std::optional<Version>> kept;
-  ExpertBudget budget;               ///< K in force; K = 0: as configured
-  std::vector<std::int64_t> routed;  ///< StepFacts::routed so far
-  std::function<double()> seconds;   ///< monotonic; empty: the steady clock
-  /// Called in each phase with the save's step, from any thread; for injected faults.
-  std::function<void(SavePhase, Step)> on_phase = {};
-};
-
 /// Host memory for snapshots of one rank, in bytes.
 struct SnapshotMemory {
   int num_buffers = 1;
@@ -114,6 +98,23 @@ struct SnapshotMemory {
     const config::CheckpointConfig& config,
     const ExpertBudget& budget,
     bool has_full);
+
+/// What a Checkpointer continues from. The clock is for tests.
+struct CheckpointerStart {
+  RunIdentity identity;
+  /// The manifest that recovery continued from, if any: its copies are the history of the
+  /// selection, and its checkpoint counts as committed.
+  std::optional<Manifest> recovered;
+  /// By buffer, the snapshot in memory that an earlier start has left whole on all ranks and that
+  /// is part of the run's past; it is given up only for newer ones.
+  std::vector<std::optional<Version>> kept;
+  ExpertBudget budget;               ///< K in force; K = 0: as configured
+  SnapshotMemory memory;             ///< of this rank, by plan_snapshot_memory
+  std::vector<std::int64_t> routed;  ///< StepFacts::routed so far
+  std::function<double()> seconds;   ///< monotonic; empty: the steady clock
+  /// Called in each phase with the save's step, from any thread; for injected faults.
+  std::function<void(SavePhase, Step)> on_phase = {};
+};
 
 /// Two pipelines over the buffers of TripleBuffer: snapshots (device to host, by the copier thread)
 /// and checkpoints in storage (host to files, by the writer thread). Collective decisions come from

@@ -50,12 +50,14 @@ class ShardWriter {
   ShardWriter& operator=(const ShardWriter&) = delete;
   /// Creates the file (kExists if it is there).
   Status open();
-  /// Writes one block; `data` holds exactly the block's bytes, block.xxh3 their checksum.
+  /// Writes one block; `data` holds exactly the block's bytes, block.xxh3 their checksum. It stays
+  /// as it is until finish() has returned.
   Status write(const ShardBlock& block, std::span<const std::byte> data);
   /// Closes and seals the HDF5 file, and lets the device begin to write it. Nothing may be written
   /// afterwards.
   Status close();
-  /// close() unless that is done; computes size and XXH3 of the whole file, fsyncs it.
+  /// close() unless that is done; computes size and XXH3 of the whole file, fsyncs it. Data is
+  /// hashed as it was given to write(), so what a disk made of it does not vouch for itself.
   Result<FileDigest> finish();
 
  private:
