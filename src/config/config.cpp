@@ -305,6 +305,10 @@ void read(const Place& place, Interval& value, const Every&) {
     place.fail("is no interval", "give " + expected + ", or 0 for never");
 }
 
+void read(const Place& place, std::vector<std::string>& value, const Texts&);
+template <typename Section>
+void read(const Place& place, std::vector<Section>& value, const Maps&);
+
 /// Takes the values of one section from a map, and refuses keys that the section does not have.
 class Reader {
  public:
@@ -346,6 +350,25 @@ class Reader {
   std::string path_;
   std::vector<std::string_view> known_;
 };
+
+void read(const Place& place, std::vector<std::string>& value, const Texts&) {
+  if (place.node.kind != Node::Kind::kList) place.fail("is not a list", "write it like [\"a text\"]");
+  value.clear();
+  for (const Node& item : place.node.items)
+    value.push_back(Place{item, place.path}.scalar("a text"));
+}
+
+template <typename Section>
+void read(const Place& place, std::vector<Section>& value, const Maps&) {
+  if (place.node.kind != Node::Kind::kList)
+    place.fail("is not a list", "write it like [{key: value}, {key: value}]");
+  value.clear();
+  for (std::size_t i = 0; i < place.node.items.size(); ++i) {
+    Reader reader(place.node.items[i], fmt::format("{}[{}]", place.path, i));
+    visit(value.emplace_back(), reader);
+    reader.finish();
+  }
+}
 
 Config read_tree(const Node& tree) {
   Config config = unresolved_defaults();
@@ -415,6 +438,26 @@ class Writer {
       out_ << fmt::format("{}", dataset.weight) << to_text(dataset.prefix, Free{});
     out_ << YAML::EndSeq;
   }
+  void operator()(std::string_view key,
+                  const std::vector<std::string>& value,
+                  const Texts&,
+                  std::string_view) {
+    out_ << YAML::Key << std::string(key) << YAML::Value << YAML::Flow << YAML::BeginSeq;
+    for (const std::string& text : value) out_ << YAML::DoubleQuoted << to_text(text, Free{});
+    out_ << YAML::EndSeq;
+  }
+  template <typename Section>
+  void operator()(std::string_view key,
+                  const std::vector<Section>& value,
+                  const Maps&,
+                  std::string_view) {
+    out_ << YAML::Key << std::string(key) << YAML::Value << YAML::BeginSeq;
+    for (Section section : value) {
+      out_ << YAML::Flow;
+      map(section);
+    }
+    out_ << YAML::EndSeq;
+  }
   template <typename Section>
   void section(std::string_view key, Section& value) {
     out_ << YAML::Key << std::string(key) << YAML::Value;
@@ -470,6 +513,16 @@ inline std::string allowed(const std::vector<WeightedDataset>&, const Blend&) {
 inline std::string allowed(const Interval&, const Every&) {
   return "integer at least 0, or seconds like `30s`";
 }
+inline std::string allowed(const std::vector<std::string>&, const Texts&) {
+  return "list of texts";
+}
+template <typename Section>
+std::string allowed(const std::vector<Section>&, const Maps&) {
+  PathCollector known;
+  Section section;
+  visit(section, known);
+  return "list of maps of " + quoted({known.keys.begin(), known.keys.end()});
+}
 inline std::string allowed(const std::vector<int>&, const LayerPattern&) {
   return "integer at least 1, or list of 0 and 1";
 }
@@ -497,6 +550,19 @@ class Reference {
   void operator()(std::string_view key,
                   const std::vector<std::string>& value,
                   const Choice& rule,
+                  std::string_view meaning) {
+    row(key, allowed(value, rule), "[]", meaning);
+  }
+  void operator()(std::string_view key,
+                  const std::vector<std::string>& value,
+                  const Texts& rule,
+                  std::string_view meaning) {
+    row(key, allowed(value, rule), "[]", meaning);
+  }
+  template <typename Section>
+  void operator()(std::string_view key,
+                  const std::vector<Section>& value,
+                  const Maps& rule,
                   std::string_view meaning) {
     row(key, allowed(value, rule), "[]", meaning);
   }

@@ -55,6 +55,10 @@ struct Blend {};
 struct Shares {};
 /// A number of steps, or of seconds with the suffix s.
 struct Every {};
+/// A list of maps, of which visit() names the keys.
+struct Maps {};
+/// A list of texts.
+struct Texts {};
 /// A period N, kept as {-N} until the number of layers is known, or a list of 0 and 1.
 struct LayerPattern {};
 
@@ -315,7 +319,28 @@ void visit(TrainingConfig& c, Field&& field) {
   field("check_for_nan_in_loss_and_grad",
         c.check_for_nan_in_loss_and_grad,
         Named<NanPolicy>{{{"stop", NanPolicy::kStop}, {"skip", NanPolicy::kSkip}}},
-        "on a loss or gradient that is not finite: stop the run (exit code 6) or skip the update");
+        "on a loss or gradient that is not finite, or a spike: stop the run (exit code 6) or skip the "
+        "update");
+  field("spiky_loss_sigmas",
+        c.spiky_loss_sigmas,
+        at_least(0),
+        "a loss that lies more than so many standard deviations above the mean of the last 64 counts "
+        "as a spike; 0: none does");
+  field("rollback_after_skips",
+        c.rollback_after_skips,
+        at_least(0),
+        "after so many skipped steps in a row return to the newest checkpoint before them and pass "
+        "over the data since; 0: never");
+  field("max_rollbacks",
+        c.max_rollbacks,
+        at_least(1),
+        "rollbacks that do not get past the step that led to the first of them, before the run stops "
+        "(exit code 6)");
+  field("check_weight_hash_across_dp_replicas_interval",
+        c.check_weight_hash_across_dp_replicas_interval,
+        at_least(0),
+        "steps between comparisons of what several ranks hold of the parameters; a difference stops "
+        "the run (exit code 6) and names the ranks; 0: never");
   field("threads",
         c.threads,
         from_to(0, 1024),
@@ -474,6 +499,11 @@ void visit(CheckpointConfig& c, Field&& field) {
         c.fallback_copies,
         at_least(0),
         "older copies kept of each item of a kept checkpoint");
+  field("replication_factor",
+        c.replication_factor,
+        at_least(1),
+        "nodes that hold each snapshot in host memory, its own included: all but one of them may be "
+        "lost; 1: only its own");
   field("async_save",
         c.async_save,
         Free{},
@@ -490,20 +520,55 @@ void visit(CommConfig& c, Field&& field) {
 }
 
 template <typename Field>
+void visit(ElasticLayout& c, Field&& field) {
+  field("world_size", c.world_size, at_least(1), "processes");
+  field("tensor_model_parallel_size",
+        c.tensor_model_parallel_size,
+        at_least(0),
+        "as in `parallel`; 0: its value");
+  field("expert_model_parallel_size",
+        c.expert_model_parallel_size,
+        at_least(0),
+        "as in `parallel`; 0: its value");
+  field("expert_tensor_parallel_size",
+        c.expert_tensor_parallel_size,
+        at_least(0),
+        "as in `parallel`; 0: its value");
+}
+
+template <typename Field>
+void visit(ElasticConfig& c, Field&& field) {
+  field("layouts",
+        c.layouts,
+        Maps{},
+        "what pecan-launch may run on, the largest that fits first, like `[{world_size: 8}, "
+        "{world_size: 4, expert_model_parallel_size: 2}]`; empty: `parallel` on all slots of the hosts");
+  field("max_restarts",
+        c.max_restarts,
+        at_least(0),
+        "restarts by pecan-launch in a row that bring the run no further");
+  field("restart_backoff_s",
+        c.restart_backoff_s,
+        at_least(0),
+        "seconds before the second restart in a row, doubled for each further one");
+  field("restart_backoff_max_s", c.restart_backoff_max_s, at_least(0), "at most so many seconds");
+  field("heartbeat_timeout_s",
+        c.heartbeat_timeout_s,
+        at_least(0),
+        "seconds without progress of any rank after which pecan-launch ends a start; 0: never");
+  field("probe_timeout_s",
+        c.probe_timeout_s,
+        above(0),
+        "seconds in which a host must answer pecan-launch, or it counts as lost");
+}
+
+template <typename Field>
 void visit(FaultConfig& c, Field&& field) {
-  field("kill_at_step",
-        c.kill_at_step,
-        at_least(0),
-        "for tests and demonstrations: SIGKILL to `kill_rank` when this step begins; 0: never");
-  field("kill_rank", c.kill_rank, at_least(0), "the rank to kill");
-  field("kill_in_phase",
-        c.kill_in_phase,
-        Choice{{"", "snapshot", "persist", "vote", "commit", "committed", "retention"}},
-        "not when `kill_at_step` begins but in this phase of the first save from it on (docs/recovery.md)");
-  field("kill_in_start",
-        c.kill_in_start,
-        at_least(0),
-        "the start of the run, counted from 0, in which it is killed");
+  field("inject",
+        c.inject,
+        Texts{},
+        "for tests and demonstrations: failures on purpose, like `[\"kill step=4 rank=1\"]` "
+        "(docs/how-to/inject-faults.md); the variable `PECAN_FAULT` adds more, with ; between them");
 }
 
 template <typename Field>
@@ -525,6 +590,7 @@ void visit(Config& c, Field&& field) {
   field.section("data", c.data);
   field.section("checkpoint", c.checkpoint);
   field.section("comm", c.comm);
+  field.section("elastic", c.elastic);
   field.section("fault", c.fault);
   field.section("logging", c.logging);
 }

@@ -6,6 +6,8 @@
 
 #include <fmt/ranges.h>
 
+#include <pecan/config/fault.hpp>
+
 namespace pecan::config {
 namespace {
 
@@ -418,18 +420,34 @@ void check_selection(const Config& config) {
 }
 
 void check_fault(const Config& config) {
-  const FaultConfig& fault = config.fault;
-  PECAN_VALIDATE(fault.kill_in_phase.empty() || fault.kill_at_step > 0,
+  for (const std::string& text : config.fault.inject) (void)parse_fault(text);
+}
+
+void check_elastic(const Config& config) {
+  for (const ElasticLayout& layout : config.elastic.layouts) {
+    PECAN_VALIDATE(layout.world_size > 0,
+                   ConfigError,
+                   "elastic.layouts has a layout without world_size; give the number of processes");
+    const Config changed = with_layout(config, layout);
+    check_tensor_parallel(changed);
+    check_expert_parallel(changed);
+    validate_for_world(changed, layout.world_size);
+  }
+}
+
+void check_rollback(const Config& config) {
+  const TrainingConfig& training = config.training;
+  if (training.rollback_after_skips == 0) return;
+  PECAN_VALIDATE(training.check_for_nan_in_loss_and_grad == NanPolicy::kSkip,
                  ConfigError,
-                 "fault.kill_in_phase={} needs fault.kill_at_step: the step whose save it is",
-                 fault.kill_in_phase);
-  const bool rank0 = fault.kill_in_phase == "commit" || fault.kill_in_phase == "committed" ||
-                     fault.kill_in_phase == "retention";
-  PECAN_VALIDATE(!rank0 || fault.kill_rank == 0,
+                 "training.rollback_after_skips={} counts skipped steps, but "
+                 "check_for_nan_in_loss_and_grad=stop skips none; set that to skip",
+                 training.rollback_after_skips);
+  PECAN_VALIDATE(!config.checkpoint.save_interval.never(),
                  ConfigError,
-                 "fault.kill_in_phase={} happens on rank 0 alone, but fault.kill_rank={}; use 0",
-                 fault.kill_in_phase,
-                 fault.kill_rank);
+                 "training.rollback_after_skips={} returns to a checkpoint, but "
+                 "checkpoint.save_interval=0 writes none; set an interval",
+                 training.rollback_after_skips);
 }
 
 void check_memory_level(const Config& config) {
@@ -539,10 +557,29 @@ void resolve(Config& config) {
   check_checkpoint(config);
   check_selection(config);
   check_memory_level(config);
+  check_rollback(config);
+  check_elastic(config);
   check_fault(config);
 }
 
 }  // namespace detail
+
+Config with_layout(const Config& config, const ElasticLayout& layout) {
+  Config changed = config;
+  const auto set = [](int& value, int wanted) {
+    if (wanted > 0) value = wanted;
+  };
+  ParallelConfig& parallel = changed.parallel;
+  // Unless it is given, the tensor parallelism of experts follows that of the rest, as it does in
+  // `parallel`.
+  if (layout.expert_tensor_parallel_size == 0 && layout.tensor_model_parallel_size > 0 &&
+      parallel.expert_tensor_parallel_size == parallel.tensor_model_parallel_size)
+    parallel.expert_tensor_parallel_size = layout.tensor_model_parallel_size;
+  set(parallel.tensor_model_parallel_size, layout.tensor_model_parallel_size);
+  set(parallel.expert_model_parallel_size, layout.expert_model_parallel_size);
+  set(parallel.expert_tensor_parallel_size, layout.expert_tensor_parallel_size);
+  return changed;
+}
 
 void validate_for_world(const Config& config, int world_size) {
   const ParallelConfig& p = config.parallel;
@@ -599,12 +636,6 @@ void validate_for_world(const Config& config, int world_size) {
                  config.training.micro_batch_size,
                  data_parallel,
                  multiples_near(config.training.global_batch_size, samples));
-  PECAN_VALIDATE(config.fault.kill_at_step == 0 || config.fault.kill_rank < world_size,
-                 ConfigError,
-                 "fault.kill_rank={} is not one of the {} ranks; use 0 to {}",
-                 config.fault.kill_rank,
-                 world_size,
-                 world_size - 1);
 }
 
 }  // namespace pecan::config

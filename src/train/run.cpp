@@ -12,6 +12,8 @@
 
 #include <pecan/core/log.hpp>
 
+#include <pecan/config/fault.hpp>
+
 #include <pecan/ops/reduce.hpp>
 
 #include <pecan/parallel/gradients.hpp>
@@ -267,13 +269,12 @@ class Trainer {
 
   /// Kills this process if the configuration wants it here.
   void inject_fault(std::string_view phase, std::int64_t step) const {
-    // A save may be skipped, so a phase is that of the first one from the step on.
-    const std::int64_t wanted = config_.fault.kill_at_step;
-    if (wanted > 0 && (phase.empty() ? step == wanted : step >= wanted) &&
-        phase == config_.fault.kill_in_phase &&
-        recovered_->identity.incarnation.value == config_.fault.kill_in_start &&
-        world_.rank().value == config_.fault.kill_rank) {
-      std::raise(SIGKILL);
+    for (const config::Fault& fault : faults_) {
+      // A save may be skipped, so a phase is that of the first one from the step on.
+      const bool now = phase.empty() ? step == fault.first_step : step >= fault.first_step;
+      if (now && phase == fault.phase && fault.rank == world_.rank().value &&
+          recovered_->identity.incarnation.value == fault.start)
+        std::raise(SIGKILL);
     }
   }
 
@@ -619,6 +620,7 @@ class Trainer {
   std::optional<ValidBatches> valid_;
   StepSums sums_;
   Clock::time_point started_;
+  std::vector<config::Fault> faults_ = config::faults_of(config_, "");
   std::optional<checkpoint::Recovered> recovered_;
   std::optional<checkpoint::Checkpointer> checkpointer_;
   std::optional<MetricsWriter> metrics_;

@@ -276,8 +276,7 @@ class Trainer:
 
     def understands(self, run):
         """Whether the programs know every key of a run."""
-        options = [f"fault.kill_in_start={i}" for i in range(1, len(run.kills))[:1]]
-        return self.call([*self.command(run, *options), "--dump-config"], subprocess.DEVNULL) == 0
+        return self.call([*self.command(run, *(["fault.inject=[kill step=1]"] if run.kills else [])), "--dump-config"], subprocess.DEVNULL) == 0
 
     def train(self, run):
         """Trains one run with all its failures and returns its result; RuntimeError if it did not go as planned."""
@@ -292,9 +291,7 @@ class Trainer:
                 if memory:
                     options.append(f"checkpoint.memory_dir={memory}")
                 if kill:
-                    options.append(f"fault.kill_at_step={kill}")
-                if kill and start > 0:
-                    options.append(f"fault.kill_in_start={start}")
+                    options.append(f"fault.inject=[kill step={kill} start={start}]")
                 with open(folder / "log", "w", encoding="utf-8") as log:
                     code = self.call([*self.command(run, *options), "--run-dir", str(run_dir),
                                       *(["--resume-from-failure"] if start > 0 else [])], log, folder)

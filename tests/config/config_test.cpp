@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include <pecan/config/config.hpp>
+#include <pecan/config/fault.hpp>
 
 #include "support/catch.hpp"
 #include "support/support.hpp"
@@ -431,12 +432,67 @@ TEST_CASE("intervals are steps or seconds", "[config]") {
 }
 
 TEST_CASE("faults that cannot happen are refused", "[config]") {
-  CHECK(refusal("fault: {kill_at_step: 4, kill_in_phase: vote, kill_rank: 1}").empty());
-  CHECK_THAT(refusal("fault: {kill_in_phase: vote}"), Catch::Contains("needs fault.kill_at_step"));
-  CHECK_THAT(refusal("fault: {kill_at_step: 4, kill_in_phase: commit, kill_rank: 1}"),
-             Catch::Contains("on rank 0 alone"));
-  CHECK_THAT(refusal("fault: {kill_at_step: 4, kill_in_phase: lunch}"),
-             Catch::Contains("is not a known value"));
+  const auto fault = [](const std::string& text) { return refusal("fault: {inject: ['" + text + "']}"); };
+  CHECK(fault("kill step=4 rank=1 phase=vote").empty());
+  CHECK(fault("stop step=4-9 rank=random seed=7 start=every").empty());
+  CHECK(fault("slow_disk step=2 node=host-3 bytes_per_s=1e6").empty());
+  struct Case {
+    const char* text;
+    const char* message;
+  };
+  for (const Case& c : {Case{"", "there is no kind"},
+                        {"explode step=1", "use one of kill, stop, exit, corrupt"},
+                        {"kill rank=1", "needs a step"},
+                        {"kill step=0", "step=0 is no number from 1"},
+                        {"kill step=9-4", "step=4 is no number from 9"},
+                        {"kill step=4 rank=-1", "rank=-1 is no number"},
+                        {"kill step=4 rank=1 node=a", "exclude each other"},
+                        {"kill step=4 step=5", "step is given twice"},
+                        {"kill step=4 now", "now is not key=value"},
+                        {"kill step=4 phase=lunch", "no phase lunch"},
+                        {"kill step=4 phase=commit rank=1", "on rank 0 alone"},
+                        {"kill step=4 phase=retention node=a", "on rank 0 alone"},
+                        {"nan step=4 phase=vote", "nan has no key phase"},
+                        {"exit step=4 code=256", "code=256 is no number"},
+                        {"slow_disk step=4 bytes_per_s=nan", "bytes_per_s=nan is no number"}}) {
+    INFO(c.text);
+    CHECK_THAT(fault(c.text), Catch::Contains(c.message));
+  }
+  CHECK_THAT(refusal("fault: {inject: kill}"), Catch::Contains("is not a list"));
+}
+
+TEST_CASE("faults come from the configuration and the environment", "[config]") {
+  const Config config = parse_config("fault: {inject: [kill step=4 rank=1 phase=vote]}");
+  const std::vector<Fault> faults = faults_of(config, "exit step=2-8 code=3 ; nan step=5 rank=every;");
+  REQUIRE(faults.size() == 3);
+  CHECK(faults[0] == Fault{.kind = FaultKind::kKill,
+                           .first_step = 4,
+                           .last_step = 4,
+                           .rank = 1,
+                           .phase = "vote"});
+  CHECK(faults[1] ==
+        Fault{.kind = FaultKind::kExit, .first_step = 2, .last_step = 8, .code = 3});
+  CHECK(faults[2] == Fault{.kind = FaultKind::kNan,
+                           .first_step = 5,
+                           .last_step = 5,
+                           .rank = Fault::kEveryRank});
+  CHECK(faults_of(parse_config("{}"), "").empty());
+}
+
+TEST_CASE("layouts to restart in are checked with the configuration", "[config]") {
+  const std::string moe = "moe: {num_experts: 8}\nmodel: {num_attention_heads: 4}\nparallel: {expert_model_parallel_size: 4}\n";
+  const Config config = parse_config(
+      moe + "elastic: {layouts: [{world_size: 8}, {world_size: 2, expert_model_parallel_size: 2}]}");
+  REQUIRE(config.elastic.layouts.size() == 2);
+  CHECK(with_layout(config, config.elastic.layouts[0]).parallel == config.parallel);
+  CHECK(with_layout(config, config.elastic.layouts[1]).parallel.expert_model_parallel_size == 2);
+  CHECK(parse_config(dump_config(config)) == config);
+  CHECK_THAT(refusal(moe + "elastic: {layouts: [{world_size: 2}]}"), Catch::Contains("expert_model_parallel_size"));
+  CHECK_THAT(refusal(moe + "elastic: {layouts: [{tensor_model_parallel_size: 1}]}"), Catch::Contains("without world_size"));
+  CHECK_THAT(refusal(moe + "elastic: {layouts: [{world_size: 4, tensor_model_parallel_size: 3}]}"), Catch::Contains("not divisible"));
+  CHECK_THAT(refusal("elastic: {layouts: [{world: 2}]}"), Catch::Contains("unknown key elastic.layouts[0].world"));
+  CHECK_THAT(refusal("elastic: {layouts: 4}"), Catch::Contains("is not a list"));
+  CHECK_THAT(refusal("elastic: {layouts: [4]}"), Catch::Contains("is not a section"));
 }
 
 TEST_CASE("settings of partial checkpoints that contradict each other are refused", "[config]") {

@@ -381,8 +381,7 @@ def phases(lab, arguments):
             # Training waits for a save to storage, so that it is under way when the rank dies.
             if level == "storage":
                 options += settings("checkpoint.async_save=false")
-            killed = lab.train(2, run_dir, *options, *settings("fault.kill_at_step=8", f"fault.kill_rank={rank}",
-                                                               f"fault.kill_in_phase={phase}"), expect=None)
+            killed = lab.train(2, run_dir, *options, *settings(f"fault.inject=[kill step=8 rank={rank} phase={phase}]"), expect=None)
             check(killed.returncode == 137, f"{level}, {phase}: killed ({killed.returncode})")
             lab.train(2, run_dir, *options, "--resume-from-failure")
             step = records(run_dir, "recovery")[-1]["step"]
@@ -432,7 +431,7 @@ def policies(lab, arguments):
         keys += [*slow, *memory_level] if in_memory else ["checkpoint.async_save=false"]
         total = 24 if in_memory else 12
         options = [*lab.layout(2), *settings(*base, *keys)]
-        killed = lab.train(4, run_dir, *options, *settings(f"fault.kill_at_step={total - 2}", "fault.kill_rank=2"), expect=None)
+        killed = lab.train(4, run_dir, *options, *settings(f"fault.inject=[kill step={total - 2} rank=2]"), expect=None)
         check(killed.returncode == 137, f"{name}: killed ({killed.returncode})")
         lab.train(4, run_dir, *options, "--resume-from-failure")
         recovery = records(run_dir, "recovery")[-1]

@@ -104,6 +104,10 @@ struct TrainingConfig {
   double exit_duration_in_mins = 0;
   DeviceChoice device = DeviceChoice::kAuto;
   NanPolicy check_for_nan_in_loss_and_grad = NanPolicy::kStop;
+  double spiky_loss_sigmas = 0;    ///< 0: no loss counts as a spike
+  int rollback_after_skips = 0;    ///< skipped steps in a row that lead to a rollback; 0: none does
+  int max_rollbacks = 3;           ///< without passing the step that led to the first of them
+  std::int64_t check_weight_hash_across_dp_replicas_interval = 0;  ///< steps; 0: never
   int threads = 0;  ///< CPU threads a rank; 0: chosen where it runs
   RecomputeGranularity recompute_granularity = RecomputeGranularity::kNone;
   bool operator==(const TrainingConfig&) const = default;
@@ -178,6 +182,7 @@ struct CheckpointConfig {
   int keep_latest_k = 1;
   std::int64_t save_retain_interval = 0;  ///< 0: none; else steps divisible by it are kept for ever
   int fallback_copies = 1;
+  int replication_factor = 1;  ///< nodes that hold each snapshot in memory, its own among them
   bool async_save = true;  ///< false: training waits for the files (for tests and comparisons)
   PecConfig pec;
   bool operator==(const CheckpointConfig&) const = default;
@@ -188,12 +193,29 @@ struct CommConfig {
   bool operator==(const CommConfig&) const = default;
 };
 
+/// A layout that pecan-launch may restart the run in. 0: as in `parallel`.
+struct ElasticLayout {
+  int world_size = 0;
+  int tensor_model_parallel_size = 0;
+  int expert_model_parallel_size = 0;
+  int expert_tensor_parallel_size = 0;
+  bool operator==(const ElasticLayout&) const = default;
+};
+
+/// What pecan-launch does about failures.
+struct ElasticConfig {
+  std::vector<ElasticLayout> layouts;  ///< empty: `parallel` on all slots of the hosts
+  int max_restarts = 3;                ///< in a row without a new checkpointed step
+  double restart_backoff_s = 1;        ///< before the second restart in a row; doubles
+  double restart_backoff_max_s = 60;
+  double heartbeat_timeout_s = 300;  ///< without progress of any rank; 0: never
+  double probe_timeout_s = 10;       ///< for a host to answer
+  bool operator==(const ElasticConfig&) const = default;
+};
+
+/// Failures on purpose, for tests and demonstrations; grammar in pecan/config/fault.hpp.
 struct FaultConfig {
-  std::int64_t kill_at_step =
-      0;  ///< tests and demonstrations: SIGKILL to kill_rank when this step begins; 0: never
-  int kill_rank = 0;
-  std::string kill_in_phase;  ///< of the save of kill_at_step; empty: when that step begins
-  int kill_in_start = 0;  ///< the start (incarnation) of the run in which that happens
+  std::vector<std::string> inject;
   bool operator==(const FaultConfig&) const = default;
 };
 
@@ -213,6 +235,7 @@ struct Config {
   DataConfig data;
   CheckpointConfig checkpoint;
   CommConfig comm;
+  ElasticConfig elastic;
   FaultConfig fault;
   LoggingConfig logging;
   bool operator==(const Config&) const = default;
@@ -234,6 +257,8 @@ struct Config {
 [[nodiscard]] std::string config_reference();
 /// The path of every key ("model.num_layers"), in the order of the sections.
 [[nodiscard]] std::vector<std::string> config_keys();
+/// The configuration in that layout, with its processes not yet checked. Pure.
+[[nodiscard]] Config with_layout(const Config& config, const ElasticLayout& layout);
 /// Checks what depends on the number of processes; ConfigError otherwise. Pure.
 void validate_for_world(const Config& config, int world_size);
 
