@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include <pecan/core/build_info.hpp>
+#include <pecan/core/hash.hpp>
 #include <pecan/core/log.hpp>
 
 #include <pecan/train/metrics.hpp>
@@ -131,16 +132,19 @@ void MetricsWriter::write(const checkpoint::Recovered& recovered,
   Json stale = Json::array();
   for (const checkpoint::UnitRestore& restore : recovered.report.plan.restores) {
     if (restore.version == recovered.report.plan.recovery) continue;
-    stale.push_back({{"unit", catalog.units[std::size_t(restore.unit.value)].name},
-                     {"group", name_of(restore.group)},
-                     {"step", restore.version.step.value},
-                     {"from",
-                      restore.tier == checkpoint::Tier::kMemory ? "memory" : restore.directory}});
+    stale.push_back(
+        {{"unit", catalog.units[std::size_t(restore.unit.value)].name},
+         {"group", name_of(restore.group)},
+         {"step", restore.version.step.value},
+         {"incarnation", restore.version.incarnation.value},
+         {"from", restore.tier == checkpoint::Tier::kMemory ? "memory" : restore.directory}});
   }
   impl_->write({{"kind", "recovery"},
                 {"incarnation", recovered.identity.incarnation.value},
                 {"step", recovered.report.plan.recovery.step.value},
+                {"from_incarnation", recovered.report.plan.recovery.incarnation.value},
                 {"stale", stale},
+                {"sent_bytes", recovered.report.sent_bytes},
                 {"rounded_units", weights.rounded_units},
                 {"damages", recovered.report.damages},
                 {"lost_slots", losses.lost_slots},
@@ -151,6 +155,25 @@ void MetricsWriter::write(const checkpoint::Recovered& recovered,
                 {"plt_weights", losses.plt_weights},
                 {"scan_ms", recovered.report.scan_ms},
                 {"load_ms", recovered.report.load_ms}});
+}
+
+void MetricsWriter::write_content(Incarnation incarnation,
+                                  Step step,
+                                  bool recovered,
+                                  const StateCatalog& catalog,
+                                  const std::vector<std::uint64_t>& hashes) {
+  Json items = Json::object();
+  for (std::size_t i = 0; i < hashes.size(); ++i) {
+    const StateItem& item = catalog.items[i];
+    items[item.path()] = {{"unit", catalog.units[std::size_t(item.unit.value)].name},
+                          {"group", name_of(item.group)},
+                          {"hash", to_hex(hashes[i])}};
+  }
+  impl_->write({{"kind", "content"},
+                {"incarnation", incarnation.value},
+                {"step", step.value},
+                {"recovered", recovered},
+                {"items", std::move(items)}});
 }
 
 }  // namespace pecan::train

@@ -76,6 +76,12 @@ class MetricsWriter {
              const WeightRestore& weights,
              const LossReport& losses,
              const checkpoint::ExpertBudget& budget);
+  /// `hashes` by item. `recovered`: of what a recovery has loaded, before the first step.
+  void write_content(Incarnation incarnation,
+                     Step step,
+                     bool recovered,
+                     const StateCatalog& catalog,
+                     const std::vector<std::uint64_t>& hashes);
 
  private:
   struct Impl;
