@@ -10,6 +10,8 @@
 
 #include <pecan/checkpoint/manifest.hpp>
 
+#include "checkpoint/segment.hpp"
+
 namespace pecan::checkpoint {
 
 class BufferMemory {
@@ -25,6 +27,8 @@ class BufferMemory {
   virtual void begin() = 0;
   /// What is in it is whole and may be recovered from.
   virtual Status seal(const Manifest& header, const RankIndex& index) = 0;
+  /// Where a sealed snapshot lies, if it outlives the process.
+  [[nodiscard]] virtual const Segment* segment() const = 0;
   /// Whether seal() keeps anything, so that callers may spare the index.
   [[nodiscard]] virtual bool outlives_process() const = 0;
   /// Gives up what would outlive the process.
@@ -41,6 +45,7 @@ class PrivateMemory final : public BufferMemory {
   }
   void begin() override {}
   Status seal(const Manifest& /*header*/, const RankIndex& /*index*/) override { return {}; }
+  [[nodiscard]] const Segment* segment() const override { return nullptr; }
   [[nodiscard]] bool outlives_process() const override { return false; }
   void remove() override {}
 

@@ -13,7 +13,9 @@
 #include <pecan/checkpoint/select.hpp>
 
 #include "checkpoint/lineage.hpp"
+#include "checkpoint/nodes.hpp"
 #include "checkpoint/persist.hpp"
+#include "checkpoint/replicator.hpp"
 #include "checkpoint/request.hpp"
 #include "checkpoint/retention.hpp"
 #include "checkpoint/segment_memory.hpp"
@@ -33,15 +35,15 @@ double ms_since(Clock::time_point start) {
 /// Fields of a Vote. Snapshots and checkpoints in storage are numbered from 1 within this start of
 /// the run.
 enum VoteField : std::size_t {
-  kCopied,        ///< last snapshot that this rank has finished, well or badly
-  kWhole,         ///< 0: this rank's part of that snapshot failed
-  kWritten,       ///< last checkpoint whose part this rank has finished, well or badly
-  kIntact,        ///< 0: this rank's part of the current checkpoint failed
-  kClosed,        ///< last checkpoint that rank 0 committed or dropped; others: no opinion
-  kCommitted,     ///< 0: that checkpoint was dropped; others: no opinion
-  kSeen,          ///< last commit that this rank has learnt of
-  kUnfenced,      ///< 0: a newer incarnation holds the run
-  kStarted,       ///< snapshots started; this and the next must agree on all ranks
+  kCopied,     ///< last snapshot that this rank has finished, well or badly, with its copies
+  kWhole,      ///< 0: this rank's part of that snapshot failed
+  kWritten,    ///< last checkpoint whose part this rank has finished, well or badly
+  kIntact,     ///< 0: this rank's part of the current checkpoint failed
+  kClosed,     ///< last checkpoint that rank 0 committed or dropped; others: no opinion
+  kCommitted,  ///< 0: that checkpoint was dropped; others: no opinion
+  kSeen,       ///< last commit that this rank has learnt of
+  kUnfenced,   ///< 0: a newer incarnation holds the run
+  kStarted,    ///< snapshots started; this and the next must agree on all ranks
   kMinusStarted,
   kHiddenBytes,   ///< that this rank copies during its forward and backward; 0: unknown
   kSinceMemory,   ///< milliseconds since the last snapshot began, by rank 0's clock
@@ -69,8 +71,8 @@ struct Generation {
   SaveRecord record;
   StepFacts facts;
   ForStorage for_storage = ForStorage::kNo;
-  bool direct = false;  ///< its checkpoint is written as soon as this rank has copied it
-  std::vector<UnitIndex> units;      ///< experts in the snapshot
+  bool direct = false;           ///< its checkpoint is written as soon as this rank has copied it
+  std::vector<UnitIndex> units;  ///< experts in the snapshot
   std::vector<UnitIndex> persisted;  ///< those of them that go to storage
   SavePlan plan;                     ///< of the snapshot
   SavePlan persist;                  ///< of storage
@@ -165,20 +167,32 @@ struct Checkpointer::Impl {
     memory = storage;
     memory.saved.first_budget = settings.memory.experts;
     snapshot_at = storage_at = seconds();
-    non_expert_bytes =
-        std::int64_t(std::ranges::max(plan_save(catalog, partial_request(settings, {})).rank_bytes));
+    non_expert_bytes = std::int64_t(
+        std::ranges::max(plan_save(catalog, partial_request(settings, {})).rank_bytes));
 
-    const SnapshotMemory& reserved = start.memory;
-    remove_superseded_segments(config.memory_dir,
-                               identity.run_id,
-                               rank,
-                               catalog.world_size,
-                               reserved.num_buffers > 1 ? reserved.num_buffers : 0);
+    const SnapshotMemory& reserved = start.memory[std::size_t(rank.value)];
+    const Nodes nodes(start.node_of_rank);
+    const std::string& host = start.node_of_rank[std::size_t(rank.value)];
+    const int num_kept = reserved.num_buffers > 1 ? reserved.num_buffers : 0;
+    if (!start.keep_memory && nodes.is_first_of_node(rank)) {
+      remove_superseded_segments(
+          config.memory_dir, host, identity.run_id, [&](const SegmentName& name) {
+            const int node = nodes.of(rank);
+            return name.copy > 0
+                       ? keeps_copy(name, nodes, node, start.replication.factor - 1, num_kept)
+                       : name.rank.value < nodes.num_ranks() && nodes.of(name.rank) == node &&
+                             name.buffer < num_kept;
+          });
+    }
     for (int b = 0; b < reserved.num_buffers; ++b) {
-      buffers.emplace_back(catalog, binding, make_memory(reserved.num_buffers, b));
+      buffers.emplace_back(catalog, binding, make_memory(reserved.num_buffers, b, host));
       buffers.back().reserve(b == 0 ? reserved.first : reserved.others, reserved.max_blocks);
     }
     generations.resize(buffers.size());
+    if (start.replication.factor > 1) {
+      replicator.emplace(
+          start.replication, nodes, config.memory_dir, host, identity.run_id, start.memory);
+    }
     if (buffers.size() > 1) adopt(start.kept);
     if (has_full) use_all_buffers();
   }
@@ -199,10 +213,12 @@ struct Checkpointer::Impl {
     copies = std::move(recovered.copies);
   }
 
-  [[nodiscard]] std::unique_ptr<BufferMemory> make_memory(int num_buffers, int buffer) const {
+  [[nodiscard]] std::unique_ptr<BufferMemory> make_memory(int num_buffers,
+                                                          int buffer,
+                                                          const std::string& host) const {
     if (num_buffers == 1) return std::make_unique<PrivateMemory>();
-    return std::make_unique<SegmentMemory>(
-        config.memory_dir, SegmentName{identity.run_id, this_host(), rank, buffer});
+    return std::make_unique<SegmentMemory>(config.memory_dir,
+                                           SegmentName{identity.run_id, host, rank, buffer});
   }
 
   void adopt(const std::vector<std::optional<Version>>& kept) {
@@ -211,6 +227,7 @@ struct Checkpointer::Impl {
       if (b >= kept.size() || !kept[b]) {
         // Of a branch that this start has left behind, which a later recovery must not return to.
         buffers[b].invalidate();
+        if (replicator) replicator->invalidate(int(b));
         continue;
       }
       order[b] = 1 + int(std::ranges::count_if(
@@ -271,8 +288,7 @@ struct Checkpointer::Impl {
     const auto begin = Clock::now();
     const bool direct = !writing && !cycle.waiting();
     // Until one full checkpoint is committed there is nothing that a second could build on.
-    const std::optional<Begun> begun =
-        has_full || !closing ? cycle.begin_snapshot() : std::nullopt;
+    const std::optional<Begun> begun = has_full || !closing ? cycle.begin_snapshot() : std::nullopt;
     if (!begun) return {};
     if (begun->owes_storage) {
       for_storage = ForStorage::kYes;
@@ -284,11 +300,10 @@ struct Checkpointer::Impl {
     save.direct = direct && for_storage == ForStorage::kYes;
     select(save);
     save.record.version = {identity.incarnation, facts.step};
-    save.record.level =
-        for_storage == ForStorage::kYes ? SaveLevel::kStorage : SaveLevel::kMemory;
+    save.record.level = for_storage == ForStorage::kYes ? SaveLevel::kStorage : SaveLevel::kMemory;
     save.record.full = int(save.units.size()) == grid.num_units();
-    save.record.num_expert_units = std::int64_t(
-        for_storage == ForStorage::kYes ? save.persisted.size() : save.units.size());
+    save.record.num_expert_units =
+        std::int64_t(for_storage == ForStorage::kYes ? save.persisted.size() : save.units.size());
     if (memory_level()) save.memory_header = header_of(save);
     ++num_started;
     snapshot_at = seconds();
@@ -309,6 +324,7 @@ struct Checkpointer::Impl {
       buffers[buffer].copy(MutatedIn::kForward);
       return Status{};
     });
+    if (replicator) replicator->begin(begun->buffer);
     const double forward_ms = ms_since(begin);
     copier.post([this, buffer, forward_ms, begun_well] { copy(buffer, forward_ms, begun_well); });
     if (!config.async_save) wait_until(&Outcome::written);
@@ -354,6 +370,7 @@ struct Checkpointer::Impl {
     {
       const std::lock_guard lock(mutex);
       mine = outcome.copy;
+      if (mine.ok() && replicator) mine = replicator->status();
       save.record.snapshot_ms = outcome.snapshot_ms;
       save.record.num_bytes = outcome.copied_bytes;
     }
@@ -378,6 +395,23 @@ struct Checkpointer::Impl {
     records.push_back(older.record);
   }
 
+  /// Main thread: offers a sealed snapshot to other nodes, and moves what is under way on.
+  void replicate() {
+    if (!replicator) return;
+    bool sealed = false;
+    Status copied;
+    {
+      const std::lock_guard lock(mutex);
+      sealed = outcome.sealed;
+      copied = outcome.copy;
+    }
+    if (cycle.filling() && sealed && replicator->expects_offer()) {
+      replicator->offer(copied.ok() ? buffers[std::size_t(*cycle.filling())].segment() : nullptr);
+    } else {
+      replicator->progress();
+    }
+  }
+
   // ---- checkpoints in storage
 
   void begin_writing(std::size_t buffer) {
@@ -397,8 +431,8 @@ struct Checkpointer::Impl {
     pass(SavePhase::kPersist, save.facts.step);
     if (status.ok()) {
       status = guarded([&] {
-        const Result<std::int64_t> written = write_part(
-            fs, root, catalog, save.persist, buffers[buffer], save.record.version, rank);
+        const Result<std::int64_t> written =
+            write_part(fs, root, catalog, save.persist, buffers[buffer], save.record.version, rank);
         if (written.ok()) num_bytes = written.value();
         return written.status();
       });
@@ -415,11 +449,8 @@ struct Checkpointer::Impl {
   /// All ranks have finished their parts, well or badly.
   void end_writing(bool intact) {
     const std::size_t buffer = *writing;
-    closing.emplace(Closing{std::move(*generations[buffer]),
-                            num_persists,
-                            cycle[int(buffer)].generation,
-                            intact,
-                            {}});
+    closing.emplace(Closing{
+        std::move(*generations[buffer]), num_persists, cycle[int(buffer)].generation, intact, {}});
     {
       const std::lock_guard lock(mutex);
       closing->write = outcome.write;
@@ -442,8 +473,8 @@ struct Checkpointer::Impl {
     Status status;
     if (closing->intact) {
       status = guarded([&] {
-        Result<Manifest> manifest = commit_checkpoint(
-            fs, root, catalog, save.persist, std::move(header), copies, [&] {
+        Result<Manifest> manifest =
+            commit_checkpoint(fs, root, catalog, save.persist, std::move(header), copies, [&] {
               pass(SavePhase::kCommit, save.facts.step);
               return permitted();
             });
@@ -557,13 +588,14 @@ struct Checkpointer::Impl {
     if (!skip_reported && rank.value == 0) {
       const auto& interval =
           storage_busy ? config.save_interval : config.non_persistent_save_interval;
-      PECAN_LOG(kWarn,
-                "[checkpoint] the save of step {} is {}; checkpoint.{}={} is shorter than one takes "
-                "(reported once)",
-                step,
-                record.failure,
-                storage_busy ? "save_interval" : "non_persistent_save_interval",
-                config::to_string(interval));
+      PECAN_LOG(
+          kWarn,
+          "[checkpoint] the save of step {} is {}; checkpoint.{}={} is shorter than one takes "
+          "(reported once)",
+          step,
+          record.failure,
+          storage_busy ? "save_interval" : "non_persistent_save_interval",
+          config::to_string(interval));
     }
     skip_reported = true;
     records.push_back(std::move(record));
@@ -630,6 +662,7 @@ struct Checkpointer::Impl {
   mutable double snapshot_at = 0;  ///< by this rank's clock
   mutable double storage_at = 0;
   std::vector<Snapshot> buffers;
+  std::optional<Replicator> replicator;
   std::vector<UnitCopy> copies;  ///< of the last committed manifest; the keeper's
   Retention retention;           ///< the keeper's
 
@@ -672,13 +705,16 @@ Checkpointer::Checkpointer(FileSystem& fs,
 
 Checkpointer::~Checkpointer() = default;
 
-Vote Checkpointer::vote() const {
-  const Impl& me = *impl_;
+Vote Checkpointer::vote() {
+  Impl& me = *impl_;
+  me.replicate();
+  const bool replicating = me.replicator && !me.replicator->done();
+  const Status replicated = me.replicator ? me.replicator->status() : Status{};
   Vote vote{};
   const std::lock_guard lock(me.mutex);
-  const bool copying = me.cycle.filling() && !me.outcome.sealed;
+  const bool copying = me.cycle.filling() && (!me.outcome.sealed || replicating);
   vote[kCopied] = copying ? me.num_started - 1 : me.num_started;
-  vote[kWhole] = me.outcome.copy.ok() ? 1 : 0;
+  vote[kWhole] = me.outcome.copy.ok() && replicated.ok() ? 1 : 0;
   vote[kWritten] = me.writing && !me.outcome.written ? me.num_persists - 1 : me.num_persists;
   vote[kIntact] = me.outcome.write.ok() ? 1 : 0;
   vote[kClosed] = kNoOpinion;
@@ -728,7 +764,9 @@ void Checkpointer::observe(const Vote& reduced) {
   if (me.closing && reduced[kClosed] == me.closing->number) {
     me.finish(me.closing->intact && reduced[kCommitted] == 1);
   }
-  if (me.writing && !me.closing && reduced[kWritten] == me.num_persists) {
+  // Files may be written before copies have reached other nodes.
+  const bool snapshot_ended = !me.writing || me.cycle.filling() != int(*me.writing);
+  if (me.writing && snapshot_ended && !me.closing && reduced[kWritten] == me.num_persists) {
     me.end_writing(reduced[kIntact] == 1);
   }
   if (!me.writing) {
@@ -748,6 +786,7 @@ double Checkpointer::before_update() {
 double Checkpointer::after_update(const StepFacts& facts) {
   Impl& me = *impl_;
   me.forward_backward_ms = facts.forward_backward_ms;
+  me.replicate();
   const bool storage = Impl::is_due(me.config.save_interval, facts.step, me.since_storage);
   const bool memory =
       me.memory_level() &&
@@ -767,8 +806,7 @@ double Checkpointer::save_now(const StepFacts& facts) {
 }
 
 bool Checkpointer::busy() const {
-  return !impl_->cycle.idle() || impl_->closing || impl_->sweep_due ||
-         !impl_->keeper.idle();
+  return !impl_->cycle.idle() || impl_->closing || impl_->sweep_due || !impl_->keeper.idle();
 }
 
 Step Checkpointer::last_started() const {
@@ -781,6 +819,7 @@ std::vector<SaveRecord> Checkpointer::take_records() {
 
 void Checkpointer::release_memory() {
   for (Snapshot& buffer : impl_->buffers) buffer.remove();
+  if (impl_->replicator) impl_->replicator->remove();
 }
 
 }  // namespace pecan::checkpoint

@@ -12,6 +12,17 @@ std::span<std::uint8_t> bytes_of(std::basic_string<Char>& text) {
   return {reinterpret_cast<std::uint8_t*>(text.data()), text.size()};
 }
 
+/// Consecutive parts of a text.
+std::vector<std::string> cut(const std::string& text, const std::vector<std::int64_t>& sizes) {
+  std::vector<std::string> parts;
+  std::size_t at = 0;
+  for (const std::int64_t size : sizes) {
+    parts.push_back(text.substr(at, std::size_t(size)));
+    at += std::size_t(size);
+  }
+  return parts;
+}
+
 }  // namespace
 
 std::string pack(const std::vector<std::string>& fields) {
@@ -61,13 +72,24 @@ std::vector<std::string> Exchange::gather(const std::string& text) {
   std::string all(std::size_t(std::accumulate(counts.begin(), counts.end(), std::int64_t(0))),
                   '\0');
   group_.all_gather_v(ctx_, view_of(bytes_of(mine)), counts, view_of(bytes_of(all)), kTag).wait();
-  std::vector<std::string> texts;
-  std::size_t at = 0;
-  for (const std::int64_t n : counts) {
-    texts.push_back(all.substr(at, std::size_t(n)));
-    at += std::size_t(n);
+  return cut(all, counts);
+}
+
+std::vector<std::string> Exchange::all_to_all(const std::vector<std::string>& texts) {
+  const std::vector<std::int64_t> ones(texts.size(), 1);
+  std::vector<std::int64_t> out;
+  std::string sent;
+  for (const std::string& text : texts) {
+    out.push_back(std::int64_t(text.size()));
+    sent += text;
   }
-  return texts;
+  std::vector<std::int64_t> in(texts.size(), 0);
+  group_.all_to_all_v(ctx_, view_of(std::span(out)), ones, view_of(std::span(in)), ones, kTag)
+      .wait();
+  std::string received(std::size_t(std::accumulate(in.begin(), in.end(), std::int64_t(0))), '\0');
+  group_.all_to_all_v(ctx_, view_of(bytes_of(sent)), out, view_of(bytes_of(received)), in, kTag)
+      .wait();
+  return cut(received, in);
 }
 
 void Exchange::reduce(std::vector<std::int64_t>& values, comm::ReduceOp op) {

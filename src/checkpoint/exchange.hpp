@@ -27,6 +27,8 @@ class Exchange {
       const std::function<std::vector<std::string>()>& body);
   /// The texts of all ranks, in rank order.
   [[nodiscard]] std::vector<std::string> gather(const std::string& text);
+  /// Sends texts[r] to each rank r; returns what each has sent, in rank order.
+  [[nodiscard]] std::vector<std::string> all_to_all(const std::vector<std::string>& texts);
   /// Elementwise over ranks, in place.
   void reduce(std::vector<std::int64_t>& values, comm::ReduceOp op);
 

@@ -59,8 +59,9 @@ Loader::Loader(FileSystem& fs,
                const StateCatalog& catalog,
                const std::vector<StoredCheckpoint>& checkpoints,
                const MemorySources& memory,
+               const Nodes& nodes,
                Rank rank)
-    : fs_(fs), root_(root), catalog_(catalog), rank_(rank), memory_(memory) {
+    : fs_(fs), root_(root), catalog_(catalog), rank_(rank), memory_(memory), node_(nodes.of(rank)) {
   for (const StoredCheckpoint& checkpoint : checkpoints) {
     checkpoint_of_[checkpoint.manifest.version] = &checkpoint;
     auto& blocks = blocks_of_[checkpoint.manifest.version];
@@ -75,39 +76,45 @@ Loader::Loader(FileSystem& fs,
 
 Loader::~Loader() = default;
 
-std::vector<Failure> Loader::load(const RestorePlan& plan, StateBinding& binding) {
+std::vector<Failure> Loader::load(std::span<const UnitRestore> restores,
+                                  const Received& received,
+                                  StateBinding& binding) {
   std::vector<Failure> failures;
-  for (const UnitRestore& restore : plan.restores) {
-    const UnitGroup key{restore.unit, restore.group};
-    const std::pair place(restore.version, restore.tier);
-    if (const auto done = loaded_.find(key); done != loaded_.end() && done->second == place)
-      continue;
-    const Status status = load_group(restore, binding);
-    if (status.ok()) {
-      loaded_[key] = place;
-    } else {
-      failures.push_back(
-          {restore.unit, restore.group, restore.version, restore.tier, status.message});
-    }
+  for (const UnitRestore& restore : restores) {
+    failed_piece_.reset();
+    const Status status = load_group(restore, received, binding);
+    if (status.ok()) continue;
+    failures.push_back({restore.unit,
+                        restore.group,
+                        restore.version,
+                        restore.tier,
+                        status.message,
+                        failed_piece_});
   }
   return failures;
 }
 
-Status Loader::load_group(const UnitRestore& restore, StateBinding& binding) {
+Status Loader::load_group(const UnitRestore& restore,
+                          const Received& received,
+                          StateBinding& binding) {
   for (const ItemIndex index : items_of_.at({restore.unit, restore.group})) {
     for (const StateBlock& part : catalog_.items[std::size_t(index.value)].blocks) {
       if (std::ranges::count(part.holders, rank_) == 0) continue;
-      if (Status status = load_block(restore, index, part.block, binding); !status.ok())
+      if (Status status = load_block(restore, index, part.block, received, binding); !status.ok())
         return status;
     }
   }
   return {};
 }
 
-std::vector<StoredBlock> Loader::stored_blocks(const UnitRestore& from,
-                                               const StateItem& item) const {
-  if (from.tier == Tier::kMemory) return memory_.blocks(from.version, item.path());
+std::vector<Loader::StoredBlock> Loader::stored_blocks(const UnitRestore& from,
+                                                       const StateItem& item) const {
   std::vector<StoredBlock> blocks;
+  if (from.tier == Tier::kMemory) {
+    for (const MemoryPiece piece : memory_.pieces(from.version, item.path(), node_))
+      blocks.push_back({&memory_.block(piece), {}, piece});
+    return blocks;
+  }
   const StoredCheckpoint& checkpoint = *checkpoint_of_.at(from.version);
   const auto& of_version = blocks_of_.at(from.version);
   const auto found = of_version.find(item.path());
@@ -122,8 +129,22 @@ std::vector<StoredBlock> Loader::stored_blocks(const UnitRestore& from,
   return blocks;
 }
 
-Status Loader::read(const StoredBlock& stored, std::span<std::byte> destination) {
-  if (stored.segment != nullptr) return read_block(*stored.segment, stored.index, destination);
+Status Loader::read(const StoredBlock& stored,
+                    const Received& received,
+                    std::span<std::byte> destination) {
+  if (stored.piece) {
+    const auto sent = received.bytes.find(*stored.piece);
+    if (sent != received.bytes.end()) {
+      std::ranges::copy(sent->second, destination.begin());
+      return {};
+    }
+    const auto failed = received.failed.find(*stored.piece);
+    Status status = failed != received.failed.end()
+                        ? Status::failure(StatusCode::kCorrupt, failed->second)
+                        : memory_.read(*stored.piece, destination);
+    if (!status.ok()) failed_piece_ = stored.piece;
+    return status;
+  }
   if (!reader_ || reader_->path != stored.file) {
     // The former shard closes before the next opens: few files are open at a time.
     reader_.reset();
@@ -136,6 +157,7 @@ Status Loader::read(const StoredBlock& stored, std::span<std::byte> destination)
 Status Loader::load_block(const UnitRestore& from,
                           ItemIndex index,
                           const Block& block,
+                          const Received& received,
                           StateBinding& binding) {
   const StateItem& item = catalog_.items[std::size_t(index.value)];
   const std::size_t element_bytes = size_of(item.dtype);
@@ -155,10 +177,10 @@ Status Loader::load_block(const UnitRestore& from,
     if (common.extent.num_elements() == 0) continue;
     covered += common.extent.num_elements();
     if (described.block == block) {
-      if (Status status = read(stored, bytes); !status.ok()) return status;
+      if (Status status = read(stored, received, bytes); !status.ok()) return status;
     } else {
       whole.resize(std::size_t(described.block.extent.num_elements()) * element_bytes);
-      if (Status status = read(stored, whole); !status.ok()) return status;
+      if (Status status = read(stored, received, whole); !status.ok()) return status;
       copy_common(common, described.block, whole, block, bytes, element_bytes);
     }
   }

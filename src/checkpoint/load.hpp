@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -26,6 +27,7 @@ struct Failure {
   Version version;
   Tier tier = Tier::kStorage;
   std::string why;
+  std::optional<MemoryPiece> piece = {};  ///< the part that is to blame, in memory
 };
 
 /// Loads this rank's blocks, assembling each from the stored blocks that overlap it, so that the
@@ -38,37 +40,50 @@ class Loader {
          const StateCatalog& catalog,
          const std::vector<StoredCheckpoint>& checkpoints,
          const MemorySources& memory,
+         const Nodes& nodes,
          Rank rank);
   ~Loader();
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;
 
-  /// Reads and verifies what `plan` names and this rank holds, except groups already loaded at that
-  /// version, into `binding`. Returns what failed; the rest is in place.
-  std::vector<Failure> load(const RestorePlan& plan, StateBinding& binding);
+  /// Reads and verifies what `restores` name and this rank holds into `binding`; `received` has
+  /// what lies in the memory of other nodes. Returns what failed; the rest is in place.
+  std::vector<Failure> load(std::span<const UnitRestore> restores,
+                            const Received& received,
+                            StateBinding& binding);
 
  private:
   struct Reader;
-  Status load_group(const UnitRestore& restore, StateBinding& binding);
+  /// A block in storage (a file of a checkpoint) or in memory.
+  struct StoredBlock {
+    const ShardBlock* block = nullptr;
+    std::string file = {};  ///< path of the shard
+    std::optional<MemoryPiece> piece = {};
+  };
+  Status load_group(const UnitRestore& restore, const Received& received, StateBinding& binding);
   Status load_block(const UnitRestore& from,
                     ItemIndex item,
                     const Block& block,
+                    const Received& received,
                     StateBinding& binding);
   /// What is stored of an item at a version.
   [[nodiscard]] std::vector<StoredBlock> stored_blocks(const UnitRestore& from,
                                                        const StateItem& item) const;
-  Status read(const StoredBlock& stored, std::span<std::byte> destination);
+  Status read(const StoredBlock& stored,
+              const Received& received,
+              std::span<std::byte> destination);
 
   FileSystem& fs_;
   const std::string& root_;
   const StateCatalog& catalog_;
   Rank rank_;
   const MemorySources& memory_;
+  int node_;
   std::map<Version, const StoredCheckpoint*> checkpoint_of_;
   std::map<UnitGroup, std::vector<ItemIndex>> items_of_;
   std::map<Version, std::map<std::string, std::vector<const BlockEntry*>>> blocks_of_;
-  std::map<UnitGroup, std::pair<Version, Tier>> loaded_;
   std::unique_ptr<Reader> reader_;
+  std::optional<MemoryPiece> failed_piece_;  ///< of the group being loaded
 };
 
 }  // namespace pecan::checkpoint

@@ -61,6 +61,7 @@ std::vector<SegmentReport> list_segments(const std::string& directory) {
     report.host = name->host;
     report.rank = name->rank;
     report.buffer = name->buffer;
+    report.copy = name->copy;
     std::error_code error;
     report.num_bytes = std::filesystem::file_size(report.path, error);
     const Result<bool> in_use = SharedMemory::is_in_use(report.path);
@@ -70,7 +71,7 @@ std::vector<SegmentReport> list_segments(const std::string& directory) {
     reports.push_back(std::move(report));
   }
   std::ranges::sort(reports, {}, [](const SegmentReport& r) {
-    return std::tie(r.run_id, r.host, r.rank, r.buffer);
+    return std::tie(r.run_id, r.host, r.rank, r.buffer, r.copy);
   });
   return reports;
 }

@@ -6,6 +6,7 @@
 #include <map>
 #include <ranges>
 #include <set>
+#include <thread>
 #include <tuple>
 
 #include <fmt/ranges.h>
@@ -19,6 +20,7 @@
 #include "checkpoint/lineage.hpp"
 #include "checkpoint/load.hpp"
 #include "checkpoint/memory_sources.hpp"
+#include "checkpoint/nodes.hpp"
 #include "checkpoint/retention.hpp"
 #include "checkpoint/scan.hpp"
 #include "checkpoint/triple_buffer.hpp"
@@ -29,6 +31,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using CopyId = std::tuple<UnitIndex, RoleGroup, Version>;
 using ItemsOfGroup = std::map<UnitGroup, std::vector<const StateItem*>>;
+
+/// Of other nodes' memory: what all ranks together take in before they load it, and what one sends
+/// or takes in at a time.
+constexpr std::size_t kBatchBytes = std::size_t(256) << 20;
+constexpr std::size_t kRoundBytes = std::size_t(64) << 20;
 
 double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
@@ -113,7 +120,9 @@ class Recovery {
         catalog_(catalog),
         binding_(binding),
         exchange_(exchange),
-        options_(options) {}
+        options_(options) {
+    for (const StateItem& item : catalog.items) items_of_[{item.unit, item.group}].push_back(&item);
+  }
 
   Recovered run() {
     const auto begin = Clock::now();
@@ -121,8 +130,11 @@ class Recovery {
     recovered_.identity.run_id = opening_.run_id;
     recovered_.identity.incarnation = Incarnation{opening_.incarnation};
     check_shared_storage();
+    const std::string node = options_.node.empty() ? this_host() : options_.node;
+    recovered_.node_of_rank = exchange_.gather(node);
+    nodes_ = Nodes(recovered_.node_of_rank);
     collect_sources();
-    collect_memory();
+    collect_memory(node);
     recovered_.report.damages = opening_.damages;
     recovered_.report.scan_ms = ms_since(begin);
 
@@ -363,51 +375,38 @@ class Recovery {
     }
   }
 
-  /// Adds what the nodes' memory holds: a copy counts where every rank finds all that it holds of it
-  /// on its own node.
-  void collect_memory() {
+  /// Adds what the nodes' memory holds.
+  void collect_memory(const std::string& node) {
     if (options_.memory_dir.empty() || mode_ != ResumeMode::kFromFailure) return;
-    std::vector<std::string> mine;
-    memory_ = MemorySources(
-        options_.memory_dir, opening_.run_id, catalog_.model_fingerprint(), mine);
-    std::vector<std::string> headers;
-    for (const auto& [version, header] : memory_.headers()) headers.push_back(to_json(header));
-    for (const std::string& rank_text : exchange_.gather(pack({pack(headers), pack(mine)}))) {
-      const std::vector<std::string> parts = unpack(rank_text);
-      for (const std::string& text : unpack(parts[0])) {
-        Manifest header = parse_manifest(text).value();
-        const Version version = header.version;
-        headers_.try_emplace(version, std::move(header));
-      }
-      for (std::string& damage : unpack(parts[1])) {
-        if (std::ranges::count(opening_.damages, damage) == 0)
-          opening_.damages.push_back(std::move(damage));
-      }
+    std::vector<std::string> damages;
+    memory_ = MemorySources(options_.memory_dir,
+                            node,
+                            opening_.run_id,
+                            catalog_.model_fingerprint(),
+                            nodes_,
+                            exchange_,
+                            damages);
+    for (std::string& damage : damages) {
+      if (std::ranges::count(opening_.damages, damage) == 0)
+        opening_.damages.push_back(std::move(damage));
     }
+    headers_ = memory_.headers();
     if (headers_.empty()) return;
     keep_memory_lineage();
-
-    const std::vector<UnitGroup> groups = unit_groups(catalog_);
-    ItemsOfGroup items_of;
-    for (const StateItem& item : catalog_.items) items_of[{item.unit, item.group}].push_back(&item);
-    std::vector<std::int64_t> covered;
-    for (const auto& [version, header] : headers_) {
-      for (const UnitGroup& key : groups) {
-        covered.push_back(std::ranges::all_of(items_of[key], [&](const StateItem* item) {
-          return memory_.covers(version, *item, exchange_.rank());
-        }));
-      }
-    }
-    exchange_.reduce(covered, comm::ReduceOp::kMin);
-    auto next = covered.begin();
     for (const auto& [version, header] : headers_) {
       if (std::ranges::count(candidates_, version) == 0) candidates_.push_back(version);
-      for (const UnitGroup& key : groups) {
-        if (*next++ == 1)
+      for (const auto& [key, items] : items_of_) {
+        if (is_in_memory(items, version))
           sources_.push_back({key.first, key.second, version, {}, Tier::kMemory});
       }
     }
     std::ranges::sort(candidates_);
+  }
+
+  [[nodiscard]] bool is_in_memory(const std::vector<const StateItem*>& items,
+                                  Version version) const {
+    return std::ranges::all_of(
+        items, [&](const StateItem* item) { return memory_.covers(version, *item); });
   }
 
   /// Storage and memory must be of one chain: that of the newest of both.
@@ -452,12 +451,12 @@ class Recovery {
       const CopyId id{restore.unit, restore.group, restore.version};
       const auto bound = expected.find(id);
       if (bound == expected.end() || bound->second == digest_of_.at(id)) continue;
-      exclude({restore.unit,
-               restore.group,
-               restore.version,
-               restore.tier,
-               fmt::format("the manifest of step {} counts on other content",
-                           manifest.version.step)});
+      exclude(
+          {restore.unit,
+           restore.group,
+           restore.version,
+           restore.tier,
+           fmt::format("the manifest of step {} counts on other content", manifest.version.step)});
       any = true;
     }
     return any;
@@ -468,7 +467,14 @@ class Recovery {
       return source.unit == failure.unit && source.group == failure.group &&
              source.version == failure.version && source.tier == failure.tier;
     };
-    if (std::erase_if(sources_, bad) == 0) return;
+    if (failure.piece) {
+      // Another node may have a copy of that part.
+      if (!memory_.exclude(*failure.piece)) return;
+      if (!is_in_memory(items_of_.at({failure.unit, failure.group}), failure.version))
+        std::erase_if(sources_, bad);
+    } else if (std::erase_if(sources_, bad) == 0) {
+      return;
+    }
     opening_.damages.push_back(fmt::format("{} ({}) of step {}{} cannot be used: {}",
                                            catalog_.units[std::size_t(failure.unit.value)].name,
                                            name_of(failure.group),
@@ -478,7 +484,8 @@ class Recovery {
   }
 
   void load() {
-    Loader loader(fs_, root_, catalog_, opening_.checkpoints, memory_, exchange_.rank());
+    Loader loader(fs_, root_, catalog_, opening_.checkpoints, memory_, nodes_, exchange_.rank());
+    std::map<UnitGroup, std::pair<Version, Tier>> loaded;  // on all ranks
     while (true) {
       std::optional<RestorePlan> plan = plan_restore(catalog_, sources_, candidates_);
       PECAN_VALIDATE(plan.has_value(), CheckpointError, "{}", describe_unrecoverable());
@@ -491,37 +498,82 @@ class Recovery {
                      InternalError,
                      "ranks made different restore plans of the same sources");
       if (exclude_unbound(*plan)) continue;
-      if (exclude_failures(loader.load(*plan, binding_))) continue;
+      std::vector<UnitRestore> wanted;
+      for (const UnitRestore& restore : plan->restores) {
+        const auto done = loaded.find({restore.unit, restore.group});
+        if (done == loaded.end() || done->second != std::pair(restore.version, restore.tier))
+          wanted.push_back(restore);
+      }
+      const std::set<UnitGroup> failed = exclude_failures(load(loader, wanted));
+      for (const UnitRestore& restore : wanted) {
+        const UnitGroup key{restore.unit, restore.group};
+        if (!failed.contains(key)) loaded[key] = {restore.version, restore.tier};
+      }
+      if (!failed.empty()) continue;
       recovered_.report.plan = *std::move(plan);
       report_fallback();
       return;
     }
   }
 
-  /// Excludes what failed on any rank; whether there was anything.
-  bool exclude_failures(const std::vector<Failure>& mine) {
+  /// Loads in batches, so that little of other nodes' memory is held at a time. Returns what failed
+  /// on this rank.
+  std::vector<Failure> load(Loader& loader, const std::vector<UnitRestore>& restores) {
+    std::vector<Failure> failures;
+    for (std::size_t begin = 0; begin < restores.size();) {
+      std::vector<Transfer> transfers;
+      std::size_t num_bytes = 0;
+      std::size_t end = begin;
+      for (; end < restores.size() && num_bytes < kBatchBytes; ++end) {
+        const UnitRestore& restore = restores[end];
+        if (restore.tier != Tier::kMemory) continue;
+        for (const Transfer& transfer : plan_transfers(
+                 items_of_.at({restore.unit, restore.group}), restore.version, memory_, nodes_)) {
+          transfers.push_back(transfer);
+          num_bytes += transfer.num_bytes;
+        }
+      }
+      const Received received = exchange_pieces(transfers, memory_, kRoundBytes, exchange_);
+      const auto batch = std::span(restores).subspan(begin, end - begin);
+      std::ranges::move(loader.load(batch, received, binding_), std::back_inserter(failures));
+      for (const Transfer& transfer : transfers)
+        recovered_.report.sent_bytes += std::int64_t(transfer.num_bytes);
+      begin = end;
+    }
+    return failures;
+  }
+
+  /// Excludes what failed on any rank; returns whose.
+  std::set<UnitGroup> exclude_failures(const std::vector<Failure>& mine) {
     std::vector<std::string> fields;
     for (const Failure& failure : mine) {
+      const MemoryPiece piece = failure.piece.value_or(MemoryPiece{});
       fields.push_back(pack({std::to_string(failure.unit.value),
                              std::string(name_of(failure.group)),
                              std::to_string(failure.version.incarnation.value),
                              std::to_string(failure.version.step.value),
                              failure.tier == Tier::kMemory ? "memory" : "storage",
-                             failure.why}));
+                             failure.why,
+                             failure.piece ? "piece" : "",
+                             std::to_string(piece.segment),
+                             std::to_string(piece.block)}));
     }
-    bool any = false;
+    std::set<UnitGroup> failed;
     for (const std::string& rank_text : exchange_.gather(pack(fields))) {
       for (const std::string& text : unpack(rank_text)) {
         const std::vector<std::string> parts = unpack(text);
-        exclude({UnitIndex{std::stoi(parts[0])},
-                 role_group_from_name(parts[1]),
-                 {Incarnation{std::stoi(parts[2])}, Step{std::stoll(parts[3])}},
-                 parts[4] == "memory" ? Tier::kMemory : Tier::kStorage,
-                 parts[5]});
-        any = true;
+        Failure failure{UnitIndex{std::stoi(parts[0])},
+                        role_group_from_name(parts[1]),
+                        {Incarnation{std::stoi(parts[2])}, Step{std::stoll(parts[3])}},
+                        parts[4] == "memory" ? Tier::kMemory : Tier::kStorage,
+                        parts[5]};
+        if (!parts[6].empty())
+          failure.piece = MemoryPiece{std::stoull(parts[7]), std::stoull(parts[8])};
+        exclude(failure);
+        failed.emplace(failure.unit, failure.group);
       }
     }
-    return any;
+    return failed;
   }
 
   [[nodiscard]] std::string describe_unrecoverable() const {
@@ -591,6 +643,12 @@ class Recovery {
       recovered_.head = in_storage ? stored->manifest : headers_.at(plan.recovery);
       identity.lineage = recovered_.head->lineage;
       keep_buffers();
+      // Where storage has t* itself, the snapshots had no more than newer copies of some experts.
+      recovered_.must_secure =
+          !in_storage && std::ranges::any_of(plan.restores, [&](const UnitRestore& restore) {
+            return restore.tier == Tier::kMemory &&
+                   std::ranges::count(recovered_.kept, std::optional(restore.version)) == 0;
+          });
     }
     identity.lineage.push_back(entry);
   }
@@ -600,7 +658,8 @@ class Recovery {
     if (headers_.empty()) return;
     constexpr std::size_t kBuffers = TripleBuffer::kMaxBuffers;
     std::vector<std::int64_t> lowest(2 * kBuffers, -1);
-    for (const auto& [buffer, version] : memory_.buffers_of(exchange_.rank())) {
+    for (const auto& [buffer, version] :
+         memory_.buffers_of(exchange_.rank(), nodes_.of(exchange_.rank()))) {
       if (std::size_t(buffer) >= kBuffers || !headers_.contains(version) ||
           version > recovered_.report.plan.recovery)
         continue;
@@ -613,7 +672,8 @@ class Recovery {
     recovered_.kept.resize(kBuffers);
     for (std::size_t b = 0; b < kBuffers; ++b) {
       const std::size_t at = 2 * b;
-      if (lowest[at] < 0 || lowest[at] != highest[at] || lowest[at + 1] != highest[at + 1]) continue;
+      if (lowest[at] < 0 || lowest[at] != highest[at] || lowest[at + 1] != highest[at + 1])
+        continue;
       recovered_.kept[b] = Version{Incarnation{std::int32_t(lowest[at])}, Step{lowest[at + 1]}};
     }
   }
@@ -624,8 +684,7 @@ class Recovery {
     std::map<UnitGroup, Version> newest;
     for (const Source& source : sources_) {
       if (source.tier != Tier::kStorage || source.version > plan.recovery) continue;
-      const auto [known, is_new] =
-          newest.try_emplace({source.unit, source.group}, source.version);
+      const auto [known, is_new] = newest.try_emplace({source.unit, source.group}, source.version);
       if (!is_new) known->second = std::max(known->second, source.version);
     }
     manifest.copies.clear();
@@ -653,18 +712,82 @@ class Recovery {
   StateBinding& binding_;
   Exchange exchange_;
   RecoverOptions options_;
+  ItemsOfGroup items_of_;
 
   std::vector<std::string> names_;  ///< in the checkpoints directory; rank 0
   Opening opening_;
-  MemorySources memory_;                  ///< of this rank's node
-  std::map<Version, Manifest> headers_;   ///< of snapshots in the memory of any node
+  Nodes nodes_;
+  MemorySources memory_;
+  std::map<Version, Manifest> headers_;  ///< of snapshots in the memory of any node
   std::vector<Source> sources_;
   std::vector<Version> candidates_;            ///< ascending
   std::map<CopyId, std::uint64_t> digest_of_;  ///< of the copies behind sources_
   Recovered recovered_;
 };
 
+/// The header of the checkpoint that secure() has written.
+std::vector<std::string> read_secured(FileSystem& fs, const std::string& root, Version version) {
+  const Result<StoredCheckpoint> stored =
+      load_checkpoint(fs, root, step_directory_name(version.step));
+  PECAN_VALIDATE(stored.ok() && stored.value().manifest.version == version,
+                 CheckpointError,
+                 "the state recovered from memory could not be written to {}: {}; see the messages "
+                 "above, free space or permissions there, and start again: memory still has it",
+                 root,
+                 stored.ok() ? "another checkpoint is there" : stored.status().message);
+  return {to_json(stored.value().manifest)};
+}
+
 }  // namespace
+
+void secure(Recovered& recovered,
+            FileSystem& fs,
+            const std::string& run_directory,
+            const config::CheckpointConfig& config,
+            const StateCatalog& catalog,
+            StateBinding& binding,
+            const StepFacts& facts,
+            Context& ctx,
+            comm::Group& world) {
+  Exchange exchange(ctx, world);
+  config::CheckpointConfig storage_only = config;
+  storage_only.non_persistent_save_interval = {};
+  storage_only.async_save = false;
+  const ExpertBudget& budget = recovered.head->budget;
+  Checkpointer writer(fs,
+                      run_directory,
+                      storage_only,
+                      catalog,
+                      binding,
+                      world.rank(),
+                      // Without a manifest to stand on: a full checkpoint.
+                      CheckpointerStart{.identity = recovered.identity,
+                                        .budget = budget,
+                                        .memory = plan_snapshot_memory(
+                                            catalog, storage_only, budget, /*has_full=*/false),
+                                        .node_of_rank = recovered.node_of_rank,
+                                        .keep_memory = true,
+                                        .routed = facts.routed});
+  static_cast<void>(writer.save_now(facts));
+  for (std::vector<std::int64_t> busy{1}; busy[0] != 0;) {
+    const Vote mine = writer.vote();
+    std::vector<std::int64_t> vote(mine.begin(), mine.end());
+    exchange.reduce(vote, comm::ReduceOp::kMin);
+    Vote reduced;
+    std::ranges::copy(vote, reduced.begin());
+    writer.observe(reduced);
+    busy[0] = writer.busy() ? 1 : 0;
+    exchange.reduce(busy, comm::ReduceOp::kMax);
+    std::this_thread::sleep_for(std::chrono::milliseconds(busy[0]));
+  }
+  const Version version{recovered.identity.incarnation, facts.step};
+  const std::string root = run_directory + "/checkpoints";
+  const std::vector<std::string> text =
+      exchange.from_root([&] { return read_secured(fs, root, version); });
+  recovered.manifest = parse_manifest(text[0]).value();
+  recovered.must_secure = false;
+  recovered.kept.clear();
+}
 
 Recovered recover(FileSystem& fs,
                   const std::string& run_directory,

@@ -120,6 +120,7 @@ Json to_json(const SegmentReport& segment) {
           {"host", segment.host},
           {"rank", segment.rank.value},
           {"buffer", segment.buffer},
+          {"copy", segment.copy},
           {"path", segment.path},
           {"bytes", segment.num_bytes},
           {"in_use", segment.in_use},
@@ -184,10 +185,11 @@ std::string render_summary(const RunReport& report, Format format) {
         stalest->stale_steps);
   }
   if (report.plt >= 0) {
-    text += fmt::format("  lost tokens        PLT {:.3f} % of the planned training; {} experts of a "
-                        "layer in a checkpoint\n",
-                        100 * report.plt,
-                        report.budget.checkpoint);
+    text += fmt::format(
+        "  lost tokens        PLT {:.3f} % of the planned training; {} experts of a "
+        "layer in a checkpoint\n",
+        100 * report.plt,
+        report.budget.checkpoint);
   }
   for (const LineageEntry& entry : report.lineage) {
     text += entry.fresh ? fmt::format("  start {:<12} fresh\n", entry.incarnation.value + 1)
@@ -351,7 +353,8 @@ std::string render_memory(const std::vector<SegmentReport>& reports, Format form
     text += fmt::format("  {:<20} {:>5} {:>7} {:>6} {:>10} {:>8} {:>12.3f} MB  {}\n",
                         segment.host,
                         segment.rank,
-                        segment.buffer,
+                        segment.copy == 0 ? fmt::to_string(segment.buffer)
+                                          : fmt::format("{} (c{})", segment.buffer, segment.copy),
                         segment.committed ? fmt::to_string(version.incarnation.value + 1) : "-",
                         segment.committed ? fmt::to_string(version.step.value) : "-",
                         segment.committed ? fmt::to_string(segment.expert_units) : "-",

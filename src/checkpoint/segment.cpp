@@ -242,7 +242,8 @@ std::size_t bytes_of(const BlockEntry& entry) {
 }  // namespace
 
 std::string SegmentName::file_name() const {
-  return fmt::format("pecan.{}.{}.r{:05}.b{}", run_id, host, rank.value, buffer);
+  const std::string own = fmt::format("pecan.{}.{}.r{:05}.b{}", run_id, host, rank.value, buffer);
+  return copy == 0 ? own : fmt::format("{}.c{}", own, copy);
 }
 
 std::optional<SegmentName> SegmentName::parse(std::string_view file_name) {
@@ -251,12 +252,22 @@ std::optional<SegmentName> SegmentName::parse(std::string_view file_name) {
   if (!rest.starts_with(kPrefix)) return {};
   rest.remove_prefix(kPrefix.size());
   // From the end: a host may have dots.
+  const std::size_t last_dot = rest.rfind('.');
+  int copy = 0;
+  if (last_dot != std::string_view::npos && rest.substr(last_dot).starts_with(".c")) {
+    const auto number = take_number(rest, ".c");
+    if (!number || *number == 0) return {};
+    copy = *number;
+  }
   const auto buffer = take_number(rest, ".b");
   const auto rank = buffer ? take_number(rest, ".r") : std::nullopt;
   const std::size_t dot = rest.find('.');
   if (!rank || dot == std::string_view::npos) return {};
-  SegmentName name{
-      std::string(rest.substr(0, dot)), std::string(rest.substr(dot + 1)), Rank{*rank}, *buffer};
+  SegmentName name{std::string(rest.substr(0, dot)),
+                   std::string(rest.substr(dot + 1)),
+                   Rank{*rank},
+                   *buffer,
+                   copy};
   if (!is_word(name.run_id, "-_") || !is_word(name.host, "-_.")) return {};
   if (name.file_name() != file_name) return {};  // such as leading zeros
   return name;
@@ -273,16 +284,13 @@ std::string this_host() {
 }
 
 void remove_superseded_segments(const std::string& directory,
+                                const std::string& host,
                                 const std::string& run_id,
-                                Rank rank,
-                                int world_size,
-                                int num_buffers) {
+                                const std::function<bool(const SegmentName&)>& keeps) {
   std::error_code ignored;  // what stays costs memory and is listed by pecan-inspect --memory
   for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
     const auto name = SegmentName::parse(entry.path().filename().string());
-    if (!name || name->run_id != run_id || name->host != this_host()) continue;
-    if (name->rank.value % world_size != rank.value) continue;
-    if (name->rank == rank && name->buffer < num_buffers) continue;
+    if (!name || name->run_id != run_id || name->host != host || keeps(*name)) continue;
     static_cast<void>(SharedMemory::remove_unless_in_use(entry.path().string()));
   }
 }
@@ -398,6 +406,33 @@ Status Segment::commit(const Manifest& header, const RankIndex& index) {
   return {};
 }
 
+SegmentContent Segment::content() const {
+  HeaderBytes bytes{};
+  std::memcpy(bytes.data(), memory_.bytes().data(), bytes.size());
+  const Header words = from_bytes(bytes);
+  PECAN_EXPECTS(words[kCommitWord] != 0);
+  const char* const text =
+      reinterpret_cast<const char*>(memory_.bytes().data()) + words[kDescriptionOffset];
+  return {{text, words[kManifestBytes]},
+          {text + words[kManifestBytes], words[kIndexBytes]},
+          payload().first(words[kPayloadBytes])};
+}
+
+Status Segment::verify() const {
+  const SegmentContent held = content();
+  const Result<RankIndex> index = parse_rank_index(held.index);
+  if (!index.ok()) return index.status();
+  const std::vector<BlockEntry>& blocks = index.value().blocks;
+  const std::optional<PayloadLayout> layout = lay_out(blocks, held.payload.size());
+  if (!layout || layout->num_bytes != held.payload.size())
+    return corrupt(path(), "its blocks do not make up its payload");
+  for (std::size_t b = 0; b < blocks.size(); ++b) {
+    if (xxh3(held.payload.subspan(layout->offsets[b], bytes_of(blocks[b]))) != blocks[b].block.xxh3)
+      return corrupt(path(), blocks[b].block.dataset_path() + " contradicts its checksum");
+  }
+  return {};
+}
+
 Status Segment::shrink_payload(std::size_t payload_capacity) {
   PECAN_EXPECTS(commit_word(memory_.bytes()).load(std::memory_order_relaxed) == 0);
   PECAN_EXPECTS(payload_capacity <= payload_capacity_);
@@ -413,7 +448,8 @@ Result<StoredSegment> read_segment(FileSystem& fs, const std::string& path) {
   if (!name) {
     return Status::failure(
         StatusCode::kInvalid,
-        fmt::format("{} is no snapshot in memory: these are named pecan.RUN.HOST.rRANK.bBUFFER",
+        fmt::format("{} is no snapshot in memory: these are named pecan.RUN.HOST.rRANK.bBUFFER, "
+                    "copies for other nodes .cCOPY behind that",
                     path));
   }
   segment.name = *name;

@@ -5,6 +5,7 @@
 #include <compare>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -19,12 +20,14 @@
 
 namespace pecan::checkpoint {
 
-/// Whose buffer a file is: "pecan.<run id>.<host>.r00003.b1".
+/// Whose buffer a file is: "pecan.<run id>.<host>.r00003.b1", and for a copy that another rank
+/// keeps of it "pecan.<run id>.<host>.r00003.b1.c1".
 struct SegmentName {
   std::string run_id;  ///< letters, digits, - and _
-  std::string host;    ///< also dots
+  std::string host;    ///< where the file is; also dots
   Rank rank;
   int buffer = 0;
+  int copy = 0;  ///< 0: the rank's own
   auto operator<=>(const SegmentName&) const = default;
   [[nodiscard]] std::string file_name() const;
   /// Only what file_name() gives.
@@ -34,17 +37,22 @@ struct SegmentName {
 /// This node's name, fit for a SegmentName.
 [[nodiscard]] std::string this_host();
 
-/// Removes what earlier starts of a run have left on this node, unless a process uses it: of `rank`
-/// all but its first `num_buffers` buffers, and all of ranks that are no more among `world_size`
-/// and fall to this one.
+/// Removes what earlier starts of a run have left on this node, unless `keeps` it or a process uses
+/// it.
 void remove_superseded_segments(const std::string& directory,
+                                const std::string& host,
                                 const std::string& run_id,
-                                Rank rank,
-                                int world_size,
-                                int num_buffers);
+                                const std::function<bool(const SegmentName&)>& keeps);
 
 /// The entry that an index's list of files holds in memory: all of the payload.
 [[nodiscard]] FileEntry memory_file(Rank writer, std::uint64_t payload_bytes);
+
+/// What a committed segment says and holds.
+struct SegmentContent {
+  std::string manifest;
+  std::string index;
+  std::span<const std::byte> payload;
+};
 
 /// One buffer: begin, fill the payload, commit, and again. Between begin and commit the file holds
 /// no snapshot, so that a process that is killed at any point leaves a whole one or none
@@ -76,6 +84,10 @@ class Segment {
   /// before. kNoSpace if the description is larger than max_blocks allows for; the file then holds
   /// no snapshot.
   Status commit(const Manifest& header, const RankIndex& index);
+  /// Of a committed segment.
+  [[nodiscard]] SegmentContent content() const;
+  /// Compares the payload of a committed segment with the checksums of its index: kCorrupt.
+  [[nodiscard]] Status verify() const;
   /// Makes a snapshot that must not be used again unfindable.
   void invalidate() { begin(); }
   /// Gives back what a smaller payload does not need; between begin and commit.

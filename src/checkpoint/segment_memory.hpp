@@ -32,6 +32,7 @@ class SegmentMemory final : public BufferMemory {
   Status seal(const Manifest& header, const RankIndex& index) override {
     return segment_->commit(header, index);
   }
+  [[nodiscard]] const Segment* segment() const override { return segment_ ? &*segment_ : nullptr; }
   [[nodiscard]] bool outlives_process() const override { return true; }
   void remove() override {
     // What stays is listed and removed by pecan-inspect --memory.

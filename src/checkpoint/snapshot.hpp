@@ -44,6 +44,7 @@ class Snapshot {
   }
   /// What an earlier process has left in it must not be used again.
   void invalidate() { memory_->begin(); }
+  [[nodiscard]] const Segment* segment() const { return memory_->segment(); }
   void remove() { memory_->remove(); }
 
  private:

@@ -47,6 +47,7 @@ std::string_view name_of(Purpose purpose) {
       "loss_weight",
       "step_flags",
       "checkpoint_vote",
+      "replication",
       "recovery",
       "evaluation",
       "test",

@@ -319,28 +319,32 @@ void visit(TrainingConfig& c, Field&& field) {
   field("check_for_nan_in_loss_and_grad",
         c.check_for_nan_in_loss_and_grad,
         Named<NanPolicy>{{{"stop", NanPolicy::kStop}, {"skip", NanPolicy::kSkip}}},
-        "on a loss or gradient that is not finite, or a spike: stop the run (exit code 6) or skip the "
+        "on a loss or gradient that is not finite, or a spike: stop the run (exit code 6) or skip "
+        "the "
         "update");
-  field("spiky_loss_sigmas",
-        c.spiky_loss_sigmas,
-        at_least(0),
-        "a loss that lies more than so many standard deviations above the mean of the last 64 counts "
-        "as a spike; 0: none does");
+  field(
+      "spiky_loss_sigmas",
+      c.spiky_loss_sigmas,
+      at_least(0),
+      "a loss that lies more than so many standard deviations above the mean of the last 64 counts "
+      "as a spike; 0: none does");
   field("rollback_after_skips",
         c.rollback_after_skips,
         at_least(0),
         "after so many skipped steps in a row return to the newest checkpoint before them and pass "
         "over the data since; 0: never");
-  field("max_rollbacks",
-        c.max_rollbacks,
-        at_least(1),
-        "rollbacks that do not get past the step that led to the first of them, before the run stops "
-        "(exit code 6)");
-  field("check_weight_hash_across_dp_replicas_interval",
-        c.check_weight_hash_across_dp_replicas_interval,
-        at_least(0),
-        "steps between comparisons of what several ranks hold of the parameters; a difference stops "
-        "the run (exit code 6) and names the ranks; 0: never");
+  field(
+      "max_rollbacks",
+      c.max_rollbacks,
+      at_least(1),
+      "rollbacks that do not get past the step that led to the first of them, before the run stops "
+      "(exit code 6)");
+  field(
+      "check_weight_hash_across_dp_replicas_interval",
+      c.check_weight_hash_across_dp_replicas_interval,
+      at_least(0),
+      "steps between comparisons of what several ranks hold of the parameters; a difference stops "
+      "the run (exit code 6) and names the ranks; 0: never");
   field("threads",
         c.threads,
         from_to(0, 1024),
@@ -458,13 +462,14 @@ void visit(PecConfig& c, Field&& field) {
       Choice{{"weight", "master", "moments"}},
       "role groups of every expert that each checkpoint holds; with `bf16` the parameter itself is "
       "`master`, and `weight` its bf16 rounding; without, it is `weight`");
-  field("sharding",
-        c.sharding,
-        Named<WriteSharding>{{{"rank0", WriteSharding::kRank0},
-                              {"equal", WriteSharding::kEqual},
-                              {"adaptive", WriteSharding::kAdaptive}}},
-        "who writes what several ranks hold: the lowest of them, each an equal share, or non-expert "
-        "state where fewest experts are written");
+  field(
+      "sharding",
+      c.sharding,
+      Named<WriteSharding>{{{"rank0", WriteSharding::kRank0},
+                            {"equal", WriteSharding::kEqual},
+                            {"adaptive", WriteSharding::kAdaptive}}},
+      "who writes what several ranks hold: the lowest of them, each an equal share, or non-expert "
+      "state where fewest experts are written");
   field("dynamic_k",
         c.dynamic_k,
         Free{},
@@ -499,11 +504,12 @@ void visit(CheckpointConfig& c, Field&& field) {
         c.fallback_copies,
         at_least(0),
         "older copies kept of each item of a kept checkpoint");
-  field("replication_factor",
-        c.replication_factor,
-        at_least(1),
-        "nodes that hold each snapshot in host memory, its own included: all but one of them may be "
-        "lost; 1: only its own");
+  field(
+      "replication_factor",
+      c.replication_factor,
+      at_least(1),
+      "nodes that hold each snapshot in host memory, its own included: all but one of them may be "
+      "lost; 1: only its own");
   field("async_save",
         c.async_save,
         Free{},
@@ -542,7 +548,8 @@ void visit(ElasticConfig& c, Field&& field) {
         c.layouts,
         Maps{},
         "what pecan-launch may run on, the largest that fits first, like `[{world_size: 8}, "
-        "{world_size: 4, expert_model_parallel_size: 2}]`; empty: `parallel` on all slots of the hosts");
+        "{world_size: 4, expert_model_parallel_size: 2}]`; empty: `parallel` on all slots of the "
+        "hosts");
   field("max_restarts",
         c.max_restarts,
         at_least(0),
@@ -564,16 +571,23 @@ void visit(ElasticConfig& c, Field&& field) {
 
 template <typename Field>
 void visit(FaultConfig& c, Field&& field) {
-  field("inject",
-        c.inject,
-        Texts{},
-        "for tests and demonstrations: failures on purpose, like `[\"kill step=4 rank=1\"]` "
-        "(docs/how-to/inject-faults.md); the variable `PECAN_FAULT` adds more, with ; between them");
+  field(
+      "inject",
+      c.inject,
+      Texts{},
+      "for tests and demonstrations: failures on purpose, like `[\"kill step=4 rank=1\"]` "
+      "(docs/how-to/inject-faults.md); the variable `PECAN_FAULT` adds more, with ; between them");
 }
 
 template <typename Field>
 void visit(LoggingConfig& c, Field&& field) {
   field("log_interval", c.log_interval, at_least(1), "steps between progress lines");
+  field("content_hash_interval",
+        c.content_hash_interval,
+        at_least(0),
+        "steps between records of a hash of each item's content, and one after a recovery: for "
+        "tests, "
+        "as training waits for it; 0: never");
   field("level",
         c.level,
         Choice{{"debug", "info", "warn", "error"}},

@@ -398,15 +398,16 @@ void check_selection(const Config& config) {
                  pec.selection);
   const int rotation =
       experts > 0 ? (experts + pec.experts_per_checkpoint - 1) / pec.experts_per_checkpoint : 0;
-  PECAN_VALIDATE(pec.max_expert_age == 0 || pec.max_expert_age >= rotation - 1,
-                 ConfigError,
-                 "checkpoint.pec.max_expert_age={} cannot be kept: {} experts, {} a checkpoint, take "
-                 "{} checkpoints; use at least {}",
-                 pec.max_expert_age,
-                 experts,
-                 pec.experts_per_checkpoint,
-                 rotation,
-                 rotation - 1);
+  PECAN_VALIDATE(
+      pec.max_expert_age == 0 || pec.max_expert_age >= rotation - 1,
+      ConfigError,
+      "checkpoint.pec.max_expert_age={} cannot be kept: {} experts, {} a checkpoint, take "
+      "{} checkpoints; use at least {}",
+      pec.max_expert_age,
+      experts,
+      pec.experts_per_checkpoint,
+      rotation,
+      rotation - 1);
   PECAN_VALIDATE(!pec.dynamic_k || pec.experts_per_checkpoint < experts,
                  ConfigError,
                  "checkpoint.pec.dynamic_k=true cannot raise experts_per_checkpoint={} of {} "
@@ -454,11 +455,18 @@ void check_memory_level(const Config& config) {
   const CheckpointConfig& checkpoint = config.checkpoint;
   const PecConfig& pec = checkpoint.pec;
   const bool memory = !checkpoint.non_persistent_save_interval.never();
-  PECAN_VALIDATE(!memory || !checkpoint.save_interval.never(),
+  PECAN_VALIDATE(memory || checkpoint.replication_factor == 1,
                  ConfigError,
-                 "checkpoint.non_persistent_save_interval={} without save_interval: memory does not "
-                 "survive its node, so checkpoints in storage are needed too; set save_interval",
-                 to_string(checkpoint.non_persistent_save_interval));
+                 "checkpoint.replication_factor={} copies snapshots in host memory to other nodes, "
+                 "but checkpoint.non_persistent_save_interval=0 takes none; set an interval, or a "
+                 "replication_factor of 1",
+                 checkpoint.replication_factor);
+  PECAN_VALIDATE(
+      !memory || !checkpoint.save_interval.never(),
+      ConfigError,
+      "checkpoint.non_persistent_save_interval={} without save_interval: memory does not "
+      "survive its node, so checkpoints in storage are needed too; set save_interval",
+      to_string(checkpoint.non_persistent_save_interval));
   PECAN_VALIDATE(!memory || checkpoint.async_save,
                  ConfigError,
                  "checkpoint.non_persistent_save_interval={} needs async_save=true: snapshots are "
@@ -469,14 +477,15 @@ void check_memory_level(const Config& config) {
                  "checkpoint.pec.experts_per_snapshot={} needs snapshots in memory; set "
                  "checkpoint.non_persistent_save_interval",
                  pec.experts_per_snapshot);
-  PECAN_VALIDATE(pec.experts_per_snapshot >= pec.experts_per_checkpoint &&
-                     pec.experts_per_snapshot <= config.moe.num_experts,
-                 ConfigError,
-                 "checkpoint.pec.experts_per_snapshot={} must lie between experts_per_checkpoint={}, "
-                 "which are taken from the snapshot, and moe.num_experts={}",
-                 pec.experts_per_snapshot,
-                 pec.experts_per_checkpoint,
-                 config.moe.num_experts);
+  PECAN_VALIDATE(
+      pec.experts_per_snapshot >= pec.experts_per_checkpoint &&
+          pec.experts_per_snapshot <= config.moe.num_experts,
+      ConfigError,
+      "checkpoint.pec.experts_per_snapshot={} must lie between experts_per_checkpoint={}, "
+      "which are taken from the snapshot, and moe.num_experts={}",
+      pec.experts_per_snapshot,
+      pec.experts_per_checkpoint,
+      config.moe.num_experts);
   PECAN_VALIDATE(!checkpoint.memory_dir.empty(),
                  ConfigError,
                  "checkpoint.memory_dir is empty; give a directory in memory, as a rule /dev/shm");

@@ -110,7 +110,9 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
     const auto snapshots =
         checkpoint::plan_snapshot_memory(plan.catalog, config.checkpoint, {}, /*has_full=*/false);
     for (std::size_t r = 0; r < plan.memory.size(); ++r) {
-      const std::uint64_t in_directory = checkpoint::memory_dir_bytes(snapshots[r]);
+      // Its own and, where nodes have equally many ranks, as much for each copy of another's.
+      const std::uint64_t in_directory = checkpoint::memory_dir_bytes(snapshots[r]) *
+                                         std::uint64_t(config.checkpoint.replication_factor);
       plan.memory[r].snapshots = in_directory > 0 ? in_directory : snapshots[r].total();
     }
   }

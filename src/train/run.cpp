@@ -30,6 +30,7 @@
 #include <pecan/train/state.hpp>
 
 #include "train/batches.hpp"
+#include "train/content.hpp"
 #include "train/progress.hpp"
 
 namespace pecan::train {
@@ -135,6 +136,8 @@ class Trainer {
         progress.show(record);
         write_saves();
       }
+      const std::int64_t hashed = config_.logging.content_hash_interval;
+      if (hashed > 0 && step_ % hashed == 0) write_content(Content::kTrained);
       const bool last = step_ == config_.training.train_iters;
       if (valid_ && (last || (config_.training.eval_interval > 0 &&
                               step_ % config_.training.eval_interval == 0))) {
@@ -189,31 +192,45 @@ class Trainer {
       const LossReport losses = state_.account_for_losses(ctx_, world_, config_);
       budget_ = budget_after(losses.plt_now);
       if (is_root()) metrics_->write(*recovered_, plan_.catalog, weights, losses, budget_);
+      if (config_.logging.content_hash_interval > 0) write_content(Content::kRecovered);
       say(describe(*recovered_, plan_.catalog, weights, losses));
       say(describe(budget_, config_));
     }
     gather_.start(ctx_);
     if (!config_.checkpoint.save_interval.never()) {
+      if (recovered_->must_secure) {
+        checkpoint::secure(*recovered_,
+                           fs_,
+                           options_.run_directory,
+                           config_.checkpoint,
+                           plan_.catalog,
+                           state_.binding(),
+                           facts(),
+                           ctx_,
+                           world_);
+      }
       const auto memory = checkpoint::plan_snapshot_memory(
           plan_.catalog, config_.checkpoint, budget_, recovered_->manifest.has_value());
       check_memory_directory(memory);
-      checkpointer_.emplace(fs_,
-                            options_.run_directory,
-                            config_.checkpoint,
-                            plan_.catalog,
-                            state_.binding(),
-                            world_.rank(),
-                            checkpoint::CheckpointerStart{
-                                recovered_->identity,
-                                recovered_->manifest,
-                                recovered_->kept,
-                                budget_,
-                                memory[std::size_t(world_.rank().value)],
-                                {state_.routed().begin(), state_.routed().end()},
-                                {},
-                                [this](checkpoint::SavePhase phase, Step step) {
-                                  inject_fault(checkpoint::name_of(phase), step.value);
-                                }});
+      checkpointer_.emplace(
+          fs_,
+          options_.run_directory,
+          config_.checkpoint,
+          plan_.catalog,
+          state_.binding(),
+          world_.rank(),
+          checkpoint::CheckpointerStart{
+              .identity = recovered_->identity,
+              .recovered = recovered_->manifest,
+              .kept = recovered_->kept,
+              .budget = budget_,
+              .memory = memory,
+              .node_of_rank = recovered_->node_of_rank,
+              .replication = {config_.checkpoint.replication_factor, &ctx_, &world_},
+              .routed = {state_.routed().begin(), state_.routed().end()},
+              .on_phase = [this](checkpoint::SavePhase phase, Step step) {
+                inject_fault(checkpoint::name_of(phase), step.value);
+              }});
     }
   }
 
@@ -223,19 +240,17 @@ class Trainer {
     std::uint64_t largest = 0;
     for (const checkpoint::SnapshotMemory& rank : memory)
       largest = std::max(largest, checkpoint::memory_dir_bytes(rank));
-    const checkpoint::MemoryCheck found =
-        checkpoint::check_memory_directory(config_.checkpoint.memory_dir,
-                                           largest * std::uint64_t(ranks_here_),
-                                           recovered_->identity.run_id);
+    const checkpoint::MemoryCheck found = checkpoint::check_memory_directory(
+        config_.checkpoint.memory_dir,
+        largest * std::uint64_t(ranks_here_) * std::uint64_t(config_.checkpoint.replication_factor),
+        recovered_->identity.run_id);
     if (is_root()) {
       for (const std::string& warning : found.warnings) PECAN_LOG(kWarn, "[train] {}", warning);
     }
     std::int64_t first_unfit = found.errors.empty() ? world_.size() : world_.rank().value;
     world_
-        .all_reduce(ctx_,
-                    view_of(std::span(&first_unfit, 1)),
-                    ReduceOp::kMin,
-                    {Purpose::kCheckpointVote})
+        .all_reduce(
+            ctx_, view_of(std::span(&first_unfit, 1)), ReduceOp::kMin, {Purpose::kCheckpointVote})
         .wait();
     if (first_unfit == world_.size()) return;
     PECAN_VALIDATE(found.errors.empty(), CheckpointError, "{}", fmt::join(found.errors, "; "));
@@ -259,6 +274,22 @@ class Trainer {
     budget.checkpoint = std::max(budget.checkpoint, configured.checkpoint);
     budget.snapshot = std::max(budget.snapshot, configured.snapshot);
     return checkpoint::after_recovery(budget, plt, pec.plt_budget, config_.moe.num_experts);
+  }
+
+  enum class Content : std::uint8_t { kTrained, kRecovered };
+
+  /// Collective.
+  void write_content(Content content) {
+    gather_.finish();
+    const std::vector<std::uint64_t> hashes =
+        content_hashes(ctx_, world_, plan_.catalog, state_.binding());
+    if (is_root()) {
+      metrics_->write_content(recovered_->identity.incarnation,
+                              Step{step_},
+                              content == Content::kRecovered,
+                              plan_.catalog,
+                              hashes);
+    }
   }
 
   void write_config() {

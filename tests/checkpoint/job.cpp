@@ -215,10 +215,14 @@ Job::Job(FileSystem& fs, const StateCatalog& catalog, const JobOptions& options,
           ctx_,
           world,
           {options.lock,
-           options.checkpoint.non_persistent_save_interval.never()
-               ? ""
-               : options.checkpoint.memory_dir})) {
+           options.checkpoint.non_persistent_save_interval.never() ? ""
+                                                                   : options.checkpoint.memory_dir,
+           options.nodes.empty() ? "" : options.nodes[std::size_t(world.rank().value)]})) {
   if (!recovered_.report.fresh) step_ = recovered_.report.plan.recovery.step;
+  if (recovered_.must_secure) {
+    checkpoint::secure(
+        recovered_, fs, "run", options.checkpoint, catalog, binding_, facts(), ctx_, world);
+  }
   checkpointer_ = std::make_unique<checkpoint::Checkpointer>(
       fs,
       "run",
@@ -227,14 +231,15 @@ Job::Job(FileSystem& fs, const StateCatalog& catalog, const JobOptions& options,
       binding_,
       world.rank(),
       checkpoint::CheckpointerStart{
-          recovered_.identity,
-          recovered_.manifest,
-          recovered_.kept,
-          {},
-          checkpoint::plan_snapshot_memory(
-              catalog, options.checkpoint, {}, recovered_.manifest.has_value())[std::size_t(world.rank().value)],
-          routed(),
-          options.seconds});
+          .identity = recovered_.identity,
+          .recovered = recovered_.manifest,
+          .kept = recovered_.kept,
+          .memory = checkpoint::plan_snapshot_memory(
+              catalog, options.checkpoint, {}, recovered_.manifest.has_value()),
+          .node_of_rank = recovered_.node_of_rank,
+          .replication = {options.checkpoint.replication_factor, &ctx_, &world},
+          .routed = routed(),
+          .seconds = options.seconds});
 }
 
 std::vector<std::int64_t> Job::routed() const {

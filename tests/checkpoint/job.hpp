@@ -67,7 +67,8 @@ struct JobOptions {
   std::string path;
   checkpoint::LockOptions lock{std::chrono::hours(1), std::chrono::milliseconds(0)};
   std::vector<std::int64_t> slots_a_step = {};  ///< token slots by (layer, expert); empty: none
-  std::function<double()> seconds = {};  ///< the checkpointer's clock; empty: the real one
+  std::function<double()> seconds = {};         ///< the checkpointer's clock; empty: the real one
+  std::vector<std::string> nodes = {};          ///< of each rank; empty: all on one
 };
 
 /// K experts a checkpoint, saved every step, training waits for the files.

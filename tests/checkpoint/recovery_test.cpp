@@ -9,6 +9,7 @@
 #include "checkpoint/exchange.hpp"
 #include "checkpoint/job.hpp"
 #include "checkpoint/scan.hpp"
+#include "checkpoint/segment.hpp"
 #include "support/catch.hpp"
 #include "support/faulty_file_system.hpp"
 #include "support/memory_file_system.hpp"
@@ -564,6 +565,18 @@ std::vector<RecoveryReport> recover_all(FileSystem& fs,
   return reports;
 }
 
+void flip_payload(const std::filesystem::path& path) {
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  // The first byte of the payload (docs/formats/memory.md).
+  std::int64_t payload = 0;
+  file.seekg(40);
+  file.read(reinterpret_cast<char*>(&payload), sizeof(payload));
+  file.seekg(payload);
+  const char byte = char(file.get());
+  file.seekp(payload);
+  file.put(char(byte ^ 1));
+}
+
 }  // namespace
 
 TEST_CASE("a run goes on from its newest snapshot in memory, experts from memory or storage",
@@ -590,8 +603,8 @@ TEST_CASE("after a recovery from memory storage goes on by itself", "[recovery]"
   MemoryFileSystem fs;
   const StateCatalog catalog = make_catalog({2, 4, 2, 2});
   const test::JobOptions options = with_memory(dir.path());
-  train_and_die(fs, catalog, options, 7);  // memory up to 7
-  train_and_die(fs, catalog, options, 1);  // from 7 to 8, which is stored
+  train_and_die(fs, catalog, options, 7);   // memory up to 7
+  train_and_die(fs, catalog, options, 1);   // from 7 to 8, which is stored
   std::filesystem::remove_all(dir.path());  // the nodes are lost
   std::filesystem::create_directory(dir.path());
   std::vector<std::string> differences;
@@ -641,15 +654,7 @@ TEST_CASE("damaged, foreign and missing memory is worked round", "[recovery]") {
       const std::string path = entry.path().string();
       if (damage != std::string("all") && path.find(".r00001.") == std::string::npos) continue;
       if (damage == std::string("flip")) {
-        std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
-        // The first byte of the payload (docs/formats/memory.md).
-        std::int64_t payload = 0;
-        file.seekg(40);
-        file.read(reinterpret_cast<char*>(&payload), sizeof(payload));
-        file.seekg(payload);
-        const char byte = char(file.get());
-        file.seekp(payload);
-        file.put(char(byte ^ 1));
+        flip_payload(path);
       } else if (damage == std::string("truncate")) {
         std::filesystem::resize_file(path, std::filesystem::file_size(path) / 2);
       } else {
@@ -672,6 +677,216 @@ TEST_CASE("damaged, foreign and missing memory is worked round", "[recovery]") {
       }));
     }
   }
+}
+
+namespace {
+
+/// Ranks in turn on nodes named by the letters of `names`, like "AABB".
+std::vector<std::string> on_nodes(const std::string& names) {
+  std::vector<std::string> nodes;
+  for (const char name : names) nodes.emplace_back(1, name);
+  return nodes;
+}
+
+/// Removes what lies in the memory of the nodes named by the letters of `names`.
+void lose_nodes(const std::string& directory, const std::string& names) {
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    const auto name = SegmentName::parse(entry.path().filename().string());
+    REQUIRE(name.has_value());
+    if (names.find(name->host) != std::string::npos) std::filesystem::remove(entry.path());
+  }
+}
+
+}  // namespace
+
+TEST_CASE("ranks that come back on other nodes get their snapshots over the network",
+          "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 8, 2, 1});
+  test::JobOptions options = with_memory(dir.path());
+  options.nodes = on_nodes("AB");
+  train_and_die(fs, catalog, options, 10);  // full 1, storage 4, 8; memory 8, 9, 10
+  options.nodes = on_nodes("BA");
+  std::vector<std::string> differences;
+  const auto reports = recover_all(fs, catalog, options, differences);
+  for (const RecoveryReport& report : reports) {
+    CHECK(report.damages.empty());
+    CHECK(sources_of(report.plan) == "storage 1: 4, memory 8: 4, memory 9: 4, memory 10: 7");
+    CHECK(report.sent_bytes > 0);
+  }
+  for (const std::string& difference : differences) CHECK(difference.empty());
+  // The buffers could not be taken over, so the state went to storage first.
+  const auto secured = load_checkpoint(fs, "run/checkpoints", "step-00000010");
+  REQUIRE(secured.ok());
+  CHECK(secured.value().manifest.full);
+  CHECK(secured.value().manifest.version == Version{Incarnation{1}, Step{10}});
+  lose_nodes(dir.path(), "AB");
+  const auto again = recover_all(fs, catalog, options, differences);
+  CHECK(again[0].plan.recovery == Version{Incarnation{1}, Step{10}});
+  CHECK(again[0].damages.empty());
+}
+
+TEST_CASE("of a lost node storage gives what the others' memory lacks", "[recovery]") {
+  // MoC figure 8: two nodes of two experts each, of which the first is lost.
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  test::JobOptions options = test::two_level_options(dir.path(), 1, 4, 4, 3);
+  options.nodes = on_nodes("AB");
+  train_and_die(fs, catalog, options, 8);  // memory 6, 7, 8 whole; storage 1 whole, 4 and 8 partial
+  lose_nodes(dir.path(), "A");
+  options.nodes = on_nodes("CB");
+  std::vector<std::string> differences;
+  const auto reports = recover_all(fs, catalog, options, differences);
+  for (const std::string& difference : differences) CHECK(difference.empty());
+  for (const RecoveryReport& report : reports) {
+    CHECK(report.damages.empty());
+    CHECK(report.plan.recovery.step == Step{8});
+    for (const UnitRestore& restore : report.plan.restores) {
+      const StateUnit& unit = catalog.units[std::size_t(restore.unit.value)];
+      INFO(unit.name);
+      CHECK((restore.tier == Tier::kMemory) == (unit.expert.value >= 2));
+      if (unit.expert.value != 0 && unit.expert.value != 1) CHECK(restore.version.step == Step{8});
+    }
+  }
+}
+
+TEST_CASE("copies on other nodes make up for the loss of as many nodes less one", "[recovery]") {
+  struct Case {
+    int factor;
+    std::string lost;
+    std::int64_t step;
+  };
+  const StateCatalog catalog = make_catalog({1, 6, 3, 2});
+  for (const auto& [factor, lost, step] : {Case{1, "", 11},
+                                           Case{1, "B", 8},
+                                           Case{2, "A", 11},
+                                           Case{2, "B", 11},
+                                           Case{2, "C", 11},
+                                           Case{2, "AB", 8},
+                                           Case{3, "AB", 11},
+                                           Case{3, "AC", 11},
+                                           Case{3, "BC", 11},
+                                           Case{3, "ABC", 8}}) {
+    INFO(factor << " copies, lost " << lost);
+    const test::TempDir dir;
+    MemoryFileSystem fs;
+    test::JobOptions options = with_memory(dir.path());
+    options.checkpoint.replication_factor = factor;
+    options.nodes = on_nodes("AABBCC");
+    train_and_die(fs, catalog, options, 11);  // storage 8; memory 9, 10, 11
+    lose_nodes(dir.path(), lost);
+    options.nodes = on_nodes("DDEEFF");
+    for (std::size_t r = 0; r < options.nodes.size(); ++r) {
+      const std::string before = on_nodes("AABBCC")[r];
+      if (lost.find(before) == std::string::npos) options.nodes[r] = before;
+    }
+    std::vector<std::string> differences;
+    const auto reports = recover_all(fs, catalog, options, differences);
+    CHECK(reports[0].plan.recovery.step == Step{step});
+    CHECK(reports[0].damages.empty());
+    for (const std::string& difference : differences) CHECK(difference.empty());
+  }
+}
+
+TEST_CASE("a damaged snapshot is taken from its copy on another node", "[recovery]") {
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  for (const bool copy : {false, true}) {
+    const test::TempDir dir;
+    MemoryFileSystem fs;
+    test::JobOptions options = with_memory(dir.path());
+    options.checkpoint.replication_factor = 2;
+    options.nodes = on_nodes("AB");
+    train_and_die(fs, catalog, options, 11);
+    for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
+      const auto name = SegmentName::parse(entry.path().filename().string());
+      REQUIRE(name.has_value());
+      if (name->rank == Rank{1} && (name->copy > 0) == copy) flip_payload(entry.path());
+    }
+    std::vector<std::string> differences;
+    const auto reports = recover_all(fs, catalog, options, differences);
+    CHECK(reports[0].plan.recovery.step == Step{11});
+    for (const std::string& difference : differences) CHECK(difference.empty());
+    CHECK(std::ranges::any_of(reports[0].damages, [](const std::string& text) {
+            return text.find("in memory cannot be used") != std::string::npos;
+          }) == !copy);
+  }
+}
+
+TEST_CASE("snapshots in memory load onto another number of ranks and nodes", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  test::JobOptions options = with_memory(dir.path());
+  options.checkpoint.replication_factor = 2;
+  options.nodes = on_nodes("AABB");
+  train_and_die(fs, make_catalog({1, 4, 4, 1}), options, 11);
+  lose_nodes(dir.path(), "A");
+  options.nodes = on_nodes("BB");
+  options.checkpoint.replication_factor = 1;
+  // With the shapes of four ranks: the fake catalog has other ones for two.
+  StateCatalog catalog = make_catalog({1, 4, 4, 1});
+  catalog.world_size = 2;
+  for (StateItem& item : catalog.items) {
+    const Shape shape = item.global_shape;
+    item.blocks = {{Block::whole(shape), {Rank{0}, Rank{1}}}};
+  }
+  std::vector<std::string> differences;
+  const auto reports = recover_all(fs, catalog, options, differences);
+  CHECK(reports[0].plan.recovery.step == Step{11});
+  CHECK(reports[0].damages.empty());
+  for (const std::string& difference : differences) CHECK(difference.empty());
+  // What was there of four ranks is gone.
+  for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
+    const auto name = SegmentName::parse(entry.path().filename().string());
+    REQUIRE(name.has_value());
+    CHECK(name->rank.value < 2);
+    CHECK(name->copy == 0);
+  }
+}
+
+TEST_CASE("a copy that fails on one rank drops the snapshot on all, and the next is whole",
+          "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  test::JobOptions options = with_memory(dir.path());
+  options.checkpoint.replication_factor = 2;
+  options.nodes = on_nodes("AB");
+  const ExpectLog log;
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    Job job(fs, catalog, options, world);
+    job.train(5);
+    if (world.rank().value == 1) job.binding().fail_next_copy(MutatedIn::kUpdate);
+    job.train(1);
+    if (job.records().back().committed) throw InternalError("the failed snapshot was committed");
+    job.train(1);
+    if (!job.records().back().committed) throw InternalError("the next snapshot was dropped");
+  });
+  lose_nodes(dir.path(), "A");
+  options.nodes = on_nodes("CB");
+  std::vector<std::string> differences;
+  const auto reports = recover_all(fs, catalog, options, differences);
+  CHECK(reports[0].plan.recovery.step == Step{7});
+  for (const std::string& difference : differences) CHECK(difference.empty());
+}
+
+TEST_CASE("copies need other nodes, and a run that is over leaves none", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  test::JobOptions options = with_memory(dir.path());
+  options.checkpoint.replication_factor = 2;
+  options.nodes = on_nodes("AA");
+  CHECK_THROWS_WITH(train_and_die(fs, catalog, options, 0),
+                    Catch::Contains("but the ranks of this start are on 1"));
+  options.nodes = on_nodes("AB");
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    Job job(fs, catalog, options, world);
+    job.train(5);
+    job.checkpointer().release_memory();
+  });
+  CHECK(std::filesystem::is_empty(dir.path()));
 }
 
 TEST_CASE("what lies in memory of a branch that was left is never returned to", "[recovery]") {

@@ -161,7 +161,7 @@ TEST_CASE("dump_config prints every key and reads back as the same configuration
     CHECK(dump.find(" " + key + ":") != std::string::npos);
     ++num_keys;
   }
-  CHECK(num_keys == 107);
+  CHECK(num_keys == 116);
 }
 
 TEST_CASE("docs/configuration.md holds the reference of every key", "[config]") {
@@ -432,7 +432,9 @@ TEST_CASE("intervals are steps or seconds", "[config]") {
 }
 
 TEST_CASE("faults that cannot happen are refused", "[config]") {
-  const auto fault = [](const std::string& text) { return refusal("fault: {inject: ['" + text + "']}"); };
+  const auto fault = [](const std::string& text) {
+    return refusal("fault: {inject: ['" + text + "']}");
+  };
   CHECK(fault("kill step=4 rank=1 phase=vote").empty());
   CHECK(fault("stop step=4-9 rank=random seed=7 start=every").empty());
   CHECK(fault("slow_disk step=2 node=host-3 bytes_per_s=1e6").empty());
@@ -463,34 +465,37 @@ TEST_CASE("faults that cannot happen are refused", "[config]") {
 
 TEST_CASE("faults come from the configuration and the environment", "[config]") {
   const Config config = parse_config("fault: {inject: [kill step=4 rank=1 phase=vote]}");
-  const std::vector<Fault> faults = faults_of(config, "exit step=2-8 code=3 ; nan step=5 rank=every;");
+  const std::vector<Fault> faults =
+      faults_of(config, "exit step=2-8 code=3 ; nan step=5 rank=every;");
   REQUIRE(faults.size() == 3);
-  CHECK(faults[0] == Fault{.kind = FaultKind::kKill,
-                           .first_step = 4,
-                           .last_step = 4,
-                           .rank = 1,
-                           .phase = "vote"});
-  CHECK(faults[1] ==
-        Fault{.kind = FaultKind::kExit, .first_step = 2, .last_step = 8, .code = 3});
-  CHECK(faults[2] == Fault{.kind = FaultKind::kNan,
-                           .first_step = 5,
-                           .last_step = 5,
-                           .rank = Fault::kEveryRank});
+  CHECK(
+      faults[0] ==
+      Fault{.kind = FaultKind::kKill, .first_step = 4, .last_step = 4, .rank = 1, .phase = "vote"});
+  CHECK(faults[1] == Fault{.kind = FaultKind::kExit, .first_step = 2, .last_step = 8, .code = 3});
+  CHECK(faults[2] ==
+        Fault{.kind = FaultKind::kNan, .first_step = 5, .last_step = 5, .rank = Fault::kEveryRank});
   CHECK(faults_of(parse_config("{}"), "").empty());
 }
 
 TEST_CASE("layouts to restart in are checked with the configuration", "[config]") {
-  const std::string moe = "moe: {num_experts: 8}\nmodel: {num_attention_heads: 4}\nparallel: {expert_model_parallel_size: 4}\n";
+  const std::string moe =
+      "moe: {num_experts: 8}\nmodel: {num_attention_heads: 4}\nparallel: "
+      "{expert_model_parallel_size: 4}\n";
   const Config config = parse_config(
-      moe + "elastic: {layouts: [{world_size: 8}, {world_size: 2, expert_model_parallel_size: 2}]}");
+      moe +
+      "elastic: {layouts: [{world_size: 8}, {world_size: 2, expert_model_parallel_size: 2}]}");
   REQUIRE(config.elastic.layouts.size() == 2);
   CHECK(with_layout(config, config.elastic.layouts[0]).parallel == config.parallel);
   CHECK(with_layout(config, config.elastic.layouts[1]).parallel.expert_model_parallel_size == 2);
   CHECK(parse_config(dump_config(config)) == config);
-  CHECK_THAT(refusal(moe + "elastic: {layouts: [{world_size: 2}]}"), Catch::Contains("expert_model_parallel_size"));
-  CHECK_THAT(refusal(moe + "elastic: {layouts: [{tensor_model_parallel_size: 1}]}"), Catch::Contains("without world_size"));
-  CHECK_THAT(refusal(moe + "elastic: {layouts: [{world_size: 4, tensor_model_parallel_size: 3}]}"), Catch::Contains("not divisible"));
-  CHECK_THAT(refusal("elastic: {layouts: [{world: 2}]}"), Catch::Contains("unknown key elastic.layouts[0].world"));
+  CHECK_THAT(refusal(moe + "elastic: {layouts: [{world_size: 2}]}"),
+             Catch::Contains("expert_model_parallel_size"));
+  CHECK_THAT(refusal(moe + "elastic: {layouts: [{tensor_model_parallel_size: 1}]}"),
+             Catch::Contains("without world_size"));
+  CHECK_THAT(refusal(moe + "elastic: {layouts: [{world_size: 4, tensor_model_parallel_size: 3}]}"),
+             Catch::Contains("not divisible"));
+  CHECK_THAT(refusal("elastic: {layouts: [{world: 2}]}"),
+             Catch::Contains("unknown key elastic.layouts[0].world"));
   CHECK_THAT(refusal("elastic: {layouts: 4}"), Catch::Contains("is not a list"));
   CHECK_THAT(refusal("elastic: {layouts: [4]}"), Catch::Contains("is not a section"));
 }
@@ -531,7 +536,9 @@ TEST_CASE("settings of partial checkpoints that contradict each other are refuse
            Case{"pec: {plt_budget: 0}", "", "above 0 to 1"},
            Case{"pec: {plt_budget: 1.5}", "", "above 0 to 1"},
            Case{"pec: {always_saved: [weight, moments]}", "", "leaves nothing"},
-           Case{"pec: {always_saved: [master, moments]}", "training: {bf16: true}", "leaves nothing"},
+           Case{"pec: {always_saved: [master, moments]}",
+                "training: {bf16: true}",
+                "leaves nothing"},
        }) {
     INFO(bad.checkpoint);
     CHECK_THAT(refused(bad.checkpoint, bad.rest), Catch::Matchers::Contains(bad.says));

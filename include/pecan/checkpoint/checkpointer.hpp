@@ -82,9 +82,7 @@ struct SnapshotMemory {
   std::size_t first = 0;   ///< of the buffer that takes full checkpoints
   std::size_t others = 0;  ///< of each of the others
   std::size_t max_blocks = 0;
-  [[nodiscard]] std::size_t total() const {
-    return first + std::size_t(num_buffers - 1) * others;
-  }
+  [[nodiscard]] std::size_t total() const { return first + std::size_t(num_buffers - 1) * others; }
 };
 
 /// Bytes that the buffers of one rank take in checkpoint.memory_dir; 0 without snapshots there.
@@ -99,19 +97,29 @@ struct SnapshotMemory {
     const ExpertBudget& budget,
     bool has_full);
 
+/// Copies of snapshots in the memory of other nodes.
+struct Replication {
+  int factor = 1;  ///< nodes that hold each snapshot
+  Context* ctx = nullptr;
+  comm::Group* world = nullptr;  ///< split when the checkpointer is made; both outlive it
+};
+
 /// What a Checkpointer continues from. The clock is for tests.
 struct CheckpointerStart {
-  RunIdentity identity;
+  RunIdentity identity = {};
   /// The manifest that recovery continued from, if any: its copies are the history of the
   /// selection, and its checkpoint counts as committed.
-  std::optional<Manifest> recovered;
+  std::optional<Manifest> recovered = {};
   /// By buffer, the snapshot in memory that an earlier start has left whole on all ranks and that
   /// is part of the run's past; it is given up only for newer ones.
-  std::vector<std::optional<Version>> kept;
-  ExpertBudget budget;               ///< K in force; K = 0: as configured
-  SnapshotMemory memory;             ///< of this rank, by plan_snapshot_memory
-  std::vector<std::int64_t> routed;  ///< StepFacts::routed so far
-  std::function<double()> seconds;   ///< monotonic; empty: the steady clock
+  std::vector<std::optional<Version>> kept = {};
+  ExpertBudget budget = {};                    ///< K in force; K = 0: as configured
+  std::vector<SnapshotMemory> memory = {};     ///< of each rank, by plan_snapshot_memory
+  std::vector<std::string> node_of_rank = {};  ///< names of the ranks' nodes
+  bool keep_memory = false;               ///< leave snapshots in memory of earlier starts alone
+  Replication replication = {};           ///< with factor 1 nothing is sent
+  std::vector<std::int64_t> routed = {};  ///< StepFacts::routed so far
+  std::function<double()> seconds = {};   ///< monotonic; empty: the steady clock
   /// Called in each phase with the save's step, from any thread; for injected faults.
   std::function<void(SavePhase, Step)> on_phase = {};
 };
@@ -139,8 +147,8 @@ class Checkpointer {
   Checkpointer(const Checkpointer&) = delete;
   Checkpointer& operator=(const Checkpointer&) = delete;
 
-  /// This rank's vote, taken before the step's small all-reduce.
-  [[nodiscard]] Vote vote() const;
+  /// This rank's vote, taken before the step's small all-reduce. Moves copies for other nodes on.
+  [[nodiscard]] Vote vote();
   /// The minimum over all ranks of that vote: acts on it (commit on rank 0, retention, failed
   /// saves). CheckpointError if a newer incarnation has taken over the run.
   void observe(const Vote& reduced);

@@ -19,6 +19,7 @@ struct SegmentReport {
   std::string host;
   Rank rank;
   int buffer = 0;
+  int copy = 0;                 ///< 0: the rank's own; else which copy on another node
   std::uint64_t num_bytes = 0;  ///< of memory
   bool in_use = false;          ///< by a process, or so it must be assumed
   bool committed = false;       ///< holds a snapshot
@@ -27,8 +28,8 @@ struct SegmentReport {
   std::string problem;  ///< why a recovery could not use it; empty if it could, or there is none
 };
 
-/// All buffers in `directory`, ordered by run, host, rank and buffer. Every byte of a snapshot that
-/// no process uses is verified; of others, whose payload may change, the description.
+/// All buffers in `directory`, ordered by run, host, rank, buffer and copy. Every byte of a
+/// snapshot that no process uses is verified; of others, whose payload may change, the description.
 /// CheckpointError if the directory cannot be listed.
 [[nodiscard]] std::vector<SegmentReport> inspect_memory(const std::string& directory);
 

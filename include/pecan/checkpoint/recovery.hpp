@@ -22,7 +22,7 @@ namespace pecan::checkpoint {
 enum class Tier : std::uint8_t { kStorage, kMemory };
 
 /// A copy of (unit, group) that a good manifest of the lineage describes, or that the snapshots in
-/// the memory of each holder's node hold whole.
+/// the memory of all nodes together hold whole.
 struct Source {
   UnitIndex unit;
   RoleGroup group = RoleGroup::kWeight;
@@ -59,6 +59,7 @@ struct RecoveryReport {
   RestorePlan plan;
   std::vector<std::string> damages;    ///< what was found bad and worked round, one sentence each
   std::vector<std::string> abandoned;  ///< directories renamed
+  std::int64_t sent_bytes = 0;         ///< between nodes, all ranks together
   double scan_ms = 0;
   double load_ms = 0;
 };
@@ -68,11 +69,15 @@ struct Recovered {
   RecoveryReport report;
   /// Run and step of t*, without units, copies, files and blocks; none in a new run.
   std::optional<Manifest> head;
-  /// What storage counts on: the newest manifest up to t*, its copies those that were loaded or, for
-  /// what came from memory, the newest ones in storage. None where storage has nothing.
+  /// What storage counts on: the newest manifest up to t*, its copies those that were loaded or,
+  /// for what came from memory, the newest ones in storage. None where storage has nothing.
   std::optional<Manifest> manifest;
   /// By buffer, the snapshot that all ranks still hold in memory.
   std::vector<std::optional<Version>> kept;
+  /// Something was loaded from snapshots that this start cannot keep, as ranks have moved: secure()
+  /// must come before buffers are made.
+  bool must_secure = false;
+  std::vector<std::string> node_of_rank;  ///< names of the ranks' nodes
 };
 
 enum class ResumeMode : std::uint8_t {
@@ -90,6 +95,7 @@ struct LockOptions {
 struct RecoverOptions {
   LockOptions lock = {};
   std::string memory_dir = {};  ///< of snapshots in memory; empty: none are looked for
+  std::string node = {};        ///< name of this rank's node; empty: the host's
 };
 
 /// Opens the run directory: takes the run's lock (incarnation + heartbeat), checks that storage is
@@ -98,7 +104,7 @@ struct RecoverOptions {
 /// renames abandoned branches. Collective over `world`. Throws CheckpointError: another model's
 /// run, nothing recoverable though checkpoints exist, no write permission, storage not shared, a
 /// live holder. `path` (kFromPath): a checkpoint directory "…/step-N" to continue from; memory is
-/// left out then. Snapshots in memory are read by the ranks of their node only.
+/// left out then. Snapshots in memory of another node are read there and sent.
 [[nodiscard]] Recovered recover(FileSystem& fs,
                                 const std::string& run_directory,
                                 ResumeMode mode,
@@ -108,5 +114,18 @@ struct RecoverOptions {
                                 Context& ctx,
                                 comm::Group& world,
                                 const RecoverOptions& options = {});
+
+/// Writes the recovered state (`facts` of step t*) as a full checkpoint to storage and waits for
+/// it, so that the snapshots that it came from may go. `recovered` then stands on that checkpoint.
+/// Collective over `world`. CheckpointError if it cannot be written: the snapshots are still there.
+void secure(Recovered& recovered,
+            FileSystem& fs,
+            const std::string& run_directory,
+            const config::CheckpointConfig& config,
+            const StateCatalog& catalog,
+            StateBinding& binding,
+            const StepFacts& facts,
+            Context& ctx,
+            comm::Group& world);
 
 }  // namespace pecan::checkpoint

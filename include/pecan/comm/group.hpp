@@ -39,6 +39,7 @@ enum class Purpose : std::uint8_t {
   kLossWeight,
   kStepFlags,
   kCheckpointVote,
+  kReplication,
   kRecovery,
   kEvaluation,
   kTest,

@@ -104,9 +104,9 @@ struct TrainingConfig {
   double exit_duration_in_mins = 0;
   DeviceChoice device = DeviceChoice::kAuto;
   NanPolicy check_for_nan_in_loss_and_grad = NanPolicy::kStop;
-  double spiky_loss_sigmas = 0;    ///< 0: no loss counts as a spike
-  int rollback_after_skips = 0;    ///< skipped steps in a row that lead to a rollback; 0: none does
-  int max_rollbacks = 3;           ///< without passing the step that led to the first of them
+  double spiky_loss_sigmas = 0;  ///< 0: no loss counts as a spike
+  int rollback_after_skips = 0;  ///< skipped steps in a row that lead to a rollback; 0: none does
+  int max_rollbacks = 3;         ///< without passing the step that led to the first of them
   std::int64_t check_weight_hash_across_dp_replicas_interval = 0;  ///< steps; 0: never
   int threads = 0;  ///< CPU threads a rank; 0: chosen where it runs
   RecomputeGranularity recompute_granularity = RecomputeGranularity::kNone;
@@ -183,7 +183,7 @@ struct CheckpointConfig {
   std::int64_t save_retain_interval = 0;  ///< 0: none; else steps divisible by it are kept for ever
   int fallback_copies = 1;
   int replication_factor = 1;  ///< nodes that hold each snapshot in memory, its own among them
-  bool async_save = true;  ///< false: training waits for the files (for tests and comparisons)
+  bool async_save = true;      ///< false: training waits for the files (for tests and comparisons)
   PecConfig pec;
   bool operator==(const CheckpointConfig&) const = default;
 };
@@ -221,6 +221,7 @@ struct FaultConfig {
 
 struct LoggingConfig {
   int log_interval = 1;
+  std::int64_t content_hash_interval = 0;  ///< steps; 0: never
   std::string level = "info";
   bool operator==(const LoggingConfig&) const = default;
 };
