@@ -242,6 +242,8 @@ struct Checkpointer::Impl {
 
   [[nodiscard]] bool memory_level() const { return buffers.size() > 1; }
 
+  [[nodiscard]] bool storage_busy() const { return writing || closing; }
+
   // ---- what to save
 
   /// As if what is being written and committed were in storage already.
@@ -577,24 +579,23 @@ struct Checkpointer::Impl {
     SaveRecord record;
     record.version = {identity.incarnation, step};
     record.level = for_storage == ForStorage::kYes ? SaveLevel::kStorage : SaveLevel::kMemory;
-    const bool storage_busy = writing || closing;
     const Step busy_with = writing   ? generations[*writing]->facts.step
                            : closing ? closing->save.facts.step
                                      : step;
     record.failure =
-        storage_busy
+        storage_busy()
             ? fmt::format("skipped: the checkpoint of step {} is still being written", busy_with)
             : "skipped: the snapshot before it is still being copied";
     if (!skip_reported && rank.value == 0) {
       const auto& interval =
-          storage_busy ? config.save_interval : config.non_persistent_save_interval;
+          storage_busy() ? config.save_interval : config.non_persistent_save_interval;
       PECAN_LOG(
           kWarn,
           "[checkpoint] the save of step {} is {}; checkpoint.{}={} is shorter than one takes "
           "(reported once)",
           step,
           record.failure,
-          storage_busy ? "save_interval" : "non_persistent_save_interval",
+          storage_busy() ? "save_interval" : "non_persistent_save_interval",
           config::to_string(interval));
     }
     skip_reported = true;
@@ -648,6 +649,7 @@ struct Checkpointer::Impl {
   std::optional<Step> last_committed;
   bool has_full = false;
   bool sweep_due = false;
+  bool owes_storage = false;  ///< a checkpoint was due while a snapshot was under way
   bool skip_reported = false;
   std::int64_t hidden_bytes = 0;
   std::int64_t since_memory = 0;
@@ -787,7 +789,8 @@ double Checkpointer::after_update(const StepFacts& facts) {
   Impl& me = *impl_;
   me.forward_backward_ms = facts.forward_backward_ms;
   me.replicate();
-  const bool storage = Impl::is_due(me.config.save_interval, facts.step, me.since_storage);
+  const bool storage =
+      me.owes_storage || Impl::is_due(me.config.save_interval, facts.step, me.since_storage);
   const bool memory =
       me.memory_level() &&
       Impl::is_due(me.config.non_persistent_save_interval, facts.step, me.since_memory);
@@ -795,7 +798,15 @@ double Checkpointer::after_update(const StepFacts& facts) {
   // Snapshots in memory need a full checkpoint to stand on, so that comes first whichever is due.
   const ForStorage for_storage = storage || !me.has_full ? ForStorage::kYes : ForStorage::kNo;
   const std::optional<double> stall = me.start(facts, for_storage);
-  if (!stall) me.skip(facts.step, for_storage);
+  if (stall) {
+    if (for_storage == ForStorage::kYes) me.owes_storage = false;
+  } else if (for_storage == ForStorage::kYes && !me.storage_busy()) {
+    // Snapshots for memory alone, which copies to other nodes may make long, must not keep storage
+    // from its turn.
+    me.owes_storage = true;
+  } else {
+    me.skip(facts.step, for_storage);
+  }
   return stall.value_or(0);
 }
 

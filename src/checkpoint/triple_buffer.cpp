@@ -54,9 +54,13 @@ std::optional<Begun> TripleBuffer::begin_snapshot() {
   // With a single buffer nothing newer can come before it is overwritten: storage has it.
   const Buffer* kept = nullptr;
   if (const auto last = newest(); last && num_buffers_ > 1) kept = &buffers_[std::size_t(*last)];
-  const auto free = find([&](const Buffer& buffer) {
-    return buffer.state == BufferState::kSnapshot && !buffer.waiting && &buffer != kept;
-  });
+  // The oldest, so that the others hold what came last.
+  std::optional<int> free;
+  for (int b = 0; b < num_buffers_; ++b) {
+    const Buffer& buffer = buffers_[std::size_t(b)];
+    if (buffer.state != BufferState::kSnapshot || buffer.waiting || &buffer == kept) continue;
+    if (!free || buffer.generation < buffers_[std::size_t(*free)].generation) free = b;
+  }
   if (free) return take(*free);
   const auto in_storage = find([&](const Buffer& buffer) {
     return buffer.state == BufferState::kRecovery && &buffer != kept;

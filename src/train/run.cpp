@@ -208,6 +208,7 @@ class Trainer {
                            facts(),
                            ctx_,
                            world_);
+        say("the recovered state is in storage too, so the snapshots it came from may go");
       }
       const auto memory = checkpoint::plan_snapshot_memory(
           plan_.catalog, config_.checkpoint, budget_, recovered_->manifest.has_value());

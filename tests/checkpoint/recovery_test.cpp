@@ -871,6 +871,30 @@ TEST_CASE("a copy that fails on one rank drops the snapshot on all, and the next
   for (const std::string& difference : differences) CHECK(difference.empty());
 }
 
+TEST_CASE("storage has its turn although copies make snapshots longer than a step", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  test::JobOptions options = with_memory(dir.path());
+  options.checkpoint.replication_factor = 2;
+  options.nodes = on_nodes("AB");
+  std::vector<SaveRecord> records;
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    Job job(fs, catalog, options, world);
+    job.train(1);
+    for (int step = 0; step < 40; ++step) job.step();
+    job.drain();
+    if (world.rank().value == 0) records = job.records();
+  });
+  int stored = 0;
+  for (const SaveRecord& record : records) {
+    if (record.level != SaveLevel::kStorage) continue;
+    CHECK(record.failure.find("the snapshot before it") == std::string::npos);
+    stored += record.committed ? 1 : 0;
+  }
+  CHECK(stored >= 4);  // one would do without a turn of its own: the first
+}
+
 TEST_CASE("copies need other nodes, and a run that is over leaves none", "[recovery]") {
   const test::TempDir dir;
   MemoryFileSystem fs;
