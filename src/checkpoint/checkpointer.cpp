@@ -781,6 +781,7 @@ void Checkpointer::observe(const Vote& reduced) {
 }
 
 double Checkpointer::before_update() {
+  impl_->replicate();
   if (!impl_->cycle.filling()) return 0;
   return impl_->wait_until(&Impl::Outcome::copied);
 }

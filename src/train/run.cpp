@@ -188,11 +188,11 @@ class Trainer {
     } else {
       step_ = report.plan.recovery.step.value;
       consumed_samples_ = recovered_->head->consumed_samples;
+      if (config_.logging.content_hash_interval > 0) write_content(Content::kRecovered);
       const WeightRestore weights = state_.restore_weights(ctx_, report.plan);
       const LossReport losses = state_.account_for_losses(ctx_, world_, config_);
       budget_ = budget_after(losses.plt_now);
       if (is_root()) metrics_->write(*recovered_, plan_.catalog, weights, losses, budget_);
-      if (config_.logging.content_hash_interval > 0) write_content(Content::kRecovered);
       say(describe(*recovered_, plan_.catalog, weights, losses));
       say(describe(budget_, config_));
     }
