@@ -4,6 +4,7 @@
 #include <charconv>
 #include <optional>
 #include <sstream>
+#include <utility>
 
 #include <fmt/ranges.h>
 
@@ -150,17 +151,24 @@ std::string describe_place(const HeartbeatRecord& beat) {
 std::string describe_standstill(std::span<const HeartbeatRecord> beats, int world) {
   if (beats.empty()) return fmt::format("none of {} ranks has begun to write its heartbeat", world);
   const std::vector<int> behind = laggards(beats, world);
-  std::map<std::string, std::vector<int>> by_place;
+  // By place, in the order of ranks; who is behind stands first.
+  std::vector<std::pair<std::string, std::vector<int>>> late, others;
   for (int rank = 0; rank < world; ++rank) {
     const HeartbeatRecord* const beat = beat_of(beats, rank);
-    const bool late = std::ranges::count(behind, rank) > 0;
-    by_place[fmt::format("{}{}",
-                         late ? "behind: " : "",
-                         beat == nullptr ? std::string("no heartbeat") : describe_place(*beat))]
-        .push_back(rank);
+    auto& list = std::ranges::count(behind, rank) > 0 ? late : others;
+    const std::string place = beat == nullptr ? std::string("no heartbeat") : describe_place(*beat);
+    const auto found =
+        std::ranges::find_if(list, [&](const auto& entry) { return entry.first == place; });
+    if (found != list.end()) {
+      found->second.push_back(rank);
+    } else {
+      list.emplace_back(place, std::vector<int>{rank});
+    }
   }
   std::vector<std::string> parts;
-  for (const auto& [place, ranks] : by_place)
+  for (const auto& [place, ranks] : late)
+    parts.push_back(fmt::format("{} behind: {}", ranks_text(ranks), place));
+  for (const auto& [place, ranks] : others)
     parts.push_back(fmt::format("{} {}", ranks_text(ranks), place));
   return fmt::format("{}", fmt::join(parts, "; "));
 }

@@ -44,7 +44,7 @@ class OutputScan {
 /// Where a rank is: "all_to_all_v #812 (dispatch, layer 3, step 12)", or its phase before the
 /// first.
 [[nodiscard]] std::string describe_place(const HeartbeatRecord& beat);
-/// "rank 1 is behind in ...; ranks 0, 2 are in ...": one line for people.
+/// "rank 1 behind: ...; ranks 0, 2 ...": one line for people.
 [[nodiscard]] std::string describe_standstill(std::span<const HeartbeatRecord> beats, int world);
 
 /// What /proc says of processes, for one host: "PID (name) STATE ..." and "PID gone" lines. By pid,

@@ -196,7 +196,7 @@ std::vector<HostAnswer> run_on_hosts(std::span<const std::string> agent,
                                      std::span<const HostTask> tasks,
                                      const std::function<bool(const std::string&)>& is_here,
                                      double limit_s) {
-  constexpr std::size_t kMostBytes = 1 << 20;
+  static constexpr std::size_t kMostBytes = 1 << 20;
   std::vector<HostAnswer> answers;
   std::vector<Child> running;
   for (const HostTask& task : tasks) {

@@ -101,13 +101,13 @@ TEST_CASE("ranks behind the furthest, or without a heartbeat, are laggards", "[l
 TEST_CASE("a standstill is described by who is where", "[launch]") {
   const std::vector<HeartbeatRecord> beats = {beat(0, 813), beat(1, 812), beat(3, 813)};
   CHECK(describe_standstill(beats, 4) ==
+        "rank 2 behind: no heartbeat; "
         "ranks 0, 3 all_to_all_v #813 (dispatch, layer 3, step 12), training; "
-        "rank 1 all_to_all_v #812 (dispatch, layer 3, step 12), training; "
-        "rank 2 behind: no heartbeat");
+        "rank 1 all_to_all_v #812 (dispatch, layer 3, step 12), training");
   const std::vector<HeartbeatRecord> behind = {beat(0, 813), beat(1, 812)};
   CHECK(describe_standstill(behind, 2) ==
-        "rank 0 all_to_all_v #813 (dispatch, layer 3, step 12), training; "
-        "rank 1 behind: all_to_all_v #812 (dispatch, layer 3, step 12), training");
+        "rank 1 behind: all_to_all_v #812 (dispatch, layer 3, step 12), training; "
+        "rank 0 all_to_all_v #813 (dispatch, layer 3, step 12), training");
   CHECK(describe_standstill({}, 4) == "none of 4 ranks has begun to write its heartbeat");
   HeartbeatRecord early;
   early.phase = RunPhase::kRecovering;
