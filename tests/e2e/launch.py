@@ -144,7 +144,7 @@ def killed_rank(t):
     straight = t.lab.folder / "straight"
     t.lab.train(2, straight, *[w for s in WHOLE for w in ("--set", s)], "--set", "training.train_iters=12")
     run = Launch(t, "killed", [("na", 1), ("nb", 1), ("nc", 1)],
-                 [*WHOLE, *QUICK, "training.train_iters=12", 'fault.inject=["kill step=7 rank=1"]',
+                 [*WHOLE, *QUICK, "training.train_iters=12", 'fault.inject=["kill step=8 rank=1"]', "checkpoint.async_save=false",
                   "elastic.layouts=[{world_size: 2}]"])
     run.start()
     run.finish(0, "a killed rank")
@@ -155,10 +155,10 @@ def killed_rank(t):
     check(all([h["host"] for h in s["hosts"]] == ["na", "nb"] and s["spares"] == ["nc"] for s in starts), "on the first hosts")
     failure, = events(run.run_dir, "failure")
     check((failure["exit_code"], failure["kind"], failure["ranks"], failure["hosts"], failure["last_step"])
-          == (137, "signal", [1], ["nb"], 6), f"the failure is told: {failure}")
+          == (137, "signal", [1], ["nb"], 7), f"the failure is told: {failure}")
     recovery, = e2e.records(run.run_dir, "recovery")
     resumed, = events(run.run_dir, "resumed")
-    check(resumed["from_step"] == recovery["step"] and resumed["lost_steps"] == 6 - recovery["step"]
+    check(recovery["step"] == 6 and resumed["from_step"] == 6 and resumed["lost_steps"] == 1
           and resumed["downtime_s"] > 0 and resumed["incarnation"] == 1, f"and what it cost: {resumed}")
     done, = events(run.run_dir, "done")
     check(done["step"] == 12 and done["starts"] == 2, f"and the end: {done}")

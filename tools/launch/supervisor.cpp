@@ -26,7 +26,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kTickMs = 50;
-constexpr double kLongestLookS = 1;    // between looks at the heartbeats
+// between looks at the heartbeats
 constexpr double kTermGraceS = 5;      // from SIGTERM to SIGKILL
 constexpr double kChildrenGraceS = 1;  // for what mpirun leaves behind
 
@@ -437,7 +437,9 @@ bool Supervisor::pause(double seconds) {
 
 void Supervisor::watch(Child& mpirun, const Assignment& assignment, End& end) {
   const double hang_s = config_.elastic.heartbeat_timeout_s;
-  const double look_s = hang_s > 0 ? std::min(kLongestLookS, hang_s / 10) : kLongestLookS;
+  // Between looks at the heartbeats: large worlds have many files.
+  double look_s = std::max(0.25, double(assignment.world) / 1000);
+  if (hang_s > 0) look_s = std::min(look_s, hang_s / 10);
   Clock::time_point next_look = Clock::now();
   std::optional<Clock::time_point> stop_asked, term_sent;
   bool stop_sent = false, killed = false, hung = false;
@@ -505,7 +507,10 @@ void Supervisor::watch(Child& mpirun, const Assignment& assignment, End& end) {
     }
   }
   read_output();
+  // What the ranks did between the last look and their end is no progress of now.
+  const Clock::time_point last_progress = end.last_progress;
   look_at(assignment, end);
+  end.last_progress = last_progress;
   end.exit_code = exit_code_of(status);
   end.ending = classify(end.exit_code);
   if (hung) {
