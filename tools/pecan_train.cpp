@@ -5,12 +5,14 @@
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include <unistd.h>
 
+#include <pecan/core/heartbeat.hpp>
 #include <pecan/core/log.hpp>
 
 #include <pecan/config/config.hpp>
@@ -74,13 +76,15 @@ tools::Manual manual() {
                 {"DIR/metrics.jsonl",
                  "one record a line: steps, evaluations, checkpoints, recoveries"},
                 {"DIR/checkpoints/step-NNNNNNNN/", "manifest and HDF5 shards of one checkpoint"},
-                {"DIR/lock.json", "which start of the run may write"}},
+                {"DIR/lock.json", "which start of the run may write"},
+                {"DIR/heartbeat/", "where each rank is; pecan-launch reads it"}},
       .examples =
           {{"What a configuration needs, on 4 processes", "pecan-plan --config my.yaml --world 4"},
            {"Train", "mpirun -n 4 pecan-train --config my.yaml --run-dir runs/my"},
            {"Go on after a failure",
             "mpirun -n 4 pecan-train --config my.yaml --run-dir runs/my --resume-from-failure"}},
-      .see_also = {"pecan-plan(1)", "pecan-data(1)", "pecan-inspect(1)", "mpirun(1)"}};
+      .see_also = {
+          "pecan-launch(1)", "pecan-plan(1)", "pecan-data(1)", "pecan-inspect(1)", "mpirun(1)"}};
 }
 
 void describe_arguments(tools::CommandLine& line, Arguments& arguments) {
@@ -138,6 +142,7 @@ int fail_waiting(const std::string& message) {
 }
 
 int run(const Arguments& arguments, comm::MpiEnvironment& mpi) {
+  std::optional<Heartbeat> heartbeat;  // outlives the groups that beat it
   comm::GroupOptions group_options;
   std::unique_ptr<comm::Group> world = mpi.world(group_options);
   int code = 0;
@@ -158,9 +163,19 @@ int run(const Arguments& arguments, comm::MpiEnvironment& mpi) {
         world->rank().value == 0 ? "" : fmt::format("[rank {}] ", world->rank());
     configure_log(log_level_from_name(config.logging.level), prefix);
     group_options.timeout = std::chrono::seconds(config.comm.timeout_s);
+    heartbeat.emplace(arguments.run.run_directory, world->rank(), world->size());
+    group_options.observer = [&](const comm::CollectiveNote& note) {
+      heartbeat->enter(std::uint64_t(note.sequence),
+                       note.operation,
+                       name_of(note.tag.purpose),
+                       note.tag.layer,
+                       note.step);
+    };
     world = mpi.world(group_options);
+    train::RunOptions options = arguments.run;
+    options.heartbeat = &*heartbeat;
     const std::unique_ptr<FileSystem> fs = make_posix_file_system();
-    return int(train::run(config, arguments.run, *fs, *world));
+    return int(train::run(config, options, *fs, *world));
   } catch (const CommError& error) {
     code = fail_waiting(error.what());
   } catch (const Error& error) {

@@ -170,6 +170,7 @@ PeerGroup::PeerGroup(std::unique_ptr<Transport> transport,
 
 std::unique_ptr<PeerOperation> PeerGroup::begin_collective(std::string_view name, Tag tag) {
   peers_.family->abort_flag->check();
+  peers_.family->begin(name, tag);
   // Members call in one order, so that the number of the call tells apart what is under way at
   // once; a number may come again, since messages of equal tag match in order.
   const std::int64_t number = num_collectives_++;
@@ -180,6 +181,7 @@ std::unique_ptr<PeerOperation> PeerGroup::begin_collective(std::string_view name
 
 std::unique_ptr<PeerOperation> PeerGroup::begin_message(std::string name, Tag tag) {
   peers_.family->abort_flag->check();
+  peers_.family->begin(name, tag);
   constexpr int kMessageTag = 0;  // no collective's
   return std::make_unique<PeerOperation>(peers_, std::move(name), tag, kMessageTag);
 }

@@ -10,6 +10,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <pecan/device/device.hpp>
@@ -28,7 +29,13 @@ class PeerOperation;
 class Family {
  public:
   Family(std::shared_ptr<AbortFlag> flag, GroupOptions group_options)
-      : abort_flag(std::move(flag)), options(group_options) {}
+      : abort_flag(std::move(flag)), options(std::move(group_options)) {}
+
+  /// A collective or message begins.
+  void begin(std::string_view operation, Tag tag) {
+    ++num_begun_;
+    if (options.observer) options.observer({num_begun_, operation, tag, step});
+  }
 
   /// Advances every unfinished operation, so that waiting for one never holds up another. True if
   /// anything moved.
@@ -48,6 +55,7 @@ class Family {
   std::vector<PeerOperation*> unfinished_;
   std::vector<device::Buffer> scratch_;
   std::size_t scratch_bytes_ = 0;
+  std::int64_t num_begun_ = 0;
 };
 
 /// Bytes that a request for scratch memory really takes: powers of two are few sizes, so that what

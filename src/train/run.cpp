@@ -123,7 +123,9 @@ class Trainer {
 
   ExitCode run() {
     model::initialise(ctx_, state_.params(), std::uint64_t(config_.training.seed));
+    enter(RunPhase::kRecovering);
     recover();
+    enter(RunPhase::kTraining);
     Progress progress(is_root() ? options_.out : nullptr,
                       options_.terminal,
                       config_.training.train_iters,
@@ -156,11 +158,16 @@ class Trainer {
     }
     finish();
     if (checkpointer_) checkpointer_->release_memory();
+    enter(RunPhase::kDone);
     return ExitCode::kDone;
   }
 
  private:
   [[nodiscard]] bool is_root() const { return world_.rank().value == 0; }
+
+  void enter(RunPhase phase) {
+    if (options_.heartbeat != nullptr) options_.heartbeat->enter(phase);
+  }
 
   void say(const std::string& text) {
     if (is_root() && options_.out != nullptr) *options_.out << text << std::endl;
@@ -176,6 +183,11 @@ class Trainer {
                                      ctx_,
                                      world_,
                                      {.memory_dir = config_.checkpoint.memory_dir});
+    if (options_.heartbeat != nullptr) {
+      const Status seen = options_.heartbeat->claim(recovered_->identity.incarnation);
+      if (!seen.ok())
+        PECAN_LOG(kWarn, "[train] who supervises the run cannot see this rank: {}", seen.message);
+    }
     const checkpoint::RecoveryReport& report = recovered_->report;
     if (is_root()) {
       write_config();
@@ -622,6 +634,7 @@ class Trainer {
 
   /// The last state is saved, and saves under way come to an end that all ranks have seen.
   void finish() {
+    enter(RunPhase::kDraining);
     gather_.finish();
     if (!checkpointer_) return;
     settle_saves();
@@ -679,6 +692,7 @@ ExitCode run(const config::Config& config,
   Context at_start{device::cpu(), stream, no_workspace};
   // Refused before anything is exchanged, alike on all ranks.
   (void)make_plan(config, resolve_vocab_size(config), world.size());
+  if (options.heartbeat != nullptr) options.heartbeat->start();
   const Placement placement = place_threads(at_start, world, config.training.threads);
   if (!placement.complaint.empty()) PECAN_LOG(kWarn, "[train] {}", placement.complaint);
   placed.training.threads = placement.threads;

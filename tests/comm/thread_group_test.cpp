@@ -184,5 +184,36 @@ TEST_CASE("a Thread group needs a member", "[comm]") {
   CHECK_THROWS_AS(run_thread_group(0, [](Group&) {}), ShapeError);
 }
 
+TEST_CASE("an observer is told of every collective and message before it begins", "[comm]") {
+  std::vector<std::string> notes;
+  GroupOptions options;
+  options.observer = [&](const CollectiveNote& note) {
+    notes.push_back(fmt::format("{} {} {} {} {}",
+                                note.sequence,
+                                note.operation,
+                                name_of(note.tag.purpose),
+                                note.tag.layer,
+                                note.step));
+  };
+  const auto group = make_self_group(options);
+  Member member;
+  group->set_step(Step{4});
+  group->all_reduce(member.ctx, member.view(), ReduceOp::kSum, {Purpose::kGradients}).wait();
+  const auto part = group->split(0, 0);
+  part->set_step(Step{5});
+  part->broadcast(member.ctx, member.view(), Rank{0}, {Purpose::kDispatch, LayerId{3}}).wait();
+  std::vector<float> received(3000);
+  Pending receive =
+      group->receive(member.ctx, view_of(std::span(received)), Rank{0}, {Purpose::kTest});
+  Pending send = group->send(member.ctx, member.view(), Rank{0}, {Purpose::kTest});
+  receive.wait();
+  send.wait();
+  CHECK(notes == std::vector<std::string>{"1 all_reduce gradients -1 4",
+                                          "2 all_gather_v setup -1 4",
+                                          "3 broadcast dispatch 3 5",
+                                          "4 receive test -1 5",
+                                          "5 send test -1 5"});
+}
+
 }  // namespace
 }  // namespace pecan::comm

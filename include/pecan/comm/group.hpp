@@ -158,8 +158,19 @@ class Group {
                                                   DType dtype,
                                                   int group_size);
 
+/// A collective or message that this rank begins.
+struct CollectiveNote {
+  std::int64_t sequence = 0;   ///< from 1, over all groups of a family
+  std::string_view operation;  ///< "all_reduce"
+  Tag tag;
+  Step step;
+};
+
 struct GroupOptions {
   std::chrono::milliseconds timeout{600'000};  ///< of one wait(); 0 waits for ever
+  /// Told of each collective and message before anything is sent, on the calling thread; must be
+  /// quick and not throw.
+  std::function<void(const CollectiveNote&)> observer;
 };
 
 /// A group of one.

@@ -1,0 +1,136 @@
+#include "launch/policy.hpp"
+
+#include <string>
+#include <vector>
+
+#include "support/catch.hpp"
+
+namespace pecan::launch {
+namespace {
+
+using Strings = std::vector<std::string>;
+
+TEST_CASE("every exit code has its ending and consequence", "[launch]") {
+  struct Case {
+    int code;
+    Ending ending;
+    bool restart;
+    std::string name;
+  };
+  for (const Case& c : std::vector<Case>{{0, Ending::kDone, false, "done"},
+                                         {75, Ending::kStopped, false, "stopped"},
+                                         {2, Ending::kRefused, false, "refused"},
+                                         {3, Ending::kRefused, false, "refused"},
+                                         {4, Ending::kCheckpoint, true, "checkpoint"},
+                                         {5, Ending::kPeerLost, true, "peer_lost"},
+                                         {6, Ending::kDiverged, true, "diverged"},
+                                         {70, Ending::kInternal, true, "internal"},
+                                         {129, Ending::kSignal, true, "signal"},
+                                         {137, Ending::kSignal, true, "signal"},
+                                         {139, Ending::kSignal, true, "signal"},
+                                         {143, Ending::kSignal, true, "signal"},
+                                         {192, Ending::kSignal, true, "signal"},
+                                         {205, Ending::kHostLost, true, "host_lost"},
+                                         {1, Ending::kOther, true, "other"},
+                                         {128, Ending::kOther, true, "other"},
+                                         {193, Ending::kOther, true, "other"},
+                                         {255, Ending::kOther, true, "other"}}) {
+    CAPTURE(c.code);
+    CHECK(classify(c.code) == c.ending);
+    CHECK(calls_for_restart(c.ending) == c.restart);
+    CHECK(name_of(c.ending) == c.name);
+  }
+  CHECK(calls_for_restart(Ending::kHung));
+  CHECK(name_of(Ending::kHung) == "hung");
+}
+
+TEST_CASE("restarts in a row without a checkpoint are counted, and wait longer", "[launch]") {
+  config::ElasticConfig config;
+  config.max_restarts = 5;
+  config.restart_backoff_s = 2;
+  config.restart_backoff_max_s = 7;
+  RestartPolicy policy(config, 10);
+  struct Case {
+    std::int64_t step;
+    Progress progress;
+    bool restart;
+    int in_row;
+    double backoff_s;
+  };
+  int row = 0;
+  for (const Case& c : std::vector<Case>{{10, Progress::kNone, true, 1, 0},
+                                         {10, Progress::kNone, true, 2, 2},
+                                         {10, Progress::kNone, true, 3, 4},
+                                         {12, Progress::kMade, true, 1, 0},
+                                         {12, Progress::kNone, true, 2, 2},
+                                         {11, Progress::kNone, true, 3, 4},  // rolled back
+                                         {12, Progress::kNone, true, 4, 7},
+                                         {12, Progress::kNone, true, 5, 7},
+                                         {12, Progress::kNone, false, 5, 0}}) {
+    CAPTURE(row++);
+    const RestartPolicy::Decision decision = policy.after_failure(c.step);
+    CHECK(decision == RestartPolicy::Decision{c.progress, c.restart, c.in_row, c.backoff_s});
+  }
+}
+
+TEST_CASE("without restarts the first failure is the last, unless it brought a checkpoint",
+          "[launch]") {
+  config::ElasticConfig config;
+  config.max_restarts = 0;
+  RestartPolicy policy(config, -1);
+  CHECK_FALSE(policy.after_failure(-1).restart);
+  // No restart in a row is allowed, and progress does not change that.
+  CHECK_FALSE(policy.after_failure(3).restart);
+}
+
+TEST_CASE("a first checkpoint is progress", "[launch]") {
+  RestartPolicy policy({}, -1);
+  CHECK(policy.after_failure(-1).progress == Progress::kNone);
+  CHECK(policy.after_failure(0).progress == Progress::kMade);
+  CHECK(policy.after_failure(0).progress == Progress::kNone);
+}
+
+TEST_CASE("a host to blame twice in a row without progress is set aside", "[launch]") {
+  HostRecord record;
+  const auto blame = [&](const Strings& hosts, Progress progress = Progress::kNone) {
+    return record.after_failure(hosts, progress);
+  };
+  CHECK(blame({"a"}).empty());
+  CHECK(blame({"b"}).empty());
+  CHECK(blame({"a"}).empty());  // b lay between
+  CHECK(blame({"a"}, Progress::kMade).empty());
+  CHECK_FALSE(record.is_set_aside("a"));
+  CHECK(blame({"a", "c"}) == Strings{"a"});
+  CHECK(record.is_set_aside("a"));
+  CHECK(blame({"a", "c"}) == Strings{"c"});
+  CHECK(blame({}).empty());
+  CHECK(blame({"b"}).empty());
+  CHECK(blame({}).empty());
+  CHECK(blame({"b"}).empty());  // a failure of nobody lay between
+  CHECK(record.is_set_aside("a"));
+}
+
+TEST_CASE("a host set aside is used where nothing else holds a layout", "[launch]") {
+  const auto config = config::parse_config(
+      "model: {num_layers: 2, hidden_size: 64, num_attention_heads: 4, vocab_size: 100}\n"
+      "data: {data_path: x}\n"
+      "elastic: {layouts: [{world_size: 4}, {world_size: 2}]}");
+  HostRecord record;
+  for (int i = 0; i < 2; ++i) record.after_failure(Strings{"a"}, Progress::kNone);
+  REQUIRE(record.is_set_aside("a"));
+  const auto names = [](const std::optional<Assignment>& assignment) {
+    std::string all;
+    if (assignment) {
+      for (const Host& host : assignment->hosts) all += host.name;
+    }
+    return all;
+  };
+  using Hosts = std::vector<Host>;
+  CHECK(names(record.assign(config, Hosts{{"a", 2}, {"b", 2}, {"c", 2}})) == "bc");  // a spare
+  CHECK(names(record.assign(config, Hosts{{"a", 2}, {"b", 2}})) == "b");  // a smaller layout
+  CHECK(names(record.assign(config, Hosts{{"a", 2}, {"b", 1}})) == "a");
+  CHECK(names(record.assign(config, Hosts{{"a", 1}})).empty());
+}
+
+}  // namespace
+}  // namespace pecan::launch

@@ -1,0 +1,117 @@
+#include "launch/policy.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include <pecan/core/error.hpp>
+
+namespace pecan::launch {
+
+std::string_view name_of(Ending ending) {
+  switch (ending) {
+    case Ending::kDone:
+      return "done";
+    case Ending::kStopped:
+      return "stopped";
+    case Ending::kRefused:
+      return "refused";
+    case Ending::kCheckpoint:
+      return "checkpoint";
+    case Ending::kPeerLost:
+      return "peer_lost";
+    case Ending::kDiverged:
+      return "diverged";
+    case Ending::kInternal:
+      return "internal";
+    case Ending::kSignal:
+      return "signal";
+    case Ending::kHostLost:
+      return "host_lost";
+    case Ending::kHung:
+      return "hung";
+    case Ending::kOther:
+      return "other";
+  }
+  throw InternalError(fmt::format("{} is no ending of a start", int(ending)));
+}
+
+Ending classify(int exit_code) {
+  constexpr int kLostDaemon = 205;  // of Open MPI's mpirun
+  constexpr int kFirstSignal = 129, kLastSignal = 192;
+  switch (exit_code) {
+    case int(ExitCode::kDone):
+      return Ending::kDone;
+    case int(ExitCode::kUsage):
+    case int(ExitCode::kData):
+      return Ending::kRefused;
+    case int(ExitCode::kCheckpoint):
+      return Ending::kCheckpoint;
+    case int(ExitCode::kWatchdog):
+      return Ending::kPeerLost;
+    case int(ExitCode::kDivergence):
+      return Ending::kDiverged;
+    case int(ExitCode::kInternal):
+      return Ending::kInternal;
+    case int(ExitCode::kStoppedOnRequest):
+      return Ending::kStopped;
+    case kLostDaemon:
+      return Ending::kHostLost;
+    default:
+      return exit_code >= kFirstSignal && exit_code <= kLastSignal ? Ending::kSignal
+                                                                   : Ending::kOther;
+  }
+}
+
+bool calls_for_restart(Ending ending) {
+  return ending != Ending::kDone && ending != Ending::kStopped && ending != Ending::kRefused;
+}
+
+RestartPolicy::Decision RestartPolicy::after_failure(std::int64_t checkpointed_step) {
+  Decision decision;
+  if (checkpointed_step > newest_step_) {
+    newest_step_ = checkpointed_step;
+    in_row_ = 0;
+    decision.progress = Progress::kMade;
+  }
+  decision.restart = in_row_ < config_.max_restarts;
+  if (!decision.restart) {
+    decision.in_row = in_row_;
+    return decision;
+  }
+  decision.in_row = ++in_row_;
+  if (in_row_ >= 2) {
+    decision.backoff_s = std::min(config_.restart_backoff_s * std::pow(2.0, in_row_ - 2),
+                                  config_.restart_backoff_max_s);
+  }
+  return decision;
+}
+
+std::vector<std::string> HostRecord::after_failure(std::span<const std::string> culprits,
+                                                   Progress progress) {
+  if (progress == Progress::kMade) blamed_in_row_.clear();
+  std::erase_if(blamed_in_row_,
+                [&](const auto& entry) { return std::ranges::count(culprits, entry.first) == 0; });
+  std::vector<std::string> newly;
+  for (const std::string& host : culprits) {
+    if (++blamed_in_row_[host] < 2 || is_set_aside(host)) continue;
+    set_aside_.push_back(host);
+    newly.push_back(host);
+  }
+  return newly;
+}
+
+bool HostRecord::is_set_aside(const std::string& host) const {
+  return std::ranges::count(set_aside_, host) > 0;
+}
+
+std::optional<Assignment> HostRecord::assign(const config::Config& config,
+                                             std::span<const Host> reachable) const {
+  std::vector<Host> trusted;
+  std::ranges::copy_if(reachable, std::back_inserter(trusted), [&](const Host& host) {
+    return !is_set_aside(host.name);
+  });
+  if (auto found = launch::assign(config, trusted)) return found;
+  return launch::assign(config, reachable);
+}
+
+}  // namespace pecan::launch

@@ -1,0 +1,80 @@
+#pragma once
+/// What follows from how a start ended: whether there is another one, when, and on which hosts.
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <pecan/config/config.hpp>
+
+#include "launch/hosts.hpp"
+
+namespace pecan::launch {
+
+/// How a start ended; its name stands in the event log.
+enum class Ending : std::uint8_t {
+  kDone,
+  kStopped,     ///< on request, resumable
+  kRefused,     ///< usage, configuration or data: another start would end the same way
+  kCheckpoint,  ///< checkpoint or recovery
+  kPeerLost,    ///< a rank that waited in vain ended the job
+  kDiverged,
+  kInternal,
+  kSignal,    ///< a rank, or mpirun, died of a signal
+  kHostLost,  ///< mpirun lost its daemon on a host
+  kHung,      ///< no rank made progress, and the supervisor ended the job
+  kOther
+};
+[[nodiscard]] std::string_view name_of(Ending ending);
+/// Of an exit code of mpirun, a signal being 128 + its number. Pure; never kHung.
+[[nodiscard]] Ending classify(int exit_code);
+/// Whether another start may end otherwise.
+[[nodiscard]] bool calls_for_restart(Ending ending);
+
+enum class Progress : std::uint8_t { kNone, kMade };
+
+/// Counts restarts in a row that bring no new checkpointed step.
+class RestartPolicy {
+ public:
+  struct Decision {
+    Progress progress = Progress::kNone;  ///< of the start that ended, or since the last decision
+    bool restart = false;                 ///< false: give up
+    int in_row = 0;                       ///< number of the restart since the last progress
+    double backoff_s = 0;                 ///< to wait before it
+    bool operator==(const Decision&) const = default;
+  };
+  /// `checkpointed_step`: the newest of the run before the first start; below 0 without one.
+  RestartPolicy(const config::ElasticConfig& config, std::int64_t checkpointed_step)
+      : config_(config), newest_step_(checkpointed_step) {}
+  /// After a start that failed, or that found no hosts. The first restart after progress is
+  /// immediate; the second waits restart_backoff_s, each further one twice as long.
+  [[nodiscard]] Decision after_failure(std::int64_t checkpointed_step);
+
+ private:
+  config::ElasticConfig config_;
+  std::int64_t newest_step_;
+  int in_row_ = 0;
+};
+
+/// Remembers on which hosts starts failed.
+class HostRecord {
+ public:
+  /// A start failed because of `culprits`. A host to blame twice in a row, without progress of the
+  /// run between the two, is set aside. Returns those that are now.
+  std::vector<std::string> after_failure(std::span<const std::string> culprits, Progress progress);
+  [[nodiscard]] bool is_set_aside(const std::string& host) const;
+
+  /// An assignment of hosts that are not set aside, or of all where these hold no layout.
+  [[nodiscard]] std::optional<Assignment> assign(const config::Config& config,
+                                                 std::span<const Host> reachable) const;
+
+ private:
+  std::map<std::string, int> blamed_in_row_;
+  std::vector<std::string> set_aside_;
+};
+
+}  // namespace pecan::launch

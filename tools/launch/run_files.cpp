@@ -1,0 +1,219 @@
+#include "launch/run_files.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <chrono>
+#include <cstring>
+#include <ctime>
+#include <filesystem>
+#include <span>
+#include <system_error>
+#include <vector>
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <pecan/core/file_system.hpp>
+#include <pecan/core/hash.hpp>
+
+namespace pecan::launch {
+namespace {
+
+std::string errno_text(int error) {
+  return std::generic_category().message(error);
+}
+
+nlohmann::json parsed(std::string_view text) {
+  return nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+}
+
+template <typename Number>
+std::optional<Number> number_at(const nlohmann::json& json, const char* key) {
+  const auto found = json.is_object() ? json.find(key) : json.end();
+  if (found == json.end() || !found->is_number_integer()) return {};
+  return found->template get<Number>();
+}
+
+bool write_all(int fd, std::string_view text) {
+  while (!text.empty()) {
+    const ssize_t written = ::write(fd, text.data(), text.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return false;
+    text.remove_prefix(std::size_t(written));
+  }
+  return true;
+}
+
+std::string host_name() {
+  std::array<char, 256> text{};
+  static_cast<void>(::gethostname(text.data(), text.size() - 1));
+  return text.data();
+}
+
+std::string metrics_path(const std::string& run_directory) {
+  return run_directory + "/metrics.jsonl";
+}
+
+}  // namespace
+
+std::int64_t newest_checkpointed_step(const std::string& run_directory) {
+  std::int64_t newest = -1;
+  const auto entries = make_posix_file_system()->list(run_directory + "/checkpoints");
+  if (!entries.ok()) return newest;
+  for (const DirEntry& entry : entries.value()) {
+    constexpr std::string_view kPrefix = "step-";
+    if (!entry.is_directory || !entry.name.starts_with(kPrefix)) continue;
+    std::int64_t step = 0;
+    const char* const end = entry.name.data() + entry.name.size();
+    const auto read = std::from_chars(entry.name.data() + kPrefix.size(), end, step);
+    // "step-00000120.partial" is not committed.
+    if (read.ec == std::errc() && read.ptr == end) newest = std::max(newest, step);
+  }
+  return newest;
+}
+
+int expected_incarnation(const std::string& run_directory) {
+  const auto text = read_text(*make_posix_file_system(), run_directory + "/lock.json");
+  if (!text.ok()) return 0;
+  return number_at<int>(parsed(text.value()), "incarnation").value_or(-1) + 1;
+}
+
+std::uint64_t metrics_size(const std::string& run_directory) {
+  std::error_code error;
+  const std::uintmax_t size = std::filesystem::file_size(metrics_path(run_directory), error);
+  return error ? 0 : size;
+}
+
+StartMetrics parse_start_metrics(std::string_view appended) {
+  StartMetrics metrics;
+  while (!appended.empty()) {
+    const std::size_t end = appended.find('\n');
+    const std::string_view line = appended.substr(0, end);
+    appended.remove_prefix(end == std::string_view::npos ? appended.size() : end + 1);
+    const bool is_step = line.find("\"kind\":\"step\"") != std::string_view::npos;
+    if (!is_step && line.find("\"kind\":\"recovery\"") == std::string_view::npos) continue;
+    const auto step = number_at<std::int64_t>(parsed(line), "step");
+    if (!step) continue;
+    (is_step ? metrics.last_step : metrics.resumed_step) = step;
+  }
+  return metrics;
+}
+
+StartMetrics read_start_metrics(const std::string& run_directory, std::uint64_t offset) {
+  constexpr std::uint64_t kPart = std::uint64_t{64} << 20U;
+  const auto fs = make_posix_file_system();
+  const auto file = fs->open(metrics_path(run_directory), OpenMode::kRead);
+  if (!file.ok()) return {};
+  const auto size = file.value()->size();
+  if (!size.ok() || size.value() <= offset) return {};
+  const auto part = [&](std::uint64_t begin) {
+    std::string text(std::size_t(std::min(size.value() - begin, kPart)), '\0');
+    const auto read = file.value()->read_at(begin, std::as_writable_bytes(std::span(text)));
+    text.resize(read.ok() ? read.value() : 0);
+    return parse_start_metrics(text);
+  };
+  StartMetrics metrics = part(offset);
+  if (size.value() - offset > kPart) {
+    const StartMetrics tail = part(size.value() - kPart);
+    if (tail.last_step) metrics.last_step = tail.last_step;
+  }
+  return metrics;
+}
+
+std::string time_text(std::int64_t ms_since_1970) {
+  const std::time_t seconds = ms_since_1970 / 1000;
+  std::tm parts{};
+  ::gmtime_r(&seconds, &parts);
+  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+                     parts.tm_year + 1900,
+                     parts.tm_mon + 1,
+                     parts.tm_mday,
+                     parts.tm_hour,
+                     parts.tm_min,
+                     parts.tm_sec,
+                     ms_since_1970 % 1000);
+}
+
+EventLog::EventLog(const std::string& run_directory) {
+  const std::string path = run_directory + "/events.jsonl";
+  fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  PECAN_VALIDATE(fd_ >= 0,
+                 CheckpointError,
+                 "{} cannot be written: {}; check owner and mode of the run directory",
+                 path,
+                 errno_text(errno));
+  // A line that a crash has cut short must not swallow the next one.
+  const off_t size = ::lseek(fd_, 0, SEEK_END);
+  char last = '\n';
+  if (size > 0 && ::pread(fd_, &last, 1, size - 1) == 1 && last != '\n')
+    static_cast<void>(write_all(fd_, "\n"));
+}
+
+EventLog::~EventLog() {
+  ::close(fd_);
+}
+
+bool EventLog::write(std::string_view event, const nlohmann::ordered_json& fields) {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  nlohmann::ordered_json record{
+      {"time", time_text(std::chrono::duration_cast<std::chrono::milliseconds>(now).count())},
+      {"event", event}};
+  record.update(fields);
+  return write_all(
+      fd_, record.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+}
+
+LaunchLock::LaunchLock(const std::string& run_directory) : path_(run_directory + "/launch.lock") {
+  fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+  PECAN_VALIDATE(fd_ >= 0,
+                 CheckpointError,
+                 "{} cannot be opened: {}; check owner and mode of the run directory",
+                 path_,
+                 errno_text(errno));
+  std::array<char, 512> text{};
+  const bool locked = ::flock(fd_, LOCK_EX | LOCK_NB) == 0;
+  const int error = errno;
+  static_cast<void>(::pread(fd_, text.data(), text.size() - 1, 0));
+  const nlohmann::json note = parsed(text.data());
+  if (!locked) {
+    ::close(fd_);
+    PECAN_VALIDATE(error == EWOULDBLOCK,
+                   CheckpointError,
+                   "{} cannot be locked: {}; the run directory needs a file system with locks",
+                   path_,
+                   errno_text(error));
+    throw CheckpointError(fmt::format(
+        "{} supervises the run in {} already; stop that one, or choose another --run-dir",
+        note.is_object() ? fmt::format("pecan-launch {} on {}",
+                                       note.value("pid", 0),
+                                       note.value("host", std::string("another host")))
+                         : std::string("another pecan-launch"),
+        run_directory));
+  }
+  former_.mpirun_pid = number_at<std::int64_t>(note, "mpirun").value_or(0);
+  if (note.is_object() && note.contains("host") && note["host"].is_string())
+    former_.host = note["host"].get<std::string>();
+  note_mpirun(former_.mpirun_pid);
+}
+
+LaunchLock::~LaunchLock() {
+  ::close(fd_);
+}
+
+void LaunchLock::note_mpirun(std::int64_t pid) {
+  const std::string text =
+      nlohmann::json{{"pid", ::getpid()}, {"host", host_name()}, {"mpirun", pid}}.dump() + "\n";
+  // Without the note a successor takes over all the same, only less tidily.
+  if (::ftruncate(fd_, 0) == 0) static_cast<void>(::pwrite(fd_, text.data(), text.size(), 0));
+}
+
+std::string supervision_marker(const std::string& run_directory) {
+  std::error_code error;
+  const std::filesystem::path whole = std::filesystem::weakly_canonical(run_directory, error);
+  return "PECAN_SUPERVISED=" + to_hex(xxh3(error ? run_directory : whole.string()));
+}
+
+}  // namespace pecan::launch
