@@ -9,6 +9,8 @@
 #include <pecan/core/build_info.hpp>
 #include <pecan/core/log.hpp>
 
+#include <pecan/checkpoint/exactness.hpp>
+
 #include <pecan/train/metrics.hpp>
 
 namespace pecan::train {
@@ -137,9 +139,14 @@ void MetricsWriter::write(const checkpoint::Recovered& recovered,
                      {"from",
                       restore.tier == checkpoint::Tier::kMemory ? "memory" : restore.directory}});
   }
+  const checkpoint::Exactness exactness =
+      checkpoint::exactness_of(recovered.report.plan, catalog);
   impl_->write({{"kind", "recovery"},
                 {"incarnation", recovered.identity.incarnation.value},
                 {"step", recovered.report.plan.recovery.step.value},
+                {"exact", exactness.exact()},
+                {"older_experts", exactness.older},
+                {"most_steps_older", exactness.most_steps},
                 {"stale", stale},
                 {"rounded_units", weights.rounded_units},
                 {"damages", recovered.report.damages},
