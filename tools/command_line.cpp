@@ -59,6 +59,20 @@ const CLI::Option* missing_option(const CLI::App& app) {
   return nullptr;
 }
 
+/// A finite number that is `sound`; `advice` is what would be taken.
+CLI::Validator number_where(bool (*sound)(double), std::string what, std::string advice) {
+  return {
+      [sound, what = std::move(what), advice = std::move(advice)](std::string& text) {
+        double value = 0;
+        const char* const end = text.data() + text.size();
+        const auto parsed = std::from_chars(text.data(), end, value);
+        if (parsed.ec == std::errc() && parsed.ptr == end && std::isfinite(value) && sound(value))
+          return std::string();
+        return fmt::format("'{}' is no number of {}; {}", text, what, advice);
+      },
+      ""};
+}
+
 }  // namespace
 
 CLI::Validator one_of(std::vector<std::string> words) {
@@ -89,15 +103,13 @@ CLI::Validator at_least(std::int64_t low, std::string what) {
 }
 
 CLI::Validator above_zero(std::string what) {
-  return {[what = std::move(what)](std::string& text) {
-            double value = 0;
-            const char* const end = text.data() + text.size();
-            const auto parsed = std::from_chars(text.data(), end, value);
-            if (parsed.ec == std::errc() && parsed.ptr == end && value > 0 && std::isfinite(value))
-              return std::string();
-            return fmt::format("'{}' is no number of {}; use a number above 0", text, what);
-          },
-          ""};
+  return number_where(
+      [](double value) { return value > 0; }, std::move(what), "use a number above 0");
+}
+
+CLI::Validator from_zero(std::string what) {
+  return number_where(
+      [](double value) { return value >= 0; }, std::move(what), "use a number from 0 on");
 }
 
 CommandLine::CommandLine(Manual manual)
@@ -178,14 +190,20 @@ std::string CommandLine::explain(const CLI::ParseError& error) const {
           see);
     }
     const std::string option = extra.substr(0, extra.find('='));
+    std::vector<std::string> names = long_names(command);
+    if (&command != &app_ && command.get_fallthrough()) {
+      for (std::string& more : long_names(app_)) names.push_back(std::move(more));
+    }
     return fmt::format("unknown option '{}' of {}; the nearest is {}; {}",
                        option,
                        name,
-                       nearest_name(option, long_names(command)),
+                       nearest_name(option, names),
                        see);
   }
   if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr) {
-    if (const CLI::Option* option = missing_option(command)) {
+    const CLI::Option* option = missing_option(command);
+    if (option == nullptr) option = missing_option(app_);  // one that every command needs
+    if (option != nullptr) {
       const std::string shown = option->get_name(true).empty()
                                     ? option->get_name(false) + " " + placeholder_of(*option)
                                     : option->get_name(true);

@@ -22,6 +22,8 @@ namespace pecan::tools {
 
 /// Numbers above 0; `what` is what is measured ("milliseconds").
 [[nodiscard]] CLI::Validator above_zero(std::string what);
+/// Numbers from 0 on.
+[[nodiscard]] CLI::Validator from_zero(std::string what);
 
 /// A program's command line. Options are defined with app(); their type names decide what
 /// completion offers: FILE, PREFIX (files) and DIR, the words of one_of, or those of offer().

@@ -84,13 +84,6 @@ std::vector<RoleGroup> groups_of(ByteMode mode, const StateCatalog& catalog) {
   throw InternalError("an unknown byte mode");
 }
 
-/// Steps of an interval in steps or seconds; none if seconds are not known or it never comes.
-std::optional<double> steps_of(const config::Interval& interval, std::optional<double> step_s) {
-  if (interval.steps > 0) return double(interval.steps);
-  if (interval.seconds > 0 && step_s) return std::max(1.0, std::ceil(interval.seconds / *step_s));
-  return {};
-}
-
 /// The figures in seconds, and what they are applied to.
 struct Scene {
   const CheckpointEstimate& estimate;
@@ -140,8 +133,8 @@ SaveCost cost_of(const Scene& scene,
   if (cost.snapshot_s && scene.step_s)
     cost.overhead_s = save_overhead_s(*cost.snapshot_s, *scene.step_s);
 
-  if (const auto steps = steps_of(scene.config.save_interval, scene.step_s)) {
-    const auto memory = steps_of(scene.config.non_persistent_save_interval, scene.step_s);
+  if (const auto steps = interval_steps(scene.config.save_interval, scene.step_s)) {
+    const auto memory = interval_steps(scene.config.non_persistent_save_interval, scene.step_s);
     cost.configured = cost_of_interval(
         scene, experts, *steps, std::min(*steps, memory.value_or(*steps)), cost.overhead_s);
   }
@@ -294,6 +287,13 @@ std::string sharding_remark(const CheckpointEstimate& estimate) {
   if (none) return "equal changes nothing against rank0";
   if (no_more) return "adaptive changes nothing against equal";
   return "";
+}
+
+std::optional<double> interval_steps(const config::Interval& interval,
+                                     std::optional<double> step_s) {
+  if (interval.steps > 0) return double(interval.steps);
+  if (interval.seconds > 0 && step_s) return std::max(1.0, std::ceil(interval.seconds / *step_s));
+  return {};
 }
 
 double save_overhead_s(double snapshot_s, double forward_backward_s) {

@@ -30,8 +30,8 @@ std::optional<Value> setting(const Manifest& manifest, const char* path) {
 
 /// Token slots routed by MoE layer and expert.
 std::vector<std::vector<std::int64_t>> routed_of(const Manifest& manifest) {
-  return setting<std::vector<std::vector<std::int64_t>>>(manifest, "/routed").value_or(
-      std::vector<std::vector<std::int64_t>>{});
+  return setting<std::vector<std::vector<std::int64_t>>>(manifest, "/routed")
+      .value_or(std::vector<std::vector<std::int64_t>>{});
 }
 
 /// What the run keeps, as its newest manifest says.
@@ -159,7 +159,12 @@ void verify_hint(FileSystem& fs,
   }
 }
 
-std::vector<ExpertAge> expert_ages(const Stored& all, const StoredCheckpoint& head) {
+/// Token slots routed as of each version, read once.
+using RoutedTables = std::map<Version, std::vector<std::vector<std::int64_t>>>;
+
+std::vector<ExpertAge> expert_ages(const Stored& all,
+                                   const StoredCheckpoint& head,
+                                   RoutedTables& routed_at) {
   const auto routed_now = routed_of(head.manifest);
   std::map<UnitIndex, Version> oldest;
   for (const UnitCopy& copy : head.manifest.copies) {
@@ -167,7 +172,6 @@ std::vector<ExpertAge> expert_ages(const Stored& all, const StoredCheckpoint& he
     const auto [it, added] = oldest.try_emplace(copy.unit, copy.version);
     if (!added) it->second = std::min(it->second, copy.version);
   }
-  std::map<Version, std::vector<std::vector<std::int64_t>>> routed_at;
   std::map<LayerId, std::size_t> moe_index;
   for (const StateUnit& unit : head.manifest.units) {
     if (unit.is_expert()) moe_index.try_emplace(unit.layer, moe_index.size());
@@ -192,6 +196,42 @@ std::vector<ExpertAge> expert_ages(const Stored& all, const StoredCheckpoint& he
                     now < 0 || then < 0 ? -1 : now - then});
   }
   return ages;
+}
+
+/// What a recovery from a checkpoint restores and loses.
+RecoveryFacts recovery_from(const Stored& all,
+                            const StoredCheckpoint& stored,
+                            RoutedTables& routed_at) {
+  RecoveryFacts facts{exactness_of(stored.manifest), {}};
+  if (facts.exactness.exact()) {
+    facts.plt = 0;
+    return facts;
+  }
+  const auto planned = [&](const char* path) {
+    return setting<double>(stored.manifest, path).value_or(0);
+  };
+  const double planned_slots = planned("/train_iters") * planned("/global_batch_size") *
+                               planned("/seq_length") * planned("/topk");
+  std::set<int> layers;
+  std::int64_t lost = 0;
+  for (const ExpertAge& age : expert_ages(all, stored, routed_at)) {
+    if (age.stale_tokens < 0) return facts;
+    layers.insert(age.layer);
+    lost += age.stale_tokens;
+  }
+  if (planned_slots > 0) facts.plt = double(lost) / planned_slots / double(layers.size());
+  return facts;
+}
+
+/// What the checkpoint's start has been restored from, as it says.
+std::optional<RecoveryFacts> last_recovery(const Manifest& manifest) {
+  const auto step = setting<std::int64_t>(manifest, "/recovery/step");
+  const auto experts = setting<std::int64_t>(manifest, "/recovery/experts");
+  const auto older = setting<std::int64_t>(manifest, "/recovery/older_experts");
+  const auto most = setting<std::int64_t>(manifest, "/recovery/most_steps_older");
+  if (!step || !experts || !older || !most) return {};
+  return RecoveryFacts{{Step{*step}, *experts, *older, *most},
+                       setting<double>(manifest, "/recovery/plt_now")};
 }
 
 }  // namespace
@@ -232,6 +272,7 @@ RunReport inspect_run(FileSystem& fs, const std::string& run_directory, Verify v
   const std::optional<RetentionPolicy> policy =
       head == nullptr ? std::nullopt : policy_of(head->manifest);
   const RetentionMarks marks = policy ? mark(all, *policy) : RetentionMarks{};
+  RoutedTables routed_at;
   for (std::size_t c = 0; c < all.size(); ++c) {
     const StoredCheckpoint& stored = all[c];
     const Manifest& manifest = stored.manifest;
@@ -240,6 +281,7 @@ RunReport inspect_run(FileSystem& fs, const std::string& run_directory, Verify v
                                 .full = manifest.full,
                                 .kept_as = policy ? marks.kept_as[c] : KeptAs::kUnknown,
                                 .retired = stored.retired};
+    if (!stored.retired) checkpoint.recovery = recovery_from(all, stored, routed_at);
     std::set<UnitIndex> written;
     for (const BlockEntry& block : manifest.blocks) {
       if (manifest.units[std::size_t(block.unit.value)].is_expert()) written.insert(block.unit);
@@ -280,7 +322,8 @@ RunReport inspect_run(FileSystem& fs, const std::string& run_directory, Verify v
     report.settings_json = head->manifest.extra_json;
     report.budget = head->manifest.budget;
     report.plt = setting<double>(head->manifest, "/plt").value_or(-1);
-    report.experts = expert_ages(all, *head);
+    report.last_recovery = last_recovery(head->manifest);
+    report.experts = expert_ages(all, *head, routed_at);
     std::set<int> layers;
     for (const ExpertAge& age : report.experts) {
       layers.insert(age.layer);

@@ -66,6 +66,18 @@ std::string reason(const FileReport& file) {
   return fmt::format("needed by step {}", fmt::join(steps, ", "));
 }
 
+Json to_json(const std::optional<RecoveryFacts>& recovery) {
+  if (!recovery) return nullptr;
+  const Exactness& exactness = recovery->exactness;
+  return {{"step", exactness.step.value},
+          {"exact", exactness.exact()},
+          {"experts", exactness.experts},
+          {"older_experts", exactness.older},
+          {"most_steps_older", exactness.most_steps},
+          {"plt", recovery->plt ? Json(*recovery->plt) : Json(nullptr)},
+          {"meaning", describe(exactness, recovery->plt)}};
+}
+
 Json to_json(const CheckpointReport& checkpoint) {
   return {{"directory", checkpoint.directory},
           {"step", checkpoint.version.step.value},
@@ -74,7 +86,8 @@ Json to_json(const CheckpointReport& checkpoint) {
           {"retired", checkpoint.retired},
           {"kept_as", name_of(checkpoint.kept_as).word},
           {"expert_units", checkpoint.expert_units},
-          {"bytes", checkpoint.num_bytes}};
+          {"bytes", checkpoint.num_bytes},
+          {"recovery", to_json(checkpoint.recovery)}};
 }
 
 std::uint64_t total_bytes(const RunReport& report) {
@@ -148,6 +161,7 @@ std::string render_summary(const RunReport& report, Format format) {
               {"plt", report.plt < 0 ? Json(nullptr) : Json(report.plt)},
               {"experts_per_checkpoint",
                report.budget.checkpoint > 0 ? Json(report.budget.checkpoint) : Json(nullptr)},
+              {"last_recovery", to_json(report.last_recovery)},
               {"newest", head == nullptr ? Json(nullptr) : to_json(*head)},
               {"moe_layers", report.num_layers},
               {"experts", report.num_experts},
@@ -190,6 +204,14 @@ std::string render_summary(const RunReport& report, Format format) {
         "layer in a checkpoint\n",
         100 * report.plt,
         report.budget.checkpoint);
+  }
+  if (report.last_recovery) {
+    text += fmt::format("  last recovery      {}\n",
+                        describe(report.last_recovery->exactness, report.last_recovery->plt));
+  }
+  if (head != nullptr && head->recovery) {
+    text += fmt::format("  recovery now       {}\n",
+                        describe(head->recovery->exactness, head->recovery->plt));
   }
   for (const LineageEntry& entry : report.lineage) {
     text += entry.fresh ? fmt::format("  start {:<12} fresh\n", entry.incarnation.value + 1)
@@ -247,12 +269,17 @@ std::string render_show(const RunReport& report, Step step, Format format) {
     json["files"] = std::move(files);
     return finish(std::move(json));
   }
-  return fmt::format("step {} (start {}, {}): {} expert units written, {:.3f} MB on disk\n{}",
+  const std::string recovery =
+      it->recovery ? fmt::format("  recovery from it is {}\n",
+                                 describe(it->recovery->exactness, it->recovery->plt))
+                   : "";
+  return fmt::format("step {} (start {}, {}): {} expert units written, {:.3f} MB on disk\n{}{}",
                      step,
                      it->version.incarnation.value + 1,
                      state_of(*it),
                      it->expert_units,
                      megabytes(it->num_bytes),
+                     recovery,
                      file_lines(*it));
 }
 

@@ -10,6 +10,8 @@
 #include <pecan/core/hash.hpp>
 #include <pecan/core/log.hpp>
 
+#include <pecan/checkpoint/exactness.hpp>
+
 #include <pecan/train/metrics.hpp>
 
 namespace pecan::train {
@@ -139,10 +141,15 @@ void MetricsWriter::write(const checkpoint::Recovered& recovered,
          {"incarnation", restore.version.incarnation.value},
          {"from", restore.tier == checkpoint::Tier::kMemory ? "memory" : restore.directory}});
   }
+  const checkpoint::Exactness exactness =
+      checkpoint::exactness_of(recovered.report.plan, catalog);
   impl_->write({{"kind", "recovery"},
                 {"incarnation", recovered.identity.incarnation.value},
                 {"step", recovered.report.plan.recovery.step.value},
                 {"from_incarnation", recovered.report.plan.recovery.incarnation.value},
+                {"exact", exactness.exact()},
+                {"older_experts", exactness.older},
+                {"most_steps_older", exactness.most_steps},
                 {"stale", stale},
                 {"sent_bytes", recovered.report.sent_bytes},
                 {"rounded_units", weights.rounded_units},

@@ -6,6 +6,8 @@
 
 #include <fmt/ranges.h>
 
+#include <pecan/checkpoint/exactness.hpp>
+
 namespace pecan::train {
 namespace {
 
@@ -78,6 +80,9 @@ std::string describe(const checkpoint::Recovered& recovered,
                   plan.recovery.step,
                   recovered.identity.incarnation.value + 1,
                   plan.recovery.step);
+  text += fmt::format(
+      "  {}\n",
+      checkpoint::describe(checkpoint::exactness_of(plan, catalog), losses.plt_now));
   // Experts by the step they come from; a unit whose role groups differ counts with its oldest.
   std::map<UnitIndex, checkpoint::Version> oldest;
   std::set<UnitIndex> in_memory;

@@ -21,6 +21,7 @@
 #include <pecan/optim/schedule.hpp>
 
 #include <pecan/checkpoint/checkpointer.hpp>
+#include <pecan/checkpoint/exactness.hpp>
 #include <pecan/checkpoint/memory.hpp>
 
 #include <pecan/train/metrics.hpp>
@@ -204,6 +205,8 @@ class Trainer {
       const WeightRestore weights = state_.restore_weights(ctx_, report.plan);
       const LossReport losses = state_.account_for_losses(ctx_, world_, config_);
       budget_ = budget_after(losses.plt_now);
+      restored_ = checkpoint::exactness_of(report.plan, plan_.catalog);
+      restored_plt_ = losses.plt_now;
       if (is_root()) metrics_->write(*recovered_, plan_.catalog, weights, losses, budget_);
       say(describe(*recovered_, plan_.catalog, weights, losses));
       say(describe(budget_, config_));
@@ -559,7 +562,7 @@ class Trainer {
       const auto layer = state_.routed().subspan(first, experts);
       routed.push_back(std::vector<std::int64_t>(layer.begin(), layer.end()));
     }
-    const nlohmann::json extra{
+    nlohmann::json extra{
         {"routed", routed},
         {"topk", plan_.dims.topk},
         {"global_batch_size", config_.training.global_batch_size},
@@ -580,6 +583,13 @@ class Trainer {
          budget_.checkpoint > 0 ? budget_.checkpoint
                                 : config_.checkpoint.pec.experts_per_checkpoint},
         {"selection", config_.checkpoint.pec.selection}};
+    if (restored_) {
+      extra["recovery"] = {{"step", restored_->step.value},
+                           {"experts", restored_->experts},
+                           {"older_experts", restored_->older},
+                           {"most_steps_older", restored_->most_steps},
+                           {"plt_now", restored_plt_}};
+    }
     return {Step{step_},
             consumed_samples_,
             extra.dump(),
@@ -670,6 +680,8 @@ class Trainer {
   std::optional<checkpoint::Checkpointer> checkpointer_;
   std::optional<MetricsWriter> metrics_;
   checkpoint::ExpertBudget budget_;  ///< K in force; K = 0 in a fresh run: as configured
+  std::optional<checkpoint::Exactness> restored_;  ///< what this start continues from
+  double restored_plt_ = 0;                        ///< lost by that recovery
   double forward_backward_ms_ = 0;   ///< of the last step: what a snapshot can hide under
   std::int64_t step_ = 0;
   std::int64_t consumed_samples_ = 0;

@@ -205,6 +205,7 @@ Job::Job(FileSystem& fs, const StateCatalog& catalog, const JobOptions& options,
       world_(world),
       binding_(catalog, world.rank()),
       slots_a_step_(options.slots_a_step),
+      extra_(options.extra),
       recovered_(checkpoint::recover(
           fs,
           "run",

@@ -69,6 +69,7 @@ struct JobOptions {
   std::vector<std::int64_t> slots_a_step = {};  ///< token slots by (layer, expert); empty: none
   std::function<double()> seconds = {};         ///< the checkpointer's clock; empty: the real one
   std::vector<std::string> nodes = {};          ///< of each rank; empty: all on one
+  std::function<std::string(Step)> extra = {};  ///< the trainer's object; empty: {}
 };
 
 /// K experts a checkpoint, saved every step, training waits for the files.
@@ -98,7 +99,7 @@ class Job {
   [[nodiscard]] checkpoint::Checkpointer& checkpointer() { return *checkpointer_; }
   [[nodiscard]] FakeBinding& binding() { return binding_; }
   [[nodiscard]] checkpoint::StepFacts facts() const {
-    return {step_, step_.value * 8, "{}", routed()};
+    return {step_, step_.value * 8, extra_ ? extra_(step_) : "{}", routed()};
   }
   /// Every save that ended, in order.
   [[nodiscard]] const std::vector<checkpoint::SaveRecord>& records() const { return records_; }
@@ -117,6 +118,7 @@ class Job {
   comm::Group& world_;
   FakeBinding binding_;
   std::vector<std::int64_t> slots_a_step_;
+  std::function<std::string(Step)> extra_;
   checkpoint::Recovered recovered_;
   std::unique_ptr<checkpoint::Checkpointer> checkpointer_;
   std::vector<checkpoint::SaveRecord> records_;

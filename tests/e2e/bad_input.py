@@ -130,6 +130,22 @@ def flags(t):
     for option in ("--step-ms", "--copy-gb-per-s", "--write-gb-per-s", "--mtbf-hours", "--restart-s"):
         for value in ("0", "-1", "nan", "inf", "1e999", "fast"):
             t.add(f"flag: {option} {value}", USAGE, [option, f"'{value}'", "above 0", "--help"], [*t.plan(1), option, value])
+    simulate = [lab.bin / "pecan-plan", "simulate", "--config", lab.config]
+    sound = ["--step-s", "1", "--mtbf", "100"]
+    for option, advice in (("--mtbf", "above 0"), ("--step-s", "above 0"), ("--persist-s", "from 0 on"), ("--restart-s", "from 0 on"),
+                           ("--node-loss-share", "from 0 on"), ("--nodes", "from 1 on"), ("--trials", "from 2 on")):
+        for value in ("-1", "nan", "often"):
+            t.add(f"flag: simulate {option} {value}", USAGE, [option, f"'{value}'", advice, "--help"], [*simulate, option, value])
+    t.add("flag: simulate without --config", USAGE, ["needs --config FILE", "--help"], [lab.bin / "pecan-plan", "simulate", *sound])
+    t.add("flag: simulate without a step's duration", USAGE, ["duration of a step", "give --step-s"], [*simulate, "--mtbf", "100"])
+    t.add("flag: simulate without failures", USAGE, ["how often something fails", "give --mtbf"], [*simulate, "--step-s", "1"])
+    t.add("flag: simulate with two rates of failure", USAGE, ["--mtbf", "excludes", "--help"], [*simulate, *sound, "--node-mtbf", "100"])
+    t.add("flag: simulate on nodes that do not divide", USAGE, ["4 processes do not divide over 3 nodes", "; use"],
+          [*simulate, *sound, "--world", "4", "--nodes", "3"])
+    t.add("flag: simulate more replicas than nodes", USAGE, ["replication_factor=3", "2 nodes", "use 1 to 2"],
+          [*simulate, *sound, "--world", "4", "--nodes", "2", "--set", "checkpoint.replication_factor=3"])
+    t.add("flag: simulate a share above 1", USAGE, ["node_loss_share=1.5", "use 0"], [*simulate, *sound, "--node-loss-share", "1.5"])
+    t.add("flag: simulate from no run", CHECKPOINT, ["nowhere/metrics.jsonl", "--from-run"], [*simulate, *sound, "--from-run", "nowhere"])
     t.add("flag: an unknown view", USAGE, ["gaze", "summary", "--help"], t.inspect(lab.used, "gaze"))
     t.add("flag: show without a step", USAGE, ["STEP", "show"], t.inspect(lab.used, "show"))
     t.add("flag: a run directory and --memory", USAGE, ["DIR", "--memory", "--help"], t.inspect(lab.used, "--memory"))

@@ -38,7 +38,8 @@ def main():
         cases = {
             "pecan-train": [(["--resume-f"], ["--resume-from-failure"]),
                             (["--set", "model.num_l"], ["model.num_layers="])],
-            "pecan-plan": [(["--wor"], ["--world"]), (["--set", "moe.num_e"], ["moe.num_experts="])],
+            "pecan-plan": [(["--wor"], ["--world"]), (["--set", "moe.num_e"], ["moe.num_experts="]),
+                           (["simul"], ["simulate"]), (["simulate", "--mt"], ["--mtbf"])],
             "pecan-data": [(["mer"], ["merge"]), (["samples", "--which", "va"], ["valid"])],
             "pecan-launch": [(["--ho"], ["--hosts"]), (["--set", "elastic.max"], ["elastic.max_restarts="])],
             "pecan-inspect": [(["DIR", "cov"], ["coverage"]), (["--memory", "--cl"], ["--clean"])],

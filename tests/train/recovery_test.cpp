@@ -124,6 +124,7 @@ TEST_CASE("with everything saved, train, resume and train gives the bytes of tra
   CHECK(straight.size() > 100);
   CHECK(lab.checksums("halved", 20) == straight);
   CHECK(lab.checksums("halved", 12) != straight);
+  CHECK(lab.metrics("halved", "recovery").at(0).at("exact") == true);
 }
 
 TEST_CASE(
@@ -394,6 +395,16 @@ TEST_CASE("routed slots are absorbed or lost, over several failures", "[train]")
                   checkpoint::ResumeMode::kFromFailure) == ExitCode::kDone);
   const auto recoveries = lab.metrics("run", "recovery");
   REQUIRE(recoveries.size() == 2);
+  // Two of eight experts a layer are of step 8, two of them of step 4; at 12 the oldest are still.
+  CHECK(recoveries[0].at("exact") == false);
+  CHECK(recoveries[0].at("older_experts") == 12);
+  CHECK(recoveries[0].at("most_steps_older") == 4);
+  CHECK(recoveries[1].at("most_steps_older") == 8);
+  // What the next start's manifests say of it.
+  const auto extra = nlohmann::json::parse(lab.manifest("run", 12).extra_json);
+  CHECK(extra.at("recovery").at("step") == 8);
+  CHECK(extra.at("recovery").at("older_experts") == 12);
+  CHECK(extra.at("recovery").at("plt_now") == recoveries[0].at("plt_now"));
   CHECK(recoveries[0].at("plt").get<double>() > 0);
   CHECK(recoveries[1].at("plt").get<double>() > recoveries[0].at("plt").get<double>());
   double lost = 0;

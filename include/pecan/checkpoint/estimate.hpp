@@ -107,6 +107,10 @@ struct RunFigures {
   std::optional<double> restart_s;   ///< from a failure to the first step; not given: 0
 };
 
+/// Steps of an interval in steps, or in seconds if those of a step are known; none if it never
+/// comes or is not known.
+[[nodiscard]] std::optional<double> interval_steps(const config::Interval& interval,
+                                                   std::optional<double> step_s);
 /// O_save = max(0, T_snapshot - T_F&B), in seconds. Source: MoC eq. 10. Differs: none.
 [[nodiscard]] double save_overhead_s(double snapshot_s, double forward_backward_s);
 /// The interval in seconds at which total_overhead_s is least: sqrt(2 O_save / lambda), O_save in

@@ -2,12 +2,14 @@
 /// What a run's checkpoints hold, for people and programs (docs/formats/inspect.md); reads only.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <pecan/core/file_system.hpp>
 
 #include <pecan/checkpoint/dynamic_k.hpp>
+#include <pecan/checkpoint/exactness.hpp>
 #include <pecan/checkpoint/manifest.hpp>
 
 namespace pecan::checkpoint {
@@ -41,6 +43,12 @@ struct FileReport {
   std::vector<std::string> problems;  ///< by verify only
 };
 
+/// A recovery, or what one would be: what it restores and what it loses.
+struct RecoveryFacts {
+  Exactness exactness;
+  std::optional<double> plt;  ///< lost by it; none where the manifests do not say
+};
+
 struct CheckpointReport {
   std::string directory;
   Version version;
@@ -49,6 +57,7 @@ struct CheckpointReport {
   bool retired = false;           ///< only its experts are kept, as sources of newer checkpoints
   std::int64_t expert_units = 0;  ///< written in it
   std::uint64_t num_bytes = 0;    ///< of its files that are there
+  std::optional<RecoveryFacts> recovery;  ///< from it alone, without memory; none if retired
   std::vector<FileReport> files;
 };
 
@@ -56,14 +65,15 @@ struct RunReport {
   std::string run_id;
   int num_layers = 0;  ///< with experts
   int num_experts = 0;
-  std::vector<CheckpointReport> checkpoints;  ///< ascending in version
-  std::vector<std::string> problems;          ///< unreadable manifests, one sentence each
-  std::vector<LineageEntry> lineage;          ///< of the newest checkpoint
-  std::vector<ExpertAge> experts;             ///< as of the newest checkpoint
-  std::vector<std::uint64_t> rank_bytes;      ///< written by each rank in the newest checkpoint
-  std::string settings_json;                  ///< the trainer's object in the newest manifest
-  ExpertBudget budget;                        ///< K in force; K = 0: not said
-  double plt = -1;                            ///< of all recoveries; -1: not said
+  std::vector<CheckpointReport> checkpoints;   ///< ascending in version
+  std::vector<std::string> problems;           ///< unreadable manifests, one sentence each
+  std::vector<LineageEntry> lineage;           ///< of the newest checkpoint
+  std::vector<ExpertAge> experts;              ///< as of the newest checkpoint
+  std::vector<std::uint64_t> rank_bytes;       ///< written by each rank in the newest checkpoint
+  std::string settings_json;                   ///< the trainer's object in the newest manifest
+  ExpertBudget budget;                         ///< K in force; K = 0: not said
+  std::optional<RecoveryFacts> last_recovery;  ///< that the newest checkpoint's start began with
+  double plt = -1;                             ///< of all recoveries; -1: not said
   // Bytes by why they stay; together all that is there.
   std::uint64_t newest_bytes = 0;    ///< that the newest checkpoint counts on
   std::uint64_t older_bytes = 0;     ///< that only older ones count on
