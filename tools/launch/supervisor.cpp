@@ -132,7 +132,7 @@ Supervisor::Supervisor(const config::Config& config, SupervisorOptions options)
       options_.hosts, [&](const Host& host) { return is_this_machine(host.name, own_name_); });
   agent_ = options_.job.agent.empty() && !all_here ? std::vector<std::string>{"ssh"}
                                                    : split_words(options_.job.agent);
-  options_.job.set_layout = !config.elastic.layouts.empty();
+  options_.job.layouts = layouts_text(config);
   marker_ = supervision_marker(options_.job.run_directory);
 }
 
