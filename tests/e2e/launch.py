@@ -237,7 +237,7 @@ def gives_up(t):
 def lost_host(t):
     """A host is lost: the layout shrinks; it comes back: the layout grows at the next start."""
     run = Launch(t, "shrink", [("na", 1), ("nb", 1)],
-                 [*WHOLE, *QUICK, "elastic.layouts=[{world_size: 1, expert_model_parallel_size: 1}, {world_size: 2}]"])
+                 [WHOLE[0], *QUICK, "elastic.layouts=[{world_size: 1}, {world_size: 2, expert_model_parallel_size: 2}]"])
     run.start(ENDLESS)
     run.until(lambda: run.trained(0, 5), "it trains on two hosts")
     rank = heartbeats(run.run_dir)[1]["pid"]

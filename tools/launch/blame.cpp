@@ -77,6 +77,23 @@ void OutputScan::read(std::string_view line) {
     }
     return;
   }
+  // "... unable to complete a TCP connection ...", then "  Local host:    n1", "  Remote host: vm".
+  if (line.find("unable to complete a TCP connection") != std::string_view::npos) {
+    in_connection_report_ = true;
+    return;
+  }
+  if (in_connection_report_) {
+    for (const std::string_view mark : {"Local host:", "Remote host:"}) {
+      auto name = after(line, mark);
+      if (!name) continue;
+      name->remove_prefix(std::min(name->find_first_not_of(' '), name->size()));
+      *name = name->substr(0, name->find_first_of(" \r"));
+      if (name->empty() || *name == own_host_) return;
+      in_connection_report_ = false;
+      if (std::ranges::count(cut_off_nodes_, *name) == 0) cut_off_nodes_.emplace_back(*name);
+      return;
+    }
+  }
   // "  Process name: [[40425,1],1]" of the first process that returned a code.
   if (const auto rest = after(line, "Process name: [[")) {
     if (const auto rank = number_after(*rest, "],")) returned_.push_back(*rank);
@@ -106,6 +123,12 @@ void OutputScan::read(std::string_view line) {
 Culprits OutputScan::culprits() const {
   if (!lost_nodes_.empty())
     return {{}, lost_nodes_, fmt::format("mpirun lost host {}", fmt::join(lost_nodes_, ", "))};
+  if (!cut_off_nodes_.empty()) {
+    return {{},
+            cut_off_nodes_,
+            fmt::format("the daemon of host {} did not get through to mpirun",
+                        fmt::join(cut_off_nodes_, ", "))};
+  }
   if (!signalled_.empty())
     return {{signalled_.front()}, {}, fmt::format("rank {} died of a signal", signalled_.front())};
   if (!missing_.empty()) {
@@ -206,18 +229,17 @@ std::string kill_command(std::span<const std::int64_t> pids, std::string_view ma
       marker);
 }
 
+bool is_same_host(std::string_view a, std::string_view b) {
+  return a == b || short_name(a) == b || a == short_name(b);
+}
+
 std::string host_of(const Assignment& assignment,
                     std::span<const HeartbeatRecord> beats,
                     int rank) {
   if (const HeartbeatRecord* const beat = beat_of(beats, rank)) {
     for (const Host& host : assignment.hosts) {
-      if (host.name == beat->host) return host.name;
+      if (is_same_host(host.name, beat->host)) return host.name;
     }
-    std::vector<std::string> alike;
-    for (const Host& host : assignment.hosts) {
-      if (short_name(host.name) == short_name(beat->host)) alike.push_back(host.name);
-    }
-    if (alike.size() == 1) return alike.front();
   }
   return assignment.host_of(rank);
 }

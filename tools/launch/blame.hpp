@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <pecan/core/heartbeat.hpp>
@@ -26,6 +27,8 @@ struct Culprits {
 /// Reads the output of a start line by line.
 class OutputScan {
  public:
+  /// `own_host`: where mpirun runs, as it calls itself.
+  explicit OutputScan(std::string own_host) : own_host_(std::move(own_host)) {}
   /// Lines of Open MPI 4 and of pecan-train that tell who failed; all others are of no interest.
   void read(std::string_view line);
   /// In the order of certainty: a host that mpirun lost, the rank that it saw die of a signal,
@@ -34,7 +37,9 @@ class OutputScan {
 
  private:
   std::vector<int> signalled_, returned_, aborted_;
-  std::vector<std::string> lost_nodes_;
+  std::vector<std::string> lost_nodes_, cut_off_nodes_;
+  std::string own_host_;
+  bool in_connection_report_ = false;
   std::set<int> missing_, waiting_;
 };
 
@@ -56,6 +61,8 @@ class OutputScan {
 /// them. Without quotes, and evaluated once, as an agent hands it on.
 [[nodiscard]] std::string kill_command(std::span<const std::int64_t> pids, std::string_view marker);
 
+/// Whether two names are one host's: equal, or one the other's short form.
+[[nodiscard]] bool is_same_host(std::string_view a, std::string_view b);
 /// The host of a rank: the one of the assignment that calls itself as the heartbeat says, else the
 /// one that the rank's number falls on.
 [[nodiscard]] std::string host_of(const Assignment& assignment,

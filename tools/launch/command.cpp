@@ -50,6 +50,21 @@ std::string hosts_text(std::span<const Host> hosts) {
   return fmt::format("{}", fmt::join(parts, ","));
 }
 
+std::string layouts_text(const config::Config& config) {
+  std::vector<std::string> parts;
+  for (const config::ElasticLayout& layout : config.elastic.layouts) {
+    const config::ParallelConfig parallel = config::with_layout(config, layout).parallel;
+    parts.push_back(
+        fmt::format("{{world_size: {}, tensor_model_parallel_size: {}, "
+                    "expert_model_parallel_size: {}, expert_tensor_parallel_size: {}}}",
+                    layout.world_size,
+                    parallel.tensor_model_parallel_size,
+                    parallel.expert_model_parallel_size,
+                    parallel.expert_tensor_parallel_size));
+  }
+  return parts.empty() ? "" : fmt::format("[{}]", fmt::join(parts, ", "));
+}
+
 std::vector<std::string> mpirun_command(const JobCommand& job,
                                         const Assignment& assignment,
                                         std::span<const std::string> passed_on) {
@@ -64,9 +79,11 @@ std::vector<std::string> mpirun_command(const JobCommand& job,
   add({job.train_program});
   for (const std::string& file : job.config_files) add({"--config", file});
   for (const std::string& setting : job.settings) add({"--set", setting});
-  if (job.set_layout) {
+  if (!job.layouts.empty()) {
     const config::ElasticLayout& layout = assignment.layout;
     add({"--set",
+         "elastic.layouts=" + job.layouts,
+         "--set",
          fmt::format("parallel.tensor_model_parallel_size={}", layout.tensor_model_parallel_size),
          "--set",
          fmt::format("parallel.expert_model_parallel_size={}", layout.expert_model_parallel_size),

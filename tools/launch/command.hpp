@@ -19,11 +19,14 @@ struct JobCommand {
   std::string train_program;
   std::string agent;  ///< that starts programs on hosts, with its arguments; empty: mpirun's own
   std::vector<std::string> mpirun_options;
-  bool set_layout = false;  ///< the layout is one of a list, and not that of the files
+  std::string layouts;  ///< elastic.layouts with all sizes, if there are any: see layouts_text()
 };
 
 /// ConfigError if `options` hold one that pecan-launch sets itself.
 void validate_mpirun_options(std::span<const std::string> options);
+/// `elastic.layouts` as a value for --set in which every size is given: in a start that is set to
+/// one of them, the others mean what they meant before. Empty without layouts. Pure.
+[[nodiscard]] std::string layouts_text(const config::Config& config);
 /// mpirun and its arguments; variables named in `passed_on` go to all hosts. Pure.
 [[nodiscard]] std::vector<std::string> mpirun_command(const JobCommand& job,
                                                       const Assignment& assignment,

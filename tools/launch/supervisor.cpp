@@ -132,7 +132,7 @@ Supervisor::Supervisor(const config::Config& config, SupervisorOptions options)
       options_.hosts, [&](const Host& host) { return is_this_machine(host.name, own_name_); });
   agent_ = options_.job.agent.empty() && !all_here ? std::vector<std::string>{"ssh"}
                                                    : split_words(options_.job.agent);
-  options_.job.set_layout = !config.elastic.layouts.empty();
+  options_.job.layouts = layouts_text(config);
   marker_ = supervision_marker(options_.job.run_directory);
 }
 
@@ -368,7 +368,7 @@ Supervisor::End Supervisor::run_job(const Assignment& assignment) {
   const std::string& run = options_.job.run_directory;
   clear_heartbeats(run);
   metrics_offset_ = metrics_size(run);
-  scan_ = OutputScan();
+  scan_ = OutputScan(own_name_);
   const int incarnation = expected_incarnation(run);
   nlohmann::ordered_json fields{{"start", num_starts_}, {"expected_incarnation", incarnation}};
   fields.update(json_of(assignment));
@@ -590,7 +590,12 @@ void Supervisor::judge_standstill(const Assignment& assignment, End& end) {
 
 std::vector<std::string> Supervisor::culprit_hosts(const Assignment& assignment,
                                                    const End& end) const {
-  std::vector<std::string> hosts = end.culprits.hosts;
+  std::vector<std::string> hosts;
+  for (const std::string& name : end.culprits.hosts) {
+    const auto same = [&](const Host& host) { return is_same_host(host.name, name); };
+    const auto found = std::ranges::find_if(assignment.hosts, same);
+    if (found != assignment.hosts.end()) hosts.push_back(found->name);
+  }
   for (const int rank : end.culprits.ranks) {
     if (rank < 0 || rank >= assignment.world) continue;
     const std::string host = host_of(assignment, end.beats, rank);

@@ -110,7 +110,7 @@ class Supervisor {
   int num_starts_ = 0;
   std::uint64_t metrics_offset_ = 0;
   std::optional<OpenFailure> open_failure_;
-  OutputScan scan_;
+  OutputScan scan_{""};
 };
 
 }  // namespace pecan::launch

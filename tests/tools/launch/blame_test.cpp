@@ -18,7 +18,7 @@ using Ints = std::vector<int>;
 using Strings = std::vector<std::string>;
 
 Culprits culprits_of(const Strings& lines) {
-  OutputScan scan;
+  OutputScan scan("vm");
   for (const std::string& line : lines) scan.read(line);
   return scan.culprits();
 }
@@ -54,6 +54,24 @@ TEST_CASE("output tells who is to blame, the surest sign first", "[launch]") {
   CHECK(culprits_of({kSignal, kLost}).hosts == Strings{"mh3"});
   // Daemons are not ranks, and another job's first process is one of this job.
   CHECK(culprits_of({"  HNP daemon   : [[20937,0],0] on node vm"}) == Culprits{});
+}
+
+TEST_CASE("a host whose daemon does not get through is to blame, not mpirun's own", "[launch]") {
+  const std::string report = "A process or daemon was unable to complete a TCP connection";
+  CHECK(
+      culprits_of(
+          {report, "to another process:", "  Local host:    mh2", "  Remote host:   vm", kReturned})
+          .hosts == Strings{"mh2"});
+  CHECK(culprits_of({report, "  Local host:    vm", "  Remote host:   mh3"}).hosts ==
+        Strings{"mh3"});
+  CHECK(culprits_of({"  Local host:    mh2"}) == Culprits{});
+  CHECK(culprits_of({report, "  Local host:    mh2", kLost}).hosts == Strings{"mh3"});
+}
+
+TEST_CASE("hosts have long and short names", "[launch]") {
+  CHECK((is_same_host("a", "a") && is_same_host("a.site", "a") && is_same_host("a", "a.site")));
+  CHECK_FALSE((is_same_host("a.site", "a.other") || is_same_host("a", "b") ||
+               is_same_host("a.site", "site")));
 }
 
 TEST_CASE("who is waited for and does not wait itself is to blame", "[launch]") {

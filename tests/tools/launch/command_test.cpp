@@ -45,7 +45,7 @@ TEST_CASE("a start's command names hosts, agent, files, settings and the run", "
                                                         "--resume-from-failure"});
   job.agent = "/opt/agent -p 22";
   job.mpirun_options = {"--bind-to", "none"};
-  job.set_layout = true;
+  job.layouts = "[{world_size: 3}]";
   CHECK(mpirun_command(job, kAssignment, Strings{"PECAN_FAULT"}) ==
         Strings{"mpirun",
                 "-n",
@@ -67,6 +67,8 @@ TEST_CASE("a start's command names hosts, agent, files, settings and the run", "
                 "--set",
                 "training.seed=3",
                 "--set",
+                "elastic.layouts=[{world_size: 3}]",
+                "--set",
                 "parallel.tensor_model_parallel_size=1",
                 "--set",
                 "parallel.expert_model_parallel_size=3",
@@ -75,6 +77,23 @@ TEST_CASE("a start's command names hosts, agent, files, settings and the run", "
                 "--run-dir",
                 "runs/my run",
                 "--resume-from-failure"});
+}
+
+TEST_CASE("layouts handed on mean the same under every layout", "[launch]") {
+  const std::string text =
+      "model: {num_layers: 2, hidden_size: 64, num_attention_heads: 4, vocab_size: 100}\n"
+      "moe: {num_experts: 8, moe_ffn_hidden_size: 32}\n"
+      "data: {data_path: x}\n";
+  CHECK(layouts_text(config::parse_config(text)).empty());
+  const config::Config config = config::parse_config(
+      text +
+      "elastic: {layouts: [{world_size: 4, expert_model_parallel_size: 4}, {world_size: 1}]}");
+  const config::Config handed_on = config::parse_config(
+      text,
+      Strings{"elastic.layouts=" + layouts_text(config), "parallel.expert_model_parallel_size=4"});
+  REQUIRE(handed_on.elastic.layouts.size() == 2);
+  CHECK(handed_on.elastic.layouts[0].world_size == 4);
+  CHECK(handed_on.elastic.layouts[1] == config::ElasticLayout{1, 1, 1, 1});
 }
 
 TEST_CASE("options that choose hosts or processes are not for mpirun", "[launch]") {
