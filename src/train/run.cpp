@@ -224,6 +224,8 @@ class Trainer {
                            ctx_,
                            world_);
         say("the recovered state is in storage too, so the snapshots it came from may go");
+        // Of the losses that the recovery has booked too.
+        if (config_.logging.content_hash_interval > 0) write_content(Content::kTrained);
       }
       const auto memory = checkpoint::plan_snapshot_memory(
           plan_.catalog, config_.checkpoint, budget_, recovered_->manifest.has_value());

@@ -112,6 +112,7 @@ class Campaign:
     # ---- the run
 
     def start(self, fault="", *more):
+        self.steps_here = self.commits_here = 0
         command = [self.lab.bin / "pecan-launch", "--config", self.lab.config, "--hosts", self.lab.folder / "hosts.txt",
                    "--run-dir", self.run_dir, "--agent", self.hosts.agent, *settings(*SETTINGS, *more), "--",
                    *self.hosts.mpi_options()]
@@ -301,7 +302,7 @@ class Campaign:
             # Hosts come back two faults after they were lost; too few to go on with never are away.
             while len(self.down) > 2 or (self.down and (number % 2 == 0 or kind in ("F3", "F9"))):
                 self.hosts.bring_back(self.down.pop(0))
-            self.train_on(self.rng.randint(6, 20))
+            self.train_on(self.rng.randint(6, 20), commits=self.rng.randint(1, 3))
             if kind in ("F3", "F9") and len(self.used_hosts()) < 4:
                 # For two hosts to be lost, the others must have come back into use.
                 self.stop()

@@ -95,7 +95,9 @@ const std::string& Assignment::host_of(int rank) const {
   throw InternalError(fmt::format("rank {} beyond the world has no host", rank));
 }
 
-std::optional<Assignment> assign(const config::Config& config, std::span<const Host> hosts) {
+std::optional<Assignment> assign(const config::Config& config,
+                                 std::span<const Host> hosts,
+                                 const std::set<std::string>& holders) {
   const int slots = std::accumulate(
       hosts.begin(), hosts.end(), 0, [](int sum, const Host& host) { return sum + host.slots; });
   if (slots == 0) return {};
@@ -122,11 +124,20 @@ std::optional<Assignment> assign(const config::Config& config, std::span<const H
                        .expert_model_parallel_size = parallel.expert_model_parallel_size,
                        .expert_tensor_parallel_size = parallel.expert_tensor_parallel_size};
   int rest = assignment.world;
-  for (const Host& host : hosts) {
-    if (rest == 0) break;
-    const int ranks = std::min(rest, host.slots);
-    assignment.hosts.push_back({host.name, ranks});
-    rest -= ranks;
+  std::vector<int> ranks(hosts.size(), 0);
+  const auto give = [&](bool to_holders, int most) {
+    for (std::size_t h = 0; h < hosts.size(); ++h) {
+      if (holders.contains(hosts[h].name) != to_holders) continue;
+      const int more = std::min(rest, std::min(most, hosts[h].slots) - ranks[h]);
+      ranks[h] += more;
+      rest -= more;
+    }
+  };
+  give(/*to_holders=*/true, 1);
+  give(/*to_holders=*/true, assignment.world);
+  give(/*to_holders=*/false, assignment.world);
+  for (std::size_t h = 0; h < hosts.size(); ++h) {
+    if (ranks[h] > 0) assignment.hosts.push_back({hosts[h].name, ranks[h]});
   }
   return assignment;
 }

@@ -2,6 +2,7 @@
 /// The hosts that a run may use, and which of them a start takes.
 
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -37,9 +38,12 @@ struct Assignment {
 
 /// The largest layout of `elastic.layouts` whose ranks the slots of `hosts` hold, the earlier one
 /// of two as large; without a list all slots in the layout of `parallel`, if that fits their
-/// number. Takes hosts in their order. nullopt if none fits. Pure.
+/// number. Each of `holders`, hosts with snapshots of the run in memory, gets a rank, since what no
+/// rank is near cannot be recovered from; the rest goes to holders and then to others, in their
+/// order. nullopt if none fits. Pure.
 [[nodiscard]] std::optional<Assignment> assign(const config::Config& config,
-                                               std::span<const Host> hosts);
+                                               std::span<const Host> hosts,
+                                               const std::set<std::string>& holders = {});
 /// What assign() asks for, for messages: "8 or 4 slots".
 [[nodiscard]] std::string describe_wanted_slots(const config::Config& config);
 

@@ -105,13 +105,14 @@ bool HostRecord::is_set_aside(const std::string& host) const {
 }
 
 std::optional<Assignment> HostRecord::assign(const config::Config& config,
-                                             std::span<const Host> reachable) const {
+                                             std::span<const Host> reachable,
+                                             const std::set<std::string>& holders) const {
   std::vector<Host> trusted;
   std::ranges::copy_if(reachable, std::back_inserter(trusted), [&](const Host& host) {
     return !is_set_aside(host.name);
   });
-  if (auto found = launch::assign(config, trusted)) return found;
-  return launch::assign(config, reachable);
+  if (auto found = launch::assign(config, trusted, holders)) return found;
+  return launch::assign(config, reachable, holders);
 }
 
 }  // namespace pecan::launch

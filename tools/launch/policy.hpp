@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -70,7 +71,8 @@ class HostRecord {
 
   /// An assignment of hosts that are not set aside, or of all where these hold no layout.
   [[nodiscard]] std::optional<Assignment> assign(const config::Config& config,
-                                                 std::span<const Host> reachable) const;
+                                                 std::span<const Host> reachable,
+                                                 const std::set<std::string>& holders = {}) const;
 
  private:
   std::map<std::string, int> blamed_in_row_;

@@ -1,6 +1,7 @@
 #include "launch/run_files.hpp"
 
 #include <algorithm>
+#include <cctype>
 #include <array>
 #include <cerrno>
 #include <charconv>
@@ -79,6 +80,16 @@ int expected_incarnation(const std::string& run_directory) {
   const auto text = read_text(*make_posix_file_system(), run_directory + "/lock.json");
   if (!text.ok()) return 0;
   return number_at<int>(parsed(text.value()), "incarnation").value_or(-1) + 1;
+}
+
+std::string run_id_of(const std::string& run_directory) {
+  const auto text = read_text(*make_posix_file_system(), run_directory + "/lock.json");
+  const nlohmann::json lock = text.ok() ? parsed(text.value()) : nlohmann::json();
+  if (!lock.is_object() || !lock.contains("run_id") || !lock["run_id"].is_string()) return {};
+  std::string id = lock["run_id"].get<std::string>();
+  const bool plain = std::ranges::all_of(
+      id, [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0; });
+  return plain ? id : std::string();
 }
 
 std::uint64_t metrics_size(const std::string& run_directory) {

@@ -19,6 +19,9 @@ namespace pecan::launch {
 /// The number that the next start of the run is going to have, by its lock; 0 without one.
 [[nodiscard]] int expected_incarnation(const std::string& run_directory);
 
+/// The run's id, by its lock; empty without one.
+[[nodiscard]] std::string run_id_of(const std::string& run_directory);
+
 /// Bytes of metrics.jsonl; 0 without one.
 [[nodiscard]] std::uint64_t metrics_size(const std::string& run_directory);
 /// What metrics.jsonl says about one start.

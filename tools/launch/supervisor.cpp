@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <cerrno>
 #include <csignal>
 #include <cstdlib>
@@ -209,7 +210,7 @@ int Supervisor::run() {
     output_.say("an earlier pecan-launch of this run was killed; taking over from it");
   }
   ask_hosts();
-  std::optional<Assignment> assignment = host_record_.assign(config_, reachable());
+  std::optional<Assignment> assignment = host_record_.assign(config_, reachable(), holders_);
   if (!assignment) {
     std::string silent;
     for (const auto& [host, why] : unreachable_)
@@ -241,6 +242,8 @@ int Supervisor::run() {
     }
     switch (end.ending) {
       case Ending::kDone:
+        // Ranks remove their own; hosts that have none any more may hold some too.
+        remove_snapshots();
         event("done", {{"step", last_step_of(end.metrics, end.beats)}, {"starts", num_starts_}});
         output_.say(fmt::format("done after {} start{}", num_starts_, num_starts_ == 1 ? "" : "s"));
         return end.exit_code;
@@ -297,7 +300,7 @@ int Supervisor::run() {
         return int(ExitCode::kStoppedOnRequest);
       }
       ask_hosts();
-      assignment = host_record_.assign(config_, reachable());
+      assignment = host_record_.assign(config_, reachable(), holders_);
       if (!assignment) {
         event("no_layout", {{"wanted", describe_wanted_slots(config_)}});
         output_.say(fmt::format("the hosts that answer hold no layout: {} are needed",
@@ -317,12 +320,21 @@ std::vector<Host> Supervisor::reachable() const {
 
 void Supervisor::ask_hosts() {
   std::vector<HostTask> tasks;
-  for (const Host& host : options_.hosts) tasks.push_back({host.name, "true"});
+  // The question whether it is there is also the one what it holds.
+  const std::string snapshots = snapshots_of_run();
+  const std::string ask =
+      snapshots.empty() ? "true" : fmt::format("ls {} 2>/dev/null; true", snapshots);
+  for (const Host& host : options_.hosts) tasks.push_back({host.name, ask});
   const double limit_s = config_.elastic.probe_timeout_s;
   const std::vector<HostAnswer> answers = run_on_hosts(
       agent_, tasks, [this](const std::string& h) { return is_here(h); }, limit_s);
   for (const HostAnswer& answer : answers) {
     const bool was_lost = unreachable_.contains(answer.host);
+    if (answer.output.empty() || answer.exit_code != 0) {
+      holders_.erase(answer.host);
+    } else {
+      holders_.insert(answer.host);
+    }
     if (answer.exit_code == 0) {
       if (!was_lost) continue;
       unreachable_.erase(answer.host);
@@ -339,6 +351,30 @@ void Supervisor::ask_hosts() {
     event("host_lost", {{"host", answer.host}, {"reason", why}});
     output_.say(fmt::format("host {} does not answer: {}", answer.host, why));
   }
+}
+
+std::string Supervisor::snapshots_of_run() const {
+  const std::string run_id = run_id_of(options_.job.run_directory);
+  const std::string& directory = config_.checkpoint.memory_dir;
+  // Agents hand commands on without quotes.
+  const bool plain = std::ranges::all_of(directory, [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 ||
+           std::string_view("/-_.").find(c) != std::string_view::npos;
+  });
+  if (run_id.empty() || !plain) return {};
+  return fmt::format("{}/pecan.{}.*", directory, run_id);
+}
+
+void Supervisor::remove_snapshots() {
+  const std::string snapshots = snapshots_of_run();
+  if (snapshots.empty()) return;
+  std::vector<HostTask> tasks;
+  for (const Host& host : reachable()) tasks.push_back({host.name, "rm -f " + snapshots});
+  static_cast<void>(run_on_hosts(
+      agent_,
+      tasks,
+      [this](const std::string& h) { return is_here(h); },
+      config_.elastic.probe_timeout_s));
 }
 
 void Supervisor::end_leftovers() {

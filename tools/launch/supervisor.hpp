@@ -78,6 +78,11 @@ class Supervisor {
 
   void prepare();
   void ask_hosts();
+  /// A pattern of the run's snapshots in a host's memory; empty if the run has none yet, or a shell
+  /// would read the directory's name as more than a name.
+  [[nodiscard]] std::string snapshots_of_run() const;
+  /// On all hosts, at the end of the run.
+  void remove_snapshots();
   [[nodiscard]] std::vector<Host> reachable() const;
   [[nodiscard]] bool is_here(const std::string& host) const;
   void end_leftovers();
@@ -106,6 +111,7 @@ class Supervisor {
   std::optional<EventLog> events_;
   HostRecord host_record_;
   std::map<std::string, std::string> unreachable_;           ///< with what was said
+  std::set<std::string> holders_;  ///< hosts that answer and hold snapshots of the run
   std::map<std::string, std::set<std::int64_t>> leftovers_;  ///< pids by host, not known to be gone
   int num_starts_ = 0;
   std::uint64_t metrics_offset_ = 0;

@@ -104,6 +104,23 @@ TEST_CASE("the largest layout that the hosts hold is taken, on the first hosts",
   CHECK(describe_wanted_slots(config) == "8 or 4 or 1 slots");
 }
 
+TEST_CASE("hosts that hold snapshots get a rank first, others are spares", "[launch]") {
+  const auto config = config_of(
+      "elastic: {layouts: [{world_size: 8}, {world_size: 4}, {world_size: 2, "
+      "expert_model_parallel_size: 2}]}");
+  const std::vector<Host> four{{"a", 2}, {"b", 2}, {"c", 2}, {"d", 2}};
+  const std::vector<Host> three{{"a", 2}, {"b", 2}, {"c", 2}};
+  CHECK(assign(config, four, {"a", "b", "c", "d"})->hosts == four);
+  CHECK(assign(config, three, {"a", "b", "c"})->hosts ==
+        std::vector<Host>{{"a", 2}, {"b", 1}, {"c", 1}});
+  CHECK(assign(config, three, {"b", "c"})->hosts == std::vector<Host>{{"b", 2}, {"c", 2}});
+  CHECK(assign(config, three, {"c"})->hosts == std::vector<Host>{{"a", 2}, {"c", 2}});
+  CHECK(assign(config, three, {"x"})->hosts == std::vector<Host>{{"a", 2}, {"b", 2}});
+  // More holders than ranks: as many as there are ranks.
+  CHECK(assign(config, std::vector<Host>{{"a", 1}, {"b", 1}, {"c", 1}}, {"a", "b", "c"})->hosts ==
+        std::vector<Host>{{"a", 1}, {"b", 1}});
+}
+
 TEST_CASE("without a list all slots are used, or nothing", "[launch]") {
   const auto config = config_of("");
   const auto all = assign(config, std::vector<Host>{{"a", 2}, {"b", 2}});
