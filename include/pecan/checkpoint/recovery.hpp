@@ -90,6 +90,8 @@ struct LockOptions {
 struct RecoverOptions {
   LockOptions lock = {};
   std::string memory_dir = {};  ///< of snapshots in memory; empty: none are looked for
+  /// What is newer is no candidate for t* and becomes an abandoned branch.
+  std::optional<Step> newest_step = {};
 };
 
 /// Opens the run directory: takes the run's lock (incarnation + heartbeat), checks that storage is
