@@ -75,7 +75,8 @@ bool RollbackKeeper::holds_saves() const {
   return after_skips_ > 0 && streak_.length > 0;
 }
 
-RollbackRecord RollbackKeeper::roll_back(Context& ctx, comm::Group& world) {
+RollbackRecord RollbackKeeper::roll_back(
+    Context& ctx, comm::Group& world, const std::function<void(const RollbackRecord&)>& written) {
   PECAN_EXPECTS(due());
   RollbackRecord record;
   record.incarnation = incarnation_;
@@ -95,6 +96,7 @@ RollbackRecord RollbackKeeper::roll_back(Context& ctx, comm::Group& world) {
   (void)from_root(ctx, world, [&]() -> std::string {
     const Status status = write_text_atomically(fs_, path(), to_json(skipped_, run_id_));
     PECAN_VALIDATE(status.ok(), CheckpointError, "{}", status.message);
+    if (written) written(record);
     return {};
   });
   return record;

@@ -2,6 +2,7 @@
 /// When skipped steps lead back to an earlier checkpoint, and to which.
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -49,9 +50,12 @@ class RollbackKeeper {
   /// one that it returns to.
   [[nodiscard]] bool holds_saves() const;
   /// Makes durable that the samples since the newest state before the skipped steps are passed
-  /// over. CheckpointError if that cannot be written. Collective over `world`; no save is under
-  /// way.
-  [[nodiscard]] RollbackRecord roll_back(Context& ctx, comm::Group& world);
+  /// over; then, before others go on, rank 0 calls `written`. CheckpointError if that cannot be
+  /// written. Collective over `world`; no save is under way.
+  [[nodiscard]] RollbackRecord roll_back(
+      Context& ctx,
+      comm::Group& world,
+      const std::function<void(const RollbackRecord&)>& written = {});
   /// DivergenceError if there is no state to return to, or rollbacks have not helped often enough.
   void check(const RollbackRecord& record) const;
 

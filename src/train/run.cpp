@@ -417,8 +417,8 @@ class Trainer {
     gather_.finish();
     settle_saves();
     note_saves();
-    const RollbackRecord record = rollback_.roll_back(ctx_, world_);
-    if (is_root()) metrics_->write(record);
+    const RollbackRecord record = rollback_.roll_back(
+        ctx_, world_, [&](const RollbackRecord& written) { metrics_->write(written); });
     rollback_.check(record);
     lasting_.newest_step = Step{record.first_skipped.value - 1};
     return describe(record);

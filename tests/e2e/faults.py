@@ -105,7 +105,7 @@ def numbers(lab):
     flip = "training.check_weight_hash_across_dp_replicas_interval=3"
     said = train(lab, "flip", "flip step=5 rank=1", flip, "parallel.expert_model_parallel_size=1", expect=6)
     check("after step 6 ranks 0, 1 hold different bytes of model." in said, "flip: found at the next comparison, both holders named")
-    said = lab.train(4, lab.folder / "flip-4", *BASE, *settings("fault.inject=[flip step=6 rank=2]", flip), expect=6).stdout
+    said = lab.train(4, lab.folder / "flip-4", *BASE, *settings("fault.inject=[flip step=6 rank=2]", flip, "parallel.expert_model_parallel_size=4"), expect=6).stdout
     check("after step 6 rank 2 holds other bytes of model." in said, "flip: with four holders the rank is named")
 
 

@@ -173,6 +173,7 @@ TEST_CASE("what is passed over is read as it was written, and damage is refused"
 TEST_CASE("skipped steps in a row lead back to the newest saved state before them", "[train]") {
   test::MemoryFileSystem fs;
   REQUIRE(fs.create_directories("run").ok());
+  REQUIRE(fs.sync_directory("").ok());
   Keeper keeper(fs);
   for (int step = 1; step <= 5; ++step) keeper.step(false, step % 2 == 0);
   CHECK_FALSE((*keeper).holds_saves());
@@ -204,6 +205,7 @@ TEST_CASE("skipped steps in a row lead back to the newest saved state before the
 TEST_CASE("rollbacks that do not help end the run, and those that do are forgotten", "[train]") {
   test::MemoryFileSystem fs;
   REQUIRE(fs.create_directories("run").ok());
+  REQUIRE(fs.sync_directory("").ok());
   Keeper keeper(fs);
   const auto fail_at = [&](int step) {
     // From step 2 with 8 samples consumed; steps up to the failing two are trained.
@@ -236,6 +238,7 @@ TEST_CASE("without a state to return to the run ends, and its data are passed ov
           "[train]") {
   test::MemoryFileSystem fs;
   REQUIRE(fs.create_directories("run").ok());
+  REQUIRE(fs.sync_directory("").ok());
   Keeper keeper(fs);
   keeper.step(false);
   keeper.step(true);

@@ -68,8 +68,8 @@ struct ValidRecord {
 struct RollbackRecord {
   Incarnation incarnation;  ///< that is given up
   Step step;                ///< last of the skipped steps in a row
-  Step first_skipped = {};
-  Step to;                 ///< newest state before them; 0: there is none, and the run stops
+  Step first_skipped;
+  std::optional<Step> to;  ///< newest state before them; none: the run stops
   std::int64_t begin = 0;  ///< consumed samples [begin, end) are passed over from now on
   std::int64_t end = 0;
   int count = 0;  ///< rollbacks since training got past the step that led to the first of them
