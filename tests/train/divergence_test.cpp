@@ -107,14 +107,16 @@ TEST_CASE("an injected NaN is found in the tensor and on the rank that the fault
   Lab lab;
   const std::vector<std::vector<std::string>> layouts{
       {},
-      {"parallel.expert_model_parallel_size=4"},
+      // One micro-batch, so that the sum over ranks follows at once.
+      {"parallel.expert_model_parallel_size=4", "training.global_batch_size=4"},
       {"parallel.tensor_model_parallel_size=2",
        "parallel.sequence_parallel=true",
-       "parallel.expert_tensor_parallel_size=1"},
+       "parallel.expert_tensor_parallel_size=1",
+       "training.global_batch_size=2"},
       {"parallel.data_parallel_sharding_strategy=optim_grads",
        "parallel.overlap_grad_reduce=true",
        "parallel.overlap_param_gather=true"},
-      {"training.bf16=true", "training.recompute_granularity=full"},
+      {"training.bf16=true", "training.recompute_granularity=full", "training.global_batch_size=4"},
   };
   int run = 0;
   for (const std::vector<std::string>& layout : layouts) {
