@@ -71,11 +71,13 @@ tools::Manual manual() {
             "both 1 let Open MPI's mpirun start as root"},
            {"OMPI_MCA_*",
             "Open MPI's parameters; mpi_yield_when_idle is set to 1 unless it is set already"},
+           {"PECAN_FAULT", "failures on purpose beside those of fault.inject, with ; between them"},
            {"any NAME", "replaces ${NAME} in a value of the configuration"}},
       .files = {{"DIR/config.yaml", "the resolved configuration of the newest start"},
                 {"DIR/metrics.jsonl",
                  "one record a line: steps, evaluations, checkpoints, recoveries"},
                 {"DIR/checkpoints/step-NNNNNNNN/", "manifest and HDF5 shards of one checkpoint"},
+                {"DIR/skipped_data.json", "samples that training passes over after rollbacks"},
                 {"DIR/lock.json", "which start of the run may write"},
                 {"DIR/heartbeat/", "where each rank is; pecan-launch reads it"}},
       .examples =

@@ -21,6 +21,8 @@ class Exchange {
   [[nodiscard]] Rank rank() const { return group_.rank(); }
   [[nodiscard]] bool is_root() const { return group_.rank().value == 0; }
   [[nodiscard]] int size() const { return group_.size(); }
+  [[nodiscard]] Context& context() const { return ctx_; }
+  [[nodiscard]] comm::Group& group() const { return group_; }
   /// Runs `body` on rank 0 and gives its result to all. What it throws of pecan::Error, all throw
   /// as CheckpointError.
   [[nodiscard]] std::vector<std::string> from_root(

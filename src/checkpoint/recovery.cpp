@@ -2,7 +2,6 @@
 #include <charconv>
 #include <chrono>
 #include <filesystem>
-#include <limits>
 #include <map>
 #include <ranges>
 #include <set>
@@ -15,6 +14,7 @@
 #include <pecan/core/log.hpp>
 
 #include <pecan/checkpoint/recovery.hpp>
+#include <pecan/checkpoint/replicas.hpp>
 
 #include "checkpoint/exchange.hpp"
 #include "checkpoint/lineage.hpp"
@@ -144,7 +144,7 @@ class Recovery {
     if (opening_.has_steps || plan_restore(catalog_, sources_, candidates_)) {
       recovered_.report.fresh = false;
       load();
-      compare_replicas();
+      check_replicas();
     }
     adopt();
     recovered_.report.abandoned = exchange_.from_root([&] { return abandon(); });
@@ -362,11 +362,16 @@ class Recovery {
         run_directory_));
   }
 
+  [[nodiscard]] bool not_too_new(Version version) const {
+    return !options_.newest_step || version.step <= *options_.newest_step;
+  }
+
   void collect_sources() {
     const std::optional<Version> only = requested();
     for (const StoredCheckpoint& checkpoint : opening_.checkpoints) {
       const Version version = checkpoint.manifest.version;
-      if (!checkpoint.retired && (!only || *only == version)) candidates_.push_back(version);
+      if (!checkpoint.retired && (!only || *only == version) && not_too_new(version))
+        candidates_.push_back(version);
       for (const UnitCopy& copy : written_copies(checkpoint.manifest.blocks, version)) {
         if (!checkpoint.has({copy.unit, copy.group})) continue;
         sources_.push_back({copy.unit, copy.group, version, checkpoint.directory});
@@ -394,7 +399,8 @@ class Recovery {
     if (headers_.empty()) return;
     keep_memory_lineage();
     for (const auto& [version, header] : headers_) {
-      if (std::ranges::count(candidates_, version) == 0) candidates_.push_back(version);
+      if (std::ranges::count(candidates_, version) == 0 && not_too_new(version))
+        candidates_.push_back(version);
       for (const auto& [key, items] : items_of_) {
         if (is_in_memory(items, version))
           sources_.push_back({key.first, key.second, version, {}, Tier::kMemory});
@@ -602,32 +608,16 @@ class Recovery {
   }
 
   /// Holders of the same block must now hold the same bytes.
-  void compare_replicas() {
-    std::vector<std::int64_t> lowest;
-    std::vector<std::int64_t> highest;
-    std::vector<std::size_t> item_of;
-    std::vector<std::byte> bytes;
-    for (std::size_t i = 0; i < catalog_.items.size(); ++i) {
-      const StateItem& item = catalog_.items[i];
-      for (const StateBlock& part : item.blocks) {
-        if (part.holders.size() < 2) continue;
-        item_of.push_back(i);
-        lowest.push_back(std::numeric_limits<std::int64_t>::max());
-        highest.push_back(std::numeric_limits<std::int64_t>::min());
-        if (std::ranges::count(part.holders, exchange_.rank()) == 0) continue;
-        bytes.resize(std::size_t(part.block.extent.num_elements()) * size_of(item.dtype));
-        binding_.copy_out(ItemIndex{std::int32_t(i)}, part.block, bytes);
-        lowest.back() = highest.back() = std::int64_t(xxh3(bytes));
-      }
-    }
-    exchange_.reduce(lowest, comm::ReduceOp::kMin);
-    exchange_.reduce(highest, comm::ReduceOp::kMax);
-    for (std::size_t b = 0; b < lowest.size(); ++b) {
-      PECAN_VALIDATE(lowest[b] == highest[b],
-                     CheckpointError,
-                     "after recovery the ranks that hold {} hold different bytes of it",
-                     catalog_.items[item_of[b]].path());
-    }
+  void check_replicas() {
+    const std::vector<Replicated> shared = replicated_blocks(catalog_, ReplicaScope::kEverything);
+    const std::vector<ReplicaDifference> differences =
+        compare_replicas(exchange_.context(),
+                         exchange_.group(),
+                         comm::Purpose::kRecovery,
+                         shared,
+                         [&](std::size_t i) { return hash_of(binding_, catalog_, shared[i]); });
+    PECAN_VALIDATE(
+        differences.empty(), CheckpointError, "after recovery {}", describe(differences.front()));
   }
 
   /// Continues the lineage, and lets the manifest's copies be those that were loaded, or for what

@@ -166,6 +166,10 @@ class PosixFileSystem final : public FileSystem {
 
 }  // namespace
 
+Status disk_full(const std::string& path) {
+  return failure("writing", path, ENOSPC);
+}
+
 std::unique_ptr<FileSystem> make_posix_file_system() {
   return std::make_unique<PosixFileSystem>();
 }

@@ -34,7 +34,7 @@ double sum_of_squares(Context& ctx, ConstTensorView x) {
 
 std::int64_t count_non_finite(Context& ctx, ConstTensorView x) {
   const Checks check("count_non_finite");
-  check.floating("x", x.dtype);
+  check.storable("x", x.dtype);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       return cpu::count_non_finite(ctx, x);

@@ -64,11 +64,12 @@ double sum_of_squares(Context& ctx, ConstTensorView x) {
 
 std::int64_t count_non_finite(Context& ctx, ConstTensorView x) {
   std::int64_t result = 0;
-  with_float_type(x.dtype, [&]<typename T>(T) {
+  with_storage_type(x.dtype, [&]<typename T>(T) {
     const T* data = x.as<T>().data();
     const auto block = [&](std::int64_t begin, std::int64_t end) {
       std::int64_t partial = 0;
-      for (std::int64_t i = begin; i < end; ++i) partial += std::isfinite(data[i]) ? 0 : 1;
+      for (std::int64_t i = begin; i < end; ++i)
+        partial += std::isfinite(MathOf<T>(data[i])) ? 0 : 1;
       return partial;
     };
     result = reduce_blocks<std::int64_t>(ctx, x.num_elements(), block, kPlus);

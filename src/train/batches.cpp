@@ -92,9 +92,11 @@ model::Batch BatchMemory::view(Masked masked) {
 TrainBatches::TrainBatches(const config::Config& config,
                            const model::ModelDims& dims,
                            int dp,
-                           int dp_rank)
+                           int dp_rank,
+                           const SkippedRanges& skipped)
     : dims_(dims),
       dp_rank_(dp_rank),
+      skipped_(skipped),
       sampler_{config.training.micro_batch_size, config.training.global_batch_size, dp},
       marks_(marks_of(config.data, Loss::kAsConfigured)),
       samples_(config.data.data_path,
@@ -111,9 +113,9 @@ TrainBatches::TrainBatches(const config::Config& config,
 
 model::Batch TrainBatches::load(std::int64_t consumed_samples, int micro) {
   for (int row = 0; row < sampler_.micro_batch_size; ++row) {
-    samples_.sample(sampler_.sample_index(consumed_samples, micro, dp_rank_, row),
-                    memory_.tokens(row),
-                    memory_.labels(row));
+    const std::int64_t position =
+        skipped_.position(consumed_samples, sampler_.sample_index(0, micro, dp_rank_, row));
+    samples_.sample(position % samples_.num_samples(), memory_.tokens(row), memory_.labels(row));
     memory_.mark(row);
   }
   return memory_.view(marks_.loss_mask ? BatchMemory::Masked::kYes : BatchMemory::Masked::kNo);

@@ -15,6 +15,8 @@
 
 #include <pecan/model/transformer.hpp>
 
+#include "train/skipped_data.hpp"
+
 namespace pecan::train {
 
 /// What data.reset_attention_mask, reset_position_ids and eod_mask_loss ask for.
@@ -53,10 +55,20 @@ class BatchMemory {
 };
 
 /// Fills i32 tokens and labels and what marks documents for one rank. Position comes from consumed
-/// samples alone.
+/// samples and what is passed over alone. Behind the data of the planned training, where passing
+/// over leads, the order begins anew.
 class TrainBatches {
  public:
-  TrainBatches(const config::Config& config, const model::ModelDims& dims, int dp, int dp_rank);
+  /// `skipped` outlives the object and may grow.
+  TrainBatches(const config::Config& config,
+               const model::ModelDims& dims,
+               int dp,
+               int dp_rank,
+               const SkippedRanges& skipped);
+  /// Consumed samples after the global batch that starts at `consumed_samples`.
+  [[nodiscard]] std::int64_t position_after(std::int64_t consumed_samples) const {
+    return skipped_.position(consumed_samples, sampler_.global_batch_size - 1) + 1;
+  }
   /// Micro-batch `micro` of the global batch that starts at `consumed_samples`.
   [[nodiscard]] model::Batch load(std::int64_t consumed_samples, int micro);
   /// Whether some tokens of a batch are not learned.
@@ -67,6 +79,7 @@ class TrainBatches {
  private:
   const model::ModelDims& dims_;
   int dp_rank_;
+  const SkippedRanges& skipped_;
   data::Sampler sampler_;
   DocumentMarks marks_;
   data::BlendedDataset samples_;

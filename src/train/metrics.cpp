@@ -87,6 +87,9 @@ void MetricsWriter::write(const StepRecord& r) {
                 {"clip_norm", number(r.clip_norm)},
                 {"lr", r.lr},
                 {"skipped", r.skipped},
+                {"skip_reason", r.skip_reason},
+                {"skips_in_row", r.skips_in_row},
+                {"bad_tensor", r.bad_tensor},
                 {"non_finite", r.non_finite},
                 {"tokens", r.tokens},
                 {"consumed_samples", r.consumed_samples},
@@ -107,6 +110,17 @@ void MetricsWriter::write(const ValidRecord& r) {
                 {"valid_loss", number(r.loss)},
                 {"valid_bits_per_byte", number(r.bits_per_byte)},
                 {"tokens", r.tokens}});
+}
+
+void MetricsWriter::write(const RollbackRecord& r) {
+  impl_->write({{"kind", "rollback"},
+                {"incarnation", r.incarnation.value},
+                {"step", r.step.value},
+                {"first_skipped", r.first_skipped.value},
+                {"to", r.to ? Json(r.to->value) : Json(nullptr)},
+                {"passed_over", Json::array({r.begin, r.end})},
+                {"count", r.count},
+                {"limit", r.limit}});
 }
 
 void MetricsWriter::write(Incarnation incarnation, const checkpoint::SaveRecord& r) {

@@ -8,11 +8,8 @@
 #include <thread>
 
 #include <fmt/ranges.h>
-#include <nlohmann/json.hpp>
 
 #include <pecan/core/log.hpp>
-
-#include <pecan/config/fault.hpp>
 
 #include <pecan/ops/reduce.hpp>
 
@@ -32,7 +29,13 @@
 
 #include "train/batches.hpp"
 #include "train/content.hpp"
+#include "train/divergence.hpp"
+#include "train/fault_injector.hpp"
 #include "train/progress.hpp"
+#include "train/replica_check.hpp"
+#include "train/rollback.hpp"
+#include "train/step_report.hpp"
+#include "train/step_sums.hpp"
 
 namespace pecan::train {
 namespace {
@@ -48,41 +51,17 @@ double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 }
 
-/// Doubles that all ranks sum once a step. Counts are exact below 2^53.
-class StepSums {
- public:
-  /// `with_chosen`: what routers chose is summed beside what experts processed.
-  StepSums(std::size_t moe_layers, std::size_t experts, bool with_chosen)
-      : num_slots_(moe_layers * experts),
-        values_(kFirstSlot + (with_chosen ? 2 : 1) * num_slots_, 0.0) {}
-  double& loss() { return values_[0]; }
-  double& aux_loss() { return values_[1]; }
-  double& z_loss() { return values_[2]; }
-  double& dense_squares() { return values_[3]; }
-  double& expert_squares() { return values_[4]; }
-  double& non_finite() { return values_[5]; }
-  double& chunks_added() { return values_[6]; }
-  double& dropped() { return values_[7]; }
-  /// Token slots that experts processed, [MoE layer, expert].
-  [[nodiscard]] std::span<double> slots() {
-    return std::span(values_).subspan(kFirstSlot, num_slots_);
-  }
-  /// Those that routers chose, dropped ones too; empty where nobody asks.
-  [[nodiscard]] std::span<double> chosen() {
-    return std::span(values_).subspan(kFirstSlot + num_slots_);
-  }
-  [[nodiscard]] std::span<double> all() { return values_; }
-  void clear() { std::ranges::fill(values_, 0.0); }
-
- private:
-  static constexpr std::size_t kFirstSlot = 8;
-  std::size_t num_slots_;
-  std::vector<double> values_;
-};
-
 /// Position in the array of which all ranks take the minimum once a step.
 enum FlagIndex : std::size_t { kRunOn, kFirstVote };
 using Flags = std::array<std::int64_t, kFirstVote + checkpoint::kVoteSize>;
+
+/// What outlasts a rollback, after which all else is built again.
+struct Lasting {
+  FaultInjector faults;
+  SkippedData skipped = {};
+  std::optional<Step> newest_step = {};  ///< of the state that a rollback returns to
+  Clock::time_point started = Clock::now();
+};
 
 class Trainer {
  public:
@@ -93,7 +72,8 @@ class Trainer {
           Context& ctx,
           const TrainPlan& plan,
           int ranks_here,
-          model::Activations& activations)
+          model::Activations& activations,
+          Lasting& lasting)
       : config_(config),
         options_(options),
         fs_(fs),
@@ -101,18 +81,26 @@ class Trainer {
         ctx_(ctx),
         plan_(plan),
         ranks_here_(ranks_here),
+        lasting_(lasting),
         position_(parallel::position_of(plan.mesh, world.rank())),
         groups_(parallel::make_groups(plan.mesh, world, plan.dims.kv_replicas())),
         state_(ctx.device, plan, world.rank()),
         gather_(state_.params(), groups_, plan.overlap_gather),
         exchange_(state_.params(), groups_, plan.overlap_reduce),
         background_(gather_, exchange_),
-        model_(ctx, plan.dims, state_.params(), groups_, activations, {&gather_, &exchange_}),
-        batches_(config, plan.dims, plan.mesh.dp, position_.dp),
+        probe_(state_.params(), plan.specs, activations),
+        model_(ctx,
+               plan.dims,
+               state_.params(),
+               groups_,
+               activations,
+               {&lasting.faults, &probe_, &gather_, &exchange_}),
+        batches_(config, plan.dims, plan.mesh.dp, position_.dp, lasting.skipped.ranges),
+        replicas_(plan, state_, world.rank()),
+        rollback_(fs, options.run_directory, config.training, lasting.skipped),
         sums_(std::size_t(plan.catalog.num_moe_layers),
               std::size_t(plan.dims.num_experts),
-              plan.dims.expert_bias),
-        started_(Clock::now()) {
+              plan.dims.expert_bias) {
     if (ValidBatches::configured(config))
       valid_.emplace(config, plan.dims, plan.mesh.dp, position_.dp);
     if (plan.dims.expert_bias) state_.bind_expert_bias(model_);
@@ -122,7 +110,8 @@ class Trainer {
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
-  ExitCode run() {
+  /// Nothing: a rollback is agreed, and another object is to go on from lasting.newest_step.
+  std::optional<ExitCode> run() {
     model::initialise(ctx_, state_.params(), std::uint64_t(config_.training.seed));
     enter(RunPhase::kRecovering);
     recover();
@@ -132,12 +121,16 @@ class Trainer {
                       config_.training.train_iters,
                       config_.logging.log_interval);
     while (step_ < config_.training.train_iters) {
-      inject_fault("", step_ + 1);
+      lasting_.faults.begin_step(Step{step_ + 1});
       const StepRecord record = step();
       if (is_root()) {
         metrics_->write(record);
         progress.show(record);
-        write_saves();
+      }
+      note_saves();
+      if (rollback_.due()) {
+        progress.say(roll_back());
+        return {};
       }
       const std::int64_t hashed = config_.logging.content_hash_interval;
       if (hashed > 0 && step_ % hashed == 0) write_content(Content::kTrained);
@@ -175,15 +168,16 @@ class Trainer {
   }
 
   void recover() {
-    recovered_ = checkpoint::recover(fs_,
-                                     options_.run_directory,
-                                     options_.resume,
-                                     options_.resume_path,
-                                     plan_.catalog,
-                                     state_.binding(),
-                                     ctx_,
-                                     world_,
-                                     {.memory_dir = config_.checkpoint.memory_dir});
+    recovered_ = checkpoint::recover(
+        fs_,
+        options_.run_directory,
+        resume_mode(),
+        options_.resume_path,
+        plan_.catalog,
+        state_.binding(),
+        ctx_,
+        world_,
+        {.memory_dir = config_.checkpoint.memory_dir, .newest_step = lasting_.newest_step});
     if (options_.heartbeat != nullptr) {
       const Status seen = options_.heartbeat->claim(recovered_->identity.incarnation);
       if (!seen.ok())
@@ -195,7 +189,7 @@ class Trainer {
       metrics_.emplace(options_.run_directory + "/metrics.jsonl", plan_.mesh.world);
     }
     if (report.fresh) {
-      say(options_.resume == checkpoint::ResumeMode::kFreshOnly
+      say(resume_mode() == checkpoint::ResumeMode::kFreshOnly
               ? fmt::format("fresh start in {}", options_.run_directory)
               : fmt::format("nothing to resume in {}: fresh start", options_.run_directory));
     } else {
@@ -205,12 +199,13 @@ class Trainer {
       const WeightRestore weights = state_.restore_weights(ctx_, report.plan);
       const LossReport losses = state_.account_for_losses(ctx_, world_, config_);
       budget_ = budget_after(losses.plt_now);
-      restored_ = checkpoint::exactness_of(report.plan, plan_.catalog);
-      restored_plt_ = losses.plt_now;
+      restored_ =
+          RestoredState{checkpoint::exactness_of(report.plan, plan_.catalog), losses.plt_now};
       if (is_root()) metrics_->write(*recovered_, plan_.catalog, weights, losses, budget_);
       say(describe(*recovered_, plan_.catalog, weights, losses));
       say(describe(budget_, config_));
     }
+    begin_watching();
     gather_.start(ctx_);
     if (!config_.checkpoint.save_interval.never()) {
       if (recovered_->must_secure) {
@@ -231,7 +226,7 @@ class Trainer {
           plan_.catalog, config_.checkpoint, budget_, recovered_->manifest.has_value());
       check_memory_directory(memory);
       checkpointer_.emplace(
-          fs_,
+          lasting_.faults.disk(),
           options_.run_directory,
           config_.checkpoint,
           plan_.catalog,
@@ -247,7 +242,7 @@ class Trainer {
               .replication = {config_.checkpoint.replication_factor, &ctx_, &world_},
               .routed = {state_.routed().begin(), state_.routed().end()},
               .on_phase = [this](checkpoint::SavePhase phase, Step step) {
-                inject_fault(checkpoint::name_of(phase), step.value);
+                lasting_.faults.in_phase(phase, step);
               }});
     }
   }
@@ -316,15 +311,28 @@ class Trainer {
     PECAN_VALIDATE(status.ok(), CheckpointError, "{}", status.message);
   }
 
-  /// Kills this process if the configuration wants it here.
-  void inject_fault(std::string_view phase, std::int64_t step) const {
-    for (const config::Fault& fault : faults_) {
-      // A save may be skipped, so a phase is that of the first one from the step on.
-      const bool now = phase.empty() ? step == fault.first_step : step >= fault.first_step;
-      if (now && phase == fault.phase && fault.rank == world_.rank().value &&
-          recovered_->identity.incarnation.value == fault.start)
-        std::raise(SIGKILL);
+  [[nodiscard]] checkpoint::ResumeMode resume_mode() const {
+    return lasting_.newest_step ? checkpoint::ResumeMode::kFromFailure : options_.resume;
+  }
+
+  /// Faults and what is made of them, from the state that is there now. Collective.
+  void begin_watching() {
+    const checkpoint::RunIdentity& identity = recovered_->identity;
+    lasting_.faults.begin_start(ctx_, world_, identity.incarnation);
+    const std::string passed_over = rollback_.begin(
+        ctx_, world_, identity, Step{step_}, consumed_samples_, !recovered_->report.fresh);
+    if (!passed_over.empty()) say(passed_over);
+    if (replica_interval() > 0 && replicas_.num_blocks() == 0 && is_root()) {
+      PECAN_LOG(
+          kWarn,
+          "[train] training.check_weight_hash_across_dp_replicas_interval={} compares nothing: "
+          "no two ranks hold the same parameters in this layout",
+          replica_interval());
     }
+  }
+
+  [[nodiscard]] std::int64_t replica_interval() const {
+    return config_.training.check_weight_hash_across_dp_replicas_interval;
   }
 
   /// All tokens of the global batch over those that are learned: with it the loss is the mean over
@@ -341,6 +349,7 @@ class Trainer {
 
   void forward_backward() {
     sums_.clear();
+    lasting_.faults.begin_pass(state_.params());
     model_.begin_step();
     exchange_.begin_step();
     const double scale = parallel::gradient_scale(plan_.mesh, plan_.num_micro_batches);
@@ -352,7 +361,9 @@ class Trainer {
       exchange_.begin_micro_batch(micro + 1 == plan_.num_micro_batches
                                       ? parallel::MicroBatch::kLast
                                       : parallel::MicroBatch::kMoreFollow);
+      probe_.begin_micro_batch(micro);
       const model::BatchResult result = model_.forward_backward(ctx_, batch, scale);
+      probe_.loss(result.loss_sum);
       sums_.loss() += result.loss_sum * share * loss_weight;
       for (std::size_t layer = 0; layer < result.routing.size(); ++layer) {
         sums_.aux_loss() += result.routing[layer].aux_loss * scale / double(result.routing.size());
@@ -371,6 +382,7 @@ class Trainer {
   }
 
   void sum_over_ranks() {
+    sums_.loss() *= lasting_.faults.loss_factor();
     const parallel::ParamSet& params = state_.params();
     // The shares of data-parallel ranks, whether or not anything is sharded: the same bits.
     for (const parallel::Bucket& bucket : params.buckets()) {
@@ -404,31 +416,66 @@ class Trainer {
     const config::TrainingConfig& training = config_.training;
     const bool interval = training.exit_interval > 0 && (step_ + 1) % training.exit_interval == 0;
     const bool duration = training.exit_duration_in_mins > 0 &&
-                          ms_since(started_) > training.exit_duration_in_mins * 60'000.0;
+                          ms_since(lasting_.started) > training.exit_duration_in_mins * 60'000.0;
     return stop_requested != 0 || interval || duration;
   }
 
-  void report_divergence() const {
-    for (const parallel::Param& param : state_const().params()) {
-      const std::int64_t bad = ops::count_non_finite(ctx_, param.owned_grad.flat());
-      if (bad > 0) {
-        PECAN_LOG(kError,
-                  "[train] rank {}: the gradient of {} has {} non-finite values at step {}",
-                  world_.rank(),
-                  param.spec.name,
-                  bad,
-                  step_ + 1);
-        return;
-      }
-    }
+  /// Computes the step once more, looking at every tensor. Collective.
+  [[nodiscard]] std::string locate_divergence() {
+    const StepSums kept = sums_;
+    probe_.arm(ctx_);
+    forward_backward();
+    exchange_.finish(ctx_);
+    probe_.disarm();
+    sums_ = kept;
+    return probe_.report(ctx_, world_);
   }
-  [[nodiscard]] const parallel::ParamSet& state_const() const {
-    return const_cast<TrainState&>(state_).params();
+
+  /// Whether the step's numbers are to be believed, and what follows by the policy where they are
+  /// not. From sums over all ranks, so the same on each. Collective.
+  void judge(StepRecord& record) {
+    const config::TrainingConfig& training = config_.training;
+    std::string what;
+    if (record.non_finite > 0 || !std::isfinite(record.loss) || !std::isfinite(record.grad_norm)) {
+      record.skip_reason = "non_finite";
+      record.bad_tensor = locate_divergence();
+      what = describe_non_finite(record);
+    } else if (losses_.is_spike(record.loss, training.spiky_loss_sigmas)) {
+      record.skip_reason = "spike";
+      what = losses_.describe_spike(record.loss, training.spiky_loss_sigmas);
+    }
+    record.skipped = !record.skip_reason.empty();
+    rollback_.judged(Step{step_ + 1}, record.skipped);
+    record.skips_in_row = rollback_.skips_in_row();
+    if (!record.skipped) {
+      losses_.accept(record.loss);
+      return;
+    }
+    PECAN_VALIDATE(training.check_for_nan_in_loss_and_grad == config::NanPolicy::kSkip,
+                   DivergenceError,
+                   "step {} {}; training stops by training.check_for_nan_in_loss_and_grad=stop "
+                   "(lower optimizer.lr, or set it to skip)",
+                   step_ + 1,
+                   what);
+    if (is_root()) PECAN_LOG(kWarn, "[train] step {} {}; its update is skipped", step_ + 1, what);
+  }
+
+  /// Leaves things so that another object goes on before the skipped steps, and says it.
+  /// DivergenceError if that is not to be. Collective.
+  [[nodiscard]] std::string roll_back() {
+    gather_.finish();
+    settle_saves();
+    note_saves();
+    const RollbackRecord record = rollback_.roll_back(
+        ctx_, world_, [&](const RollbackRecord& written) { metrics_->write(written); });
+    rollback_.check(record);
+    lasting_.newest_step = Step{record.first_skipped.value - 1};
+    return describe(record);
   }
 
   StepRecord step() {
     const auto start = Clock::now();
-    const std::vector<comm::Traffic> before = traffic();
+    const std::vector<comm::Traffic> before = traffic(groups_);
     world_.set_step(Step{step_ + 1});
     forward_backward();
     exchange_.finish(ctx_);
@@ -446,24 +493,7 @@ class Trainer {
     record.grad_norm = std::sqrt(sums_.dense_squares() + sums_.expert_squares());
     record.non_finite = std::int64_t(sums_.non_finite());
     record.lr = optim::learning_rate(config_.optimizer, step_);
-    record.skipped =
-        record.non_finite > 0 || !std::isfinite(record.loss) || !std::isfinite(record.grad_norm);
-    if (record.skipped) {
-      report_divergence();
-      PECAN_VALIDATE(
-          config_.training.check_for_nan_in_loss_and_grad == config::NanPolicy::kSkip,
-          DivergenceError,
-          "step {} has loss {} and {} non-finite gradient values; training stops by "
-          "training.check_for_nan_in_loss_and_grad=stop (lower optimizer.lr, or set it to skip)",
-          step_ + 1,
-          record.loss,
-          record.non_finite);
-      PECAN_LOG(kWarn,
-                "[train] step {} is skipped: loss {}, {} non-finite gradient values",
-                step_ + 1,
-                record.loss,
-                record.non_finite);
-    }
+    judge(record);
     const double factor = optim::clip_factor(config_.optimizer.clip_grad, record.grad_norm);
     record.clip_norm = factor < 1 ? record.grad_norm : config_.optimizer.clip_grad;
 
@@ -478,9 +508,19 @@ class Trainer {
       state_.count_tokens(slots);
       update_expert_bias();
     }
+    if (lasting_.faults.flips()) {
+      gather_.finish();
+      lasting_.faults.flip_weight(state_.params().params(), replicas_.shared_weights());
+    }
     ++step_;
-    consumed_samples_ += config_.training.global_batch_size;
-    if (checkpointer_) {  // (B)
+    consumed_samples_ = batches_.position_after(consumed_samples_);
+    rollback_.stepped(Step{step_}, consumed_samples_);
+    // Before a save: what is written was compared.
+    if (replica_interval() > 0 && step_ % replica_interval() == 0) {
+      gather_.finish();
+      replicas_.compare(ctx_, world_, Step{step_});
+    }
+    if (checkpointer_ && !rollback_.due() && (stop_agreed_ || !rollback_.holds_saves())) {  // (B)
       stall_ms +=
           stop_agreed_ ? checkpointer_->save_now(facts()) : checkpointer_->after_update(facts());
       if (!config_.checkpoint.async_save && last_saved_step() == step_) {
@@ -496,42 +536,13 @@ class Trainer {
     record.step_ms = ms_since(start);
     record.tokens_per_s = double(record.tokens) / record.step_ms * 1000;
     record.ckpt_stall_ms = stall_ms;
-    record.plt = state_.plt(planned_slots());
+    record.plt = state_.plt(planned_slots(config_, plan_));
     record.load_max_over_mean = load_imbalance();
     record.dispatch_chunks_added = std::int64_t(sums_.chunks_added());
     record.dropped_slots = std::int64_t(sums_.dropped());
-    record.traffic = traffic_since(before);
+    record.traffic =
+        traffic_between(before, traffic(groups_), plan_.sent[std::size_t(world_.rank().value)]);
     return record;
-  }
-
-  /// Token slots that the whole training feeds to each MoE layer.
-  [[nodiscard]] double planned_slots() const {
-    return double(config_.training.train_iters) * double(config_.training.global_batch_size) *
-           double(config_.training.seq_length) * double(plan_.dims.topk);
-  }
-
-  /// By purpose, of this rank since its groups were made.
-  [[nodiscard]] std::vector<comm::Traffic> traffic() const {
-    std::vector<comm::Traffic> all;
-    for (std::size_t i = 0; i < std::size_t(Purpose::kCount); ++i)
-      all.push_back(parallel::traffic(groups_, Purpose(i)));
-    return all;
-  }
-
-  /// Purposes that have a plan, and those that only turned up.
-  [[nodiscard]] std::vector<PurposeTraffic> traffic_since(
-      const std::vector<comm::Traffic>& before) const {
-    std::vector<PurposeTraffic> sent;
-    const std::vector<comm::Traffic> now = traffic();
-    const comm::SentBytes& planned = plan_.sent[std::size_t(world_.rank().value)];
-    for (std::size_t i = 0; i < now.size(); ++i) {
-      const comm::Traffic step{now[i].calls - before[i].calls,
-                               now[i].sent_bytes - before[i].sent_bytes,
-                               now[i].seconds - before[i].seconds};
-      if (step.sent_bytes > 0 || planned[Purpose(i)] > 0)
-        sent.push_back({Purpose(i), step, planned[Purpose(i)]});
-    }
-    return sent;
   }
 
   void update_expert_bias() {
@@ -558,43 +569,9 @@ class Trainer {
   }
 
   [[nodiscard]] checkpoint::StepFacts facts() const {
-    const std::size_t experts = std::size_t(plan_.dims.num_experts);
-    nlohmann::json routed = nlohmann::json::array();
-    for (std::size_t first = 0; first < state_.routed().size(); first += experts) {
-      const auto layer = state_.routed().subspan(first, experts);
-      routed.push_back(std::vector<std::int64_t>(layer.begin(), layer.end()));
-    }
-    nlohmann::json extra{
-        {"routed", routed},
-        {"topk", plan_.dims.topk},
-        {"global_batch_size", config_.training.global_batch_size},
-        {"seq_length", config_.training.seq_length},
-        {"train_iters", config_.training.train_iters},
-        {"layout",
-         {{"tp", plan_.mesh.tp},
-          {"dp", plan_.mesh.dp},
-          {"etp", plan_.mesh.etp},
-          {"ep", plan_.mesh.ep},
-          {"edp", plan_.mesh.edp}}},
-        {"plt", state_.plt(planned_slots())},
-        {"retention",
-         {{"keep_latest_k", config_.checkpoint.keep_latest_k},
-          {"save_retain_interval", config_.checkpoint.save_retain_interval},
-          {"fallback_copies", config_.checkpoint.fallback_copies}}},
-        {"experts_per_checkpoint",
-         budget_.checkpoint > 0 ? budget_.checkpoint
-                                : config_.checkpoint.pec.experts_per_checkpoint},
-        {"selection", config_.checkpoint.pec.selection}};
-    if (restored_) {
-      extra["recovery"] = {{"step", restored_->step.value},
-                           {"experts", restored_->experts},
-                           {"older_experts", restored_->older},
-                           {"most_steps_older", restored_->most_steps},
-                           {"plt_now", restored_plt_}};
-    }
     return {Step{step_},
             consumed_samples_,
-            extra.dump(),
+            manifest_extra(config_, plan_, state_, budget_, restored_),
             {state_.routed().begin(), state_.routed().end()},
             forward_backward_ms_};
   }
@@ -616,10 +593,12 @@ class Trainer {
     return record;
   }
 
-  void write_saves() {
+  void note_saves() {
     if (!checkpointer_) return;
     for (const checkpoint::SaveRecord& save : checkpointer_->take_records()) {
-      metrics_->write(recovered_->identity.incarnation, save);
+      if (is_root()) metrics_->write(recovered_->identity.incarnation, save);
+      lasting_.faults.saved(options_.run_directory, save);
+      rollback_.saved(save);
     }
   }
 
@@ -654,7 +633,7 @@ class Trainer {
       (void)checkpointer_->save_now(facts());
       settle_saves();
     }
-    if (is_root()) write_saves();
+    note_saves();
   }
 
   [[nodiscard]] std::int64_t last_saved_step() const { return checkpointer_->last_started().value; }
@@ -666,24 +645,26 @@ class Trainer {
   Context& ctx_;
   const TrainPlan& plan_;
   int ranks_here_;  ///< on this node
+  Lasting& lasting_;
   parallel::MeshPosition position_;
   parallel::MeshGroups groups_;
   TrainState state_;
   parallel::WeightGather gather_;
   parallel::GradientExchange exchange_;
   parallel::StepBackground background_;
+  TensorProbe probe_;
   model::Transformer model_;
   TrainBatches batches_;
+  ReplicaCheck replicas_;
+  RollbackKeeper rollback_;
+  LossWindow losses_;
   std::optional<ValidBatches> valid_;
   StepSums sums_;
-  Clock::time_point started_;
-  std::vector<config::Fault> faults_ = config::faults_of(config_, "");
   std::optional<checkpoint::Recovered> recovered_;
   std::optional<checkpoint::Checkpointer> checkpointer_;
   std::optional<MetricsWriter> metrics_;
   checkpoint::ExpertBudget budget_;  ///< K in force; K = 0 in a fresh run: as configured
-  std::optional<checkpoint::Exactness> restored_;  ///< what this start continues from
-  double restored_plt_ = 0;                        ///< lost by that recovery
+  std::optional<RestoredState> restored_;  ///< what this start continues from
   double forward_backward_ms_ = 0;   ///< of the last step: what a snapshot can hide under
   std::int64_t step_ = 0;
   std::int64_t consumed_samples_ = 0;
@@ -707,6 +688,7 @@ ExitCode run(const config::Config& config,
   // Refused before anything is exchanged, alike on all ranks.
   (void)make_plan(config, resolve_vocab_size(config), world.size());
   if (options.heartbeat != nullptr) options.heartbeat->start();
+  Lasting lasting{FaultInjector(at_start, world, config, fs)};
   const Placement placement = place_threads(at_start, world, config.training.threads);
   if (!placement.complaint.empty()) PECAN_LOG(kWarn, "[train] {}", placement.complaint);
   placed.training.threads = placement.threads;
@@ -725,8 +707,11 @@ ExitCode run(const config::Config& config,
   device::Arena arena(device::cpu(), memory.activations);
   Context ctx{device::cpu(), stream, workspace, placement.threads};
   model::Activations activations = model::Activations::plan(plan.dims, arena);
-  Trainer trainer(config, options, fs, world, ctx, plan, placement.ranks_here, activations);
-  return trainer.run();
+  while (true) {
+    Trainer trainer(
+        config, options, fs, world, ctx, plan, placement.ranks_here, activations, lasting);
+    if (const std::optional<ExitCode> code = trainer.run()) return *code;
+  }
 }
 
 }  // namespace pecan::train

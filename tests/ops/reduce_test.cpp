@@ -44,6 +44,7 @@ TEST_CASE(
   x[9999] = -double(INFINITY);
   Guarded tensor(DType::kF32, {10000}, x);
   CHECK(ops::count_non_finite(ctx, tensor) == 3);
+  CHECK(ops::count_non_finite(ctx, Guarded(DType::kBF16, {10000}, x)) == 3);
   CHECK(std::isnan(ops::sum_of_squares(ctx, tensor)));
   CHECK(std::isinf(ops::max_abs(ctx, tensor)));
 }

@@ -19,99 +19,13 @@
 
 #include "support/catch.hpp"
 #include "support/support.hpp"
+#include "train/lab.hpp"
 
 using namespace pecan;
 using test::ExpectLog;
-using test::TempDir;
-
-namespace {
-
-constexpr int kWorld = 4;
-constexpr int kVocab = 50;
-
-/// A folder with a corpus of random tokens, and runs over Thread groups.
-class Lab {
- public:
-  Lab() : fs_(make_posix_file_system()) {
-    data::IndexedDatasetWriter writer(*fs_, folder_ / "corpus", data::TokenType::kU16);
-    for (std::uint64_t document = 0; document < 40; ++document) {
-      std::vector<std::int32_t> tokens;
-      for (std::uint64_t i = 0; i < 60; ++i)
-        tokens.push_back(std::int32_t(philox_uniform(1, document, i) * kVocab));
-      writer.add_sequence(tokens);
-      writer.end_document();
-    }
-    writer.finish(data::DatasetInfo{.documents = 40, .tokens = 2400, .vocab_size = kVocab});
-  }
-
-  [[nodiscard]] config::Config config(const std::vector<std::string>& settings) const {
-    return config::parse_config(fmt::format(R"(
-model: {{num_layers: 2, hidden_size: 16, num_attention_heads: 2, make_vocab_size_divisible_by: 8, vocab_size: {}}}
-moe: {{num_experts: 8, moe_ffn_hidden_size: 8, moe_layer_freq: 1, moe_aux_loss_coeff: 0.01, dispatch_buffer_factor: 4}}
-training: {{seq_length: 16, micro_batch_size: 1, global_batch_size: 8, train_iters: 20}}
-optimizer: {{lr: 0.01}}
-parallel: {{expert_model_parallel_size: 2}}
-data: {{data_path: {}}}
-checkpoint: {{save_interval: 4, save_retain_interval: 4, async_save: false, pec: {{experts_per_checkpoint: 8}}}}
-)",
-                                            kVocab,
-                                            folder_ / "corpus"),
-                                settings);
-  }
-
-  ExitCode train(const std::string& name,
-                 const std::vector<std::string>& settings,
-                 checkpoint::ResumeMode mode = checkpoint::ResumeMode::kFreshOnly) {
-    const config::Config run_config = config(settings);
-    const train::RunOptions options{.run_directory = folder_ / name, .resume = mode};
-    std::vector<ExitCode> codes(kWorld);
-    comm::run_thread_group(kWorld, [&](comm::Group& world) {
-      codes[std::size_t(world.rank().value)] = train::run(run_config, options, *fs_, world);
-    });
-    CHECK(std::ranges::count(codes, codes[0]) == kWorld);
-    return codes[0];
-  }
-
-  [[nodiscard]] checkpoint::Manifest manifest(const std::string& run, std::int64_t step) {
-    const std::string base =
-        folder_ / (run + "/checkpoints/" + checkpoint::step_directory_name(Step{step}));
-    Result<std::string> text = read_text(*fs_, base + "/manifest.json");
-    REQUIRE(text.ok());
-    Result<checkpoint::Manifest> parsed = checkpoint::parse_manifest(text.value());
-    REQUIRE(parsed.ok());
-    return std::move(parsed).value();
-  }
-
-  /// Checksums of the blocks that a checkpoint wrote, by dataset path.
-  [[nodiscard]] std::map<std::string, std::uint64_t> checksums(const std::string& run,
-                                                               std::int64_t step) {
-    std::map<std::string, std::uint64_t> all;
-    for (const checkpoint::BlockEntry& entry : manifest(run, step).blocks) {
-      all[entry.block.dataset_path()] = entry.block.xxh3;
-    }
-    return all;
-  }
-
-  [[nodiscard]] std::vector<nlohmann::json> metrics(const std::string& run,
-                                                    const std::string& kind) const {
-    std::vector<nlohmann::json> records;
-    std::ifstream in(folder_ / (run + "/metrics.jsonl"));
-    for (std::string line; std::getline(in, line);) {
-      const auto record = nlohmann::json::parse(line);
-      if (record.value("kind", "") == kind) records.push_back(record);
-    }
-    return records;
-  }
-
-  [[nodiscard]] FileSystem& fs() { return *fs_; }
-  [[nodiscard]] std::string path(const std::string& name) const { return folder_ / name; }
-
- private:
-  TempDir folder_;
-  std::unique_ptr<FileSystem> fs_;
-};
-
-}  // namespace
+using test::kVocab;
+using test::kWorld;
+using test::Lab;
 
 TEST_CASE("with everything saved, train, resume and train gives the bytes of training straight on",
           "[train]") {

@@ -96,6 +96,8 @@ struct RecoverOptions {
   LockOptions lock = {};
   std::string memory_dir = {};  ///< of snapshots in memory; empty: none are looked for
   std::string node = {};        ///< name of this rank's node; empty: the host's
+  /// What is newer is no candidate for t* and becomes an abandoned branch.
+  std::optional<Step> newest_step = {};
 };
 
 /// Opens the run directory: takes the run's lock (incarnation + heartbeat), checks that storage is

@@ -57,7 +57,7 @@ PECAN_DEFINE_ERROR(CheckpointError, ExitCode::kCheckpoint);
 PECAN_DEFINE_ERROR(CorruptionError, ExitCode::kCheckpoint);
 /// A peer that is stuck, lost or has aborted (exit 5).
 PECAN_DEFINE_ERROR(CommError, ExitCode::kWatchdog);
-/// Non-finite loss or gradients under the policy `stop` (exit 6).
+/// Numbers that cannot be trained on: loss, gradients or replicas (exit 6).
 PECAN_DEFINE_ERROR(DivergenceError, ExitCode::kDivergence);
 /// A device that fails or is absent (exit 70).
 PECAN_DEFINE_ERROR(DeviceError, ExitCode::kInternal);

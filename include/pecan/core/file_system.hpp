@@ -74,6 +74,9 @@ class FileSystem {
 /// The operating system's files.
 [[nodiscard]] std::unique_ptr<FileSystem> make_posix_file_system();
 
+/// What a write to `path` returns where no space is left.
+[[nodiscard]] Status disk_full(const std::string& path);
+
 /// Whole-file helpers over any FileSystem.
 Result<std::string> read_text(FileSystem& fs, const std::string& path);
 /// Writes to `path`.tmp, syncs, renames, syncs the parent: a crash leaves the old or the new

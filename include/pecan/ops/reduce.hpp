@@ -10,7 +10,7 @@ namespace pecan::ops {
 [[nodiscard]] double sum(Context& ctx, ConstTensorView x);
 /// Sum of squares of all elements; 0 of none.
 [[nodiscard]] double sum_of_squares(Context& ctx, ConstTensorView x);
-/// Number of elements that are NaN or infinite.
+/// Number of elements that are NaN or infinite; also of bf16.
 [[nodiscard]] std::int64_t count_non_finite(Context& ctx, ConstTensorView x);
 /// Largest magnitude; 0 of none. NaNs are passed over (count_non_finite finds them).
 [[nodiscard]] double max_abs(Context& ctx, ConstTensorView x);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,9 @@ struct StepRecord {
   double clip_norm = 0;  ///< the norm that gradients were scaled by: max(grad_norm, clip_grad)
   double lr = 0;
   bool skipped = false;
+  std::string skip_reason;  ///< "non_finite" or "spike"; empty: not skipped
+  int skips_in_row = 0;     ///< this step included
+  std::string bad_tensor;   ///< of a non-finite step: which was the first
   std::int64_t non_finite = 0;
   std::int64_t tokens = 0;
   std::int64_t consumed_samples = 0;  ///< after this step
@@ -60,6 +64,18 @@ struct ValidRecord {
   std::int64_t tokens = 0;
 };
 
+/// A return to an earlier checkpoint.
+struct RollbackRecord {
+  Incarnation incarnation;  ///< that is given up
+  Step step;                ///< last of the skipped steps in a row
+  Step first_skipped;
+  std::optional<Step> to;  ///< newest state before them; none: the run stops
+  std::int64_t begin = 0;  ///< consumed samples [begin, end) are passed over from now on
+  std::int64_t end = 0;
+  int count = 0;  ///< rollbacks since training got past the step that led to the first of them
+  int limit = 0;  ///< training.max_rollbacks
+};
+
 class MetricsWriter {
  public:
   /// Appends to `path`; writes the schema line if the file is new. DataError if it cannot be
@@ -70,6 +86,7 @@ class MetricsWriter {
   MetricsWriter& operator=(const MetricsWriter&) = delete;
   void write(const StepRecord& record);
   void write(const ValidRecord& record);
+  void write(const RollbackRecord& record);
   void write(Incarnation incarnation, const checkpoint::SaveRecord& record);
   void write(const checkpoint::Recovered& recovered,
              const StateCatalog& catalog,
