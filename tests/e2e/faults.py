@@ -95,6 +95,10 @@ def numbers(lab):
     check("max_rollbacks=1 rollbacks did not get past step 6" in said and "lower optimizer.lr" in said, "rollbacks that do not help: said")
     train(lab, "hopeless", "nan step=6 start=7", *hopeless, expect=0, resume=True)
     check(steps(lab.folder / "hopeless")[-1]["consumed_samples"] == 4 * 8 + 16, "the next start passes over the data of both attempts")
+    kept = lab.folder / "hopeless" / "skipped_data.json"
+    kept.write_text(kept.read_text().replace("16", "17"))
+    said = train(lab, "hopeless", "nan step=6 start=7", *hopeless, expect=4, resume=True)
+    check("skipped_data.json cannot be used: its content contradicts its checksum" in said, "a damaged list of what is passed over is refused")
     said = train(lab, "early", "nan step=1", *hopeless, expect=6)
     check("no checkpoint before them" in said, "nothing to return to: said")
 
