@@ -215,6 +215,10 @@ def stopped_rank(t):
     run.finish(0, "a supervisor after one that was killed")
     check(not any(pathlib.Path(f"/proc/{p}").exists() for p in (job, *ranks)), "nothing of the former one is left")
     check(run.said("taking over"), "it says so")
+    takeover, = events(run.run_dir, "takeover")
+    newest = max(r["step"] for r in e2e.steps(run.run_dir) if r["incarnation"] == 1)  # it went on for a moment
+    resumed = events(run.run_dir, "resumed")[-1]
+    check(takeover["last_step"] == newest and resumed["lost_steps"] == newest - resumed["from_step"], f"and what it cost: {resumed}")
 
 
 def gives_up(t):

@@ -82,6 +82,10 @@ void OutputScan::read(std::string_view line) {
     in_connection_report_ = true;
     return;
   }
+  if (line.find("unable to reliably start one or more daemons") != std::string_view::npos) {
+    lost_a_daemon_ = true;
+    return;
+  }
   if (in_connection_report_) {
     for (const std::string_view mark : {"Local host:", "Remote host:"}) {
       auto name = after(line, mark);
@@ -148,14 +152,14 @@ Culprits OutputScan::culprits() const {
 std::vector<int> laggards(std::span<const HeartbeatRecord> beats, int world) {
   std::vector<int> behind;
   if (beats.empty()) return behind;
-  std::uint64_t furthest = 0;
-  for (const HeartbeatRecord& beat : beats) furthest = std::max(furthest, beat.sequence);
   for (int rank = 0; rank < world; ++rank) {
     if (beat_of(beats, rank) == nullptr) behind.push_back(rank);
   }
   if (!behind.empty()) return behind;
+  const auto [least, most] = std::ranges::minmax(beats, {}, &HeartbeatRecord::sequence);
+  if (least.sequence == most.sequence) return behind;
   for (const HeartbeatRecord& beat : beats) {
-    if (beat.sequence < furthest) behind.push_back(beat.rank.value);
+    if (beat.sequence == least.sequence) behind.push_back(beat.rank.value);
   }
   return behind;
 }

@@ -34,17 +34,21 @@ class OutputScan {
   /// In the order of certainty: a host that mpirun lost, the rank that it saw die of a signal,
   /// ranks that others waited for in vain, the rank that ended the job or first returned a code.
   [[nodiscard]] Culprits culprits() const;
+  /// mpirun has lost a daemon, or the agent that started one: its exit code is then none of
+  /// pecan-train's, whatever it is.
+  [[nodiscard]] bool lost_a_daemon() const { return lost_a_daemon_ || !lost_nodes_.empty(); }
 
  private:
   std::vector<int> signalled_, returned_, aborted_;
   std::vector<std::string> lost_nodes_, cut_off_nodes_;
   std::string own_host_;
   bool in_connection_report_ = false;
+  bool lost_a_daemon_ = false;
   std::set<int> missing_, waiting_;
 };
 
-/// Ranks without a heartbeat where others have one, else those whose sequence is behind that of the
-/// furthest; none where all are equal.
+/// Ranks without a heartbeat where others have one, else those of the smallest sequence; none where
+/// all are equal.
 [[nodiscard]] std::vector<int> laggards(std::span<const HeartbeatRecord> beats, int world);
 /// Where a rank is: "all_to_all_v #812 (dispatch, layer 3, step 12)", or its phase before the
 /// first.

@@ -62,6 +62,15 @@ Ending classify(int exit_code) {
   }
 }
 
+bool contradicts(Ending ending, std::span<const HeartbeatRecord> beats, int world) {
+  if (ending != Ending::kDone && ending != Ending::kStopped) return false;
+  // Ranks that could write no heartbeat prove nothing.
+  if (int(beats.size()) != world) return false;
+  const RunPhase least = ending == Ending::kDone ? RunPhase::kDone : RunPhase::kDraining;
+  return std::ranges::any_of(beats,
+                             [&](const HeartbeatRecord& beat) { return beat.phase < least; });
+}
+
 bool calls_for_restart(Ending ending) {
   return ending != Ending::kDone && ending != Ending::kStopped && ending != Ending::kRefused;
 }

@@ -10,6 +10,8 @@
 #include <string_view>
 #include <vector>
 
+#include <pecan/core/heartbeat.hpp>
+
 #include <pecan/config/config.hpp>
 
 #include "launch/hosts.hpp"
@@ -33,6 +35,9 @@ enum class Ending : std::uint8_t {
 [[nodiscard]] std::string_view name_of(Ending ending);
 /// Of an exit code of mpirun, a signal being 128 + its number. Pure; never kHung.
 [[nodiscard]] Ending classify(int exit_code);
+/// Whether the heartbeats of a whole world contradict that it was done or has stopped, as mpirun's
+/// exit code says: agents and daemons have codes too. Pure.
+[[nodiscard]] bool contradicts(Ending ending, std::span<const HeartbeatRecord> beats, int world);
 /// Whether another start may end otherwise.
 [[nodiscard]] bool calls_for_restart(Ending ending);
 

@@ -207,6 +207,12 @@ int Supervisor::run() {
           [](const std::string&) { return true; },
           config_.elastic.probe_timeout_s));
     }
+    const std::uint64_t size = metrics_size(run);
+    constexpr std::uint64_t kTail = 1 << 20;
+    const std::int64_t last_step =
+        last_step_of(read_start_metrics(run, size - std::min(size, kTail)), beats);
+    event("takeover", {{"last_step", last_step}});
+    open_failure_ = OpenFailure{Clock::now(), last_step};
     output_.say("an earlier pecan-launch of this run was killed; taking over from it");
   }
   ask_hosts();
@@ -549,6 +555,14 @@ void Supervisor::watch(Child& mpirun, const Assignment& assignment, End& end) {
   end.last_progress = last_progress;
   end.exit_code = exit_code_of(status);
   end.ending = classify(end.exit_code);
+  if (scan_.lost_a_daemon()) {
+    end.ending = Ending::kHostLost;
+  } else if (contradicts(end.ending, end.beats, assignment.world)) {
+    end.ending = Ending::kOther;
+  }
+  // A failure is not told by a code that means something else.
+  if (calls_for_restart(end.ending) && !calls_for_restart(classify(end.exit_code)))
+    end.exit_code = int(ExitCode::kWatchdog);
   if (hung) {
     end.ending = Ending::kHung;
     end.exit_code = int(ExitCode::kWatchdog);
@@ -556,6 +570,9 @@ void Supervisor::watch(Child& mpirun, const Assignment& assignment, End& end) {
   }
   end.detection_s = seconds_between(end.last_progress, Clock::now());
   end.culprits = scan_.culprits();
+  if (end.ending != Ending::kHostLost || !end.culprits.reason.empty()) return;
+  // The ranks of a lost host are the first that begin nothing any more.
+  end.culprits = standstill_culprits(end.beats, assignment.world, {}, {});
 }
 
 void Supervisor::look_at(const Assignment& assignment, End& end) {

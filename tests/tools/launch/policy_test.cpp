@@ -44,6 +44,27 @@ TEST_CASE("every exit code has its ending and consequence", "[launch]") {
   CHECK(name_of(Ending::kHung) == "hung");
 }
 
+TEST_CASE("an exit code that heartbeats contradict is none of pecan-train's", "[launch]") {
+  const auto beats = [](std::vector<RunPhase> phases) {
+    std::vector<HeartbeatRecord> all;
+    for (const RunPhase phase : phases) {
+      all.emplace_back();
+      all.back().rank = Rank{int(all.size()) - 1};
+      all.back().phase = phase;
+    }
+    return all;
+  };
+  using enum RunPhase;
+  CHECK_FALSE(contradicts(Ending::kDone, beats({kDone, kDone}), 2));
+  CHECK(contradicts(Ending::kDone, beats({kDone, kDraining}), 2));
+  CHECK(contradicts(Ending::kDone, beats({kTraining, kDone}), 2));
+  CHECK_FALSE(contradicts(Ending::kDone, beats({kTraining}), 2));
+  CHECK_FALSE(contradicts(Ending::kDone, {}, 2));
+  CHECK_FALSE(contradicts(Ending::kStopped, beats({kDraining, kDone}), 2));
+  CHECK(contradicts(Ending::kStopped, beats({kDraining, kTraining}), 2));
+  CHECK_FALSE(contradicts(Ending::kSignal, beats({kTraining, kTraining}), 2));
+}
+
 TEST_CASE("restarts in a row without a checkpoint are counted, and wait longer", "[launch]") {
   config::ElasticConfig config;
   config.max_restarts = 5;
