@@ -98,6 +98,7 @@ class Campaign:
         self.commits_here = 0
         self.stored = 0             # newest step that is committed in storage, and in memory
         self.in_memory = 0
+        self.memory_lost = False    # what is in memory need not come back
         self.down = []              # hosts that were taken away
         self.outcomes = collections.defaultdict(list)
         self.launcher = None
@@ -171,7 +172,8 @@ class Campaign:
         self.recovery = record
         self.compare(record)
         self.incarnation, self.steps_here, self.commits_here = record["incarnation"], 0, 0
-        expected = max(self.stored, self.in_memory)
+        expected = self.stored if self.memory_lost else max(self.stored, self.in_memory)
+        self.memory_lost = False
         if record["step"] < expected:
             self.fail(f"continued from step {record['step']}, but step {expected} was committed "
                       f"(storage {self.stored}, memory {self.in_memory}); {record['damages']}")
@@ -220,8 +222,8 @@ class Campaign:
         for name in names:
             self.hosts.lose(name)
         self.down += names
-        if len(names) >= REPLICAS:
-            self.in_memory = 0  # neighbours keep each other's copies
+        # Neighbours keep each other's copies.
+        self.memory_lost = len(names) >= REPLICAS
 
     def used_hosts(self):
         return [name for name in self.hosts.names if self.ranks([name])]
@@ -286,14 +288,17 @@ class Campaign:
         return sorted({used[first], used[(first + 1) % len(used)]})
 
     def corrupt(self):
-        """Flips a bit of a shard in the newest checkpoint."""
-        newest = max((self.run_dir / "checkpoints").glob("step-????????"))
+        """Flips a bit of a shard in the newest checkpoint, which is not the only one."""
+        def candidates():
+            return sorted(path.parent for path in (self.run_dir / "checkpoints").glob("step-????????/manifest.json"))
+        self.wait(lambda: len(candidates()) > 1, "the run should have two checkpoints")
+        newest = candidates()[-1]
         file = self.rng.choice(sorted(newest.glob("*.h5")))
         data = bytearray(file.read_bytes())
         data[self.rng.randrange(len(data))] ^= 1 << self.rng.randrange(8)
         file.write_bytes(data)
         # The run may fall back to an older checkpoint, but no further.
-        self.stored = min([0] + [int(d.name[5:]) for d in newest.parent.glob("step-????????") if d != newest])
+        self.stored = int(candidates()[-2].name[5:])
 
     def run(self, kinds):
         self.phases = collections.deque(PHASES)

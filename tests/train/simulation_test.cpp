@@ -176,6 +176,6 @@ TEST_CASE("what a simulation cannot know it asks for", "[train]") {
   request.nodes = 3;
   CHECK_THROWS_WITH(simulate_small(request), Contains("4 processes do not divide over 3 nodes"));
   request.nodes = 2;
-  CHECK_THROWS_WITH(simulate_small(request, {"checkpoint.replication_factor=3"}),
+  CHECK_THROWS_WITH(simulate_small(request, {"checkpoint.non_persistent_save_interval=1", "checkpoint.replication_factor=3"}),
                     Contains("do not fit on 2 nodes"));
 }
