@@ -23,6 +23,9 @@ TIME_LIMIT_S = 120  # a hang, on however slow a machine
 AGENT = """#!/bin/sh
 host=$1; shift
 if [ -e LOST/$host ]; then echo "$host: no route to host" >&2; exit 255; fi
+# Daemons of one machine would meet in one session folder, which Open MPI does not expect.
+export TMPDIR=LOST/$host.tmp
+mkdir -p $TMPDIR
 exec sh -c "$*"
 """
 # Daemons and ranks of different "hosts" meet on the loopback.
