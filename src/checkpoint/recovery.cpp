@@ -5,7 +5,6 @@
 #include <map>
 #include <ranges>
 #include <set>
-#include <thread>
 #include <tuple>
 
 #include <fmt/ranges.h>
@@ -715,68 +714,32 @@ class Recovery {
   Recovered recovered_;
 };
 
-/// The header of the checkpoint that secure() has written.
-std::vector<std::string> read_secured(FileSystem& fs, const std::string& root, Version version) {
-  const Result<StoredCheckpoint> stored =
-      load_checkpoint(fs, root, step_directory_name(version.step));
-  PECAN_VALIDATE(stored.ok() && stored.value().manifest.version == version,
-                 CheckpointError,
-                 "the state recovered from memory could not be written to {}: {}; see the messages "
-                 "above, free space or permissions there, and start again: memory still has it",
-                 root,
-                 stored.ok() ? "another checkpoint is there" : stored.status().message);
-  return {to_json(stored.value().manifest)};
-}
-
 }  // namespace
 
-void secure(Recovered& recovered,
-            FileSystem& fs,
-            const std::string& run_directory,
-            const config::CheckpointConfig& config,
-            const StateCatalog& catalog,
-            StateBinding& binding,
-            const StepFacts& facts,
-            Context& ctx,
-            comm::Group& world) {
-  Exchange exchange(ctx, world);
-  config::CheckpointConfig storage_only = config;
-  storage_only.non_persistent_save_interval = {};
-  storage_only.async_save = false;
-  const ExpertBudget& budget = recovered.head->budget;
-  Checkpointer writer(fs,
-                      run_directory,
-                      storage_only,
-                      catalog,
-                      binding,
-                      world.rank(),
-                      // Without a manifest to stand on: a full checkpoint.
-                      CheckpointerStart{.identity = recovered.identity,
-                                        .budget = budget,
-                                        .memory = plan_snapshot_memory(
-                                            catalog, storage_only, budget, /*has_full=*/false),
-                                        .node_of_rank = recovered.node_of_rank,
-                                        .keep_memory = true,
-                                        .routed = facts.routed});
-  static_cast<void>(writer.save_now(facts));
-  for (std::vector<std::int64_t> busy{1}; busy[0] != 0;) {
-    const Vote mine = writer.vote();
-    std::vector<std::int64_t> vote(mine.begin(), mine.end());
-    exchange.reduce(vote, comm::ReduceOp::kMin);
-    Vote reduced;
-    std::ranges::copy(vote, reduced.begin());
-    writer.observe(reduced);
-    busy[0] = writer.busy() ? 1 : 0;
-    exchange.reduce(busy, comm::ReduceOp::kMax);
-    std::this_thread::sleep_for(std::chrono::milliseconds(busy[0]));
-  }
-  const Version version{recovered.identity.incarnation, facts.step};
-  const std::string root = run_directory + "/checkpoints";
-  const std::vector<std::string> text =
-      exchange.from_root([&] { return read_secured(fs, root, version); });
-  recovered.manifest = parse_manifest(text[0]).value();
+SaveRecord secure(Recovered& recovered,
+                  FileSystem& fs,
+                  const std::string& run_directory,
+                  const config::CheckpointConfig& config,
+                  const StateCatalog& catalog,
+                  StateBinding& binding,
+                  const StepFacts& facts,
+                  Context& ctx,
+                  comm::Group& world) {
+  FullSave saved = save_full(fs,
+                             run_directory,
+                             config,
+                             catalog,
+                             binding,
+                             recovered.identity,
+                             recovered.node_of_rank,
+                             recovered.head->budget,
+                             facts,
+                             ctx,
+                             world);
+  recovered.manifest = std::move(saved.manifest);
   recovered.must_secure = false;
   recovered.kept.clear();
+  return saved.record;
 }
 
 Recovered recover(FileSystem& fs,

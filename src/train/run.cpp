@@ -209,15 +209,15 @@ class Trainer {
     gather_.start(ctx_);
     if (!config_.checkpoint.save_interval.never()) {
       if (recovered_->must_secure) {
-        checkpoint::secure(*recovered_,
-                           fs_,
-                           options_.run_directory,
-                           config_.checkpoint,
-                           plan_.catalog,
-                           state_.binding(),
-                           facts(),
-                           ctx_,
-                           world_);
+        note_save(checkpoint::secure(*recovered_,
+                                     fs_,
+                                     options_.run_directory,
+                                     config_.checkpoint,
+                                     plan_.catalog,
+                                     state_.binding(),
+                                     facts(),
+                                     ctx_,
+                                     world_));
         say("the recovered state is in storage too, so the snapshots it came from may go");
         // Of the losses that the recovery has booked too.
         if (config_.logging.content_hash_interval > 0) write_content(Content::kTrained);
@@ -520,9 +520,9 @@ class Trainer {
       gather_.finish();
       replicas_.compare(ctx_, world_, Step{step_});
     }
-    if (checkpointer_ && !rollback_.due() && (stop_agreed_ || !rollback_.holds_saves())) {  // (B)
-      stall_ms +=
-          stop_agreed_ ? checkpointer_->save_now(facts()) : checkpointer_->after_update(facts());
+    const bool last = stop_agreed_ || step_ == config_.training.train_iters;  // finish() saves it
+    if (checkpointer_ && !rollback_.due() && !rollback_.holds_saves() && !last) {  // (B)
+      stall_ms += checkpointer_->after_update(facts());
       if (!config_.checkpoint.async_save && last_saved_step() == step_) {
         const auto settling = Clock::now();
         settle_saves();
@@ -595,11 +595,13 @@ class Trainer {
 
   void note_saves() {
     if (!checkpointer_) return;
-    for (const checkpoint::SaveRecord& save : checkpointer_->take_records()) {
-      if (is_root()) metrics_->write(recovered_->identity.incarnation, save);
-      lasting_.faults.saved(options_.run_directory, save);
-      rollback_.saved(save);
-    }
+    for (const checkpoint::SaveRecord& save : checkpointer_->take_records()) note_save(save);
+  }
+
+  void note_save(const checkpoint::SaveRecord& save) {
+    if (is_root()) metrics_->write(recovered_->identity.incarnation, save);
+    lasting_.faults.saved(options_.run_directory, save);
+    rollback_.saved(save);
   }
 
   /// Votes until no rank has a save under way.
@@ -629,11 +631,26 @@ class Trainer {
     gather_.finish();
     if (!checkpointer_) return;
     settle_saves();
-    if (last_saved_step() != step_) {
+    if (last_saved_step() != step_ && checkpointer_->next_is_full()) {
       (void)checkpointer_->save_now(facts());
       settle_saves();
     }
     note_saves();
+    // Planned ends lose nothing, so they hold all experts.
+    if (last_saved_step() != step_) {
+      note_save(checkpoint::save_full(lasting_.faults.disk(),
+                                      options_.run_directory,
+                                      config_.checkpoint,
+                                      plan_.catalog,
+                                      state_.binding(),
+                                      recovered_->identity,
+                                      recovered_->node_of_rank,
+                                      budget_,
+                                      facts(),
+                                      ctx_,
+                                      world_)
+                    .record);
+    }
   }
 
   [[nodiscard]] std::int64_t last_saved_step() const { return checkpointer_->last_started().value; }

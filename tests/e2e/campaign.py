@@ -99,6 +99,7 @@ class Campaign:
         self.stored = 0             # newest step that is committed in storage, and in memory
         self.in_memory = 0
         self.memory_lost = False    # what is in memory need not come back
+        self.floor = None           # the newest checkpoint is corrupt, and this one is not
         self.down = []              # hosts that were taken away
         self.outcomes = collections.defaultdict(list)
         self.launcher = None
@@ -173,7 +174,9 @@ class Campaign:
         self.compare(record)
         self.incarnation, self.steps_here, self.commits_here = record["incarnation"], 0, 0
         expected = self.stored if self.memory_lost else max(self.stored, self.in_memory)
-        self.memory_lost = False
+        if self.floor is not None:
+            expected = self.floor
+        self.memory_lost, self.floor = False, None
         if record["step"] < expected:
             self.fail(f"continued from step {record['step']}, but step {expected} was committed "
                       f"(storage {self.stored}, memory {self.in_memory}); {record['damages']}")
@@ -298,7 +301,7 @@ class Campaign:
         data[self.rng.randrange(len(data))] ^= 1 << self.rng.randrange(8)
         file.write_bytes(data)
         # The run may fall back to an older checkpoint, but no further.
-        self.stored = int(candidates()[-2].name[5:])
+        self.floor = int(candidates()[-2].name[5:])
 
     def run(self, kinds):
         self.phases = collections.deque(PHASES)

@@ -69,6 +69,20 @@ checkpoint: {{save_interval: 4, save_retain_interval: 4, async_save: false, pec:
     return codes[0];
   }
 
+  /// Trains to step `last`, where a checkpoint is due, and one more, in which it fails: what is in
+  /// storage is that of `last`.
+  void train_and_fail(const std::string& name,
+                      std::vector<std::string> settings,
+                      std::int64_t last,
+                      checkpoint::ResumeMode mode = checkpoint::ResumeMode::kFreshOnly) {
+    settings.push_back(fmt::format("training.exit_interval={}", last + 1));
+    CHECK(train(name, settings, mode) == ExitCode::kStoppedOnRequest);
+    // A stop on request saves everything, which a failure would not have done.
+    REQUIRE(fs_->remove_all(folder_ / (name + "/checkpoints/" +
+                                       checkpoint::step_directory_name(Step{last + 1})))
+                .ok());
+  }
+
   [[nodiscard]] checkpoint::Manifest manifest(const std::string& run, std::int64_t step) {
     const std::string base =
         folder_ / (run + "/checkpoints/" + checkpoint::step_directory_name(Step{step}));

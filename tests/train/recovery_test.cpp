@@ -46,10 +46,9 @@ TEST_CASE(
     "[train]") {
   Lab lab;
   // The oracle saves everything at the steps where the other run saves two experts a layer.
-  const std::vector<std::string> partial{"checkpoint.pec.experts_per_checkpoint=2",
-                                         "training.exit_interval=16"};
+  const std::vector<std::string> partial{"checkpoint.pec.experts_per_checkpoint=2"};
   CHECK(lab.train("oracle", {"training.exit_interval=16"}) == ExitCode::kStoppedOnRequest);
-  CHECK(lab.train("partial", partial) == ExitCode::kStoppedOnRequest);
+  lab.train_and_fail("partial", partial, 16);
 
   std::map<std::int64_t, std::map<std::string, std::uint64_t>> truth;
   for (const std::int64_t step : {4, 8, 12, 16}) truth[step] = lab.checksums("oracle", step);
@@ -219,13 +218,12 @@ TEST_CASE("bf16 with weights always saved: stale masters are taken from the newe
   Lab lab;
   const std::vector<std::string> settings{"training.bf16=true",
                                           "checkpoint.pec.experts_per_checkpoint=2",
-                                          "checkpoint.pec.always_saved=[weight]",
-                                          "training.exit_interval=16"};
-  CHECK(lab.train("run", settings) == ExitCode::kStoppedOnRequest);
+                                          "checkpoint.pec.always_saved=[weight]"};
+  lab.train_and_fail("run", settings, 16);
   // The same updates, with everything saved at each step: what the weights were.
   std::vector<std::string> all = settings;
   all[1] = "checkpoint.pec.experts_per_checkpoint=8";
-  CHECK(lab.train("oracle", all) == ExitCode::kStoppedOnRequest);
+  lab.train_and_fail("oracle", all, 16);
   const auto truth = lab.checksums("oracle", 16);
 
   const config::Config config = lab.config(settings);
@@ -297,13 +295,9 @@ TEST_CASE("bf16 with weights always saved: stale masters are taken from the newe
 
 TEST_CASE("routed slots are absorbed or lost, over several failures", "[train]") {
   Lab lab;
-  const std::vector<std::string> first{"checkpoint.pec.experts_per_checkpoint=2",
-                                       "training.exit_interval=8"};
-  CHECK(lab.train("run", first) == ExitCode::kStoppedOnRequest);
-  const std::vector<std::string> second{"checkpoint.pec.experts_per_checkpoint=2",
-                                        "training.exit_interval=12"};
-  CHECK(lab.train("run", second, checkpoint::ResumeMode::kFromFailure) ==
-        ExitCode::kStoppedOnRequest);
+  const std::vector<std::string> partial{"checkpoint.pec.experts_per_checkpoint=2"};
+  lab.train_and_fail("run", partial, 8);
+  lab.train_and_fail("run", partial, 12, checkpoint::ResumeMode::kFromFailure);
   CHECK(lab.train("run",
                   {"checkpoint.pec.experts_per_checkpoint=2"},
                   checkpoint::ResumeMode::kFromFailure) == ExitCode::kDone);

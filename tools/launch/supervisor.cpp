@@ -207,15 +207,20 @@ int Supervisor::run() {
           [](const std::string&) { return true; },
           config_.elastic.probe_timeout_s));
     }
+    output_.say("an earlier pecan-launch of this run was killed; taking over from it");
+  }
+  ask_hosts();
+  if (lock_->former().mpirun_pid != 0) {
+    // Only when nothing of it trains any more.
+    const std::vector<HeartbeatRecord> beats = read_heartbeats(run);
+    end_leftovers();
     const std::uint64_t size = metrics_size(run);
     constexpr std::uint64_t kTail = 1 << 20;
     const std::int64_t last_step =
         last_step_of(read_start_metrics(run, size - std::min(size, kTail)), beats);
     event("takeover", {{"last_step", last_step}});
     open_failure_ = OpenFailure{Clock::now(), last_step};
-    output_.say("an earlier pecan-launch of this run was killed; taking over from it");
   }
-  ask_hosts();
   std::optional<Assignment> assignment = host_record_.assign(config_, reachable(), holders_);
   if (!assignment) {
     std::string silent;

@@ -120,14 +120,14 @@ struct RecoverOptions {
 /// Writes the recovered state (`facts` of step t*) as a full checkpoint to storage and waits for
 /// it, so that the snapshots that it came from may go. `recovered` then stands on that checkpoint.
 /// Collective over `world`. CheckpointError if it cannot be written: the snapshots are still there.
-void secure(Recovered& recovered,
-            FileSystem& fs,
-            const std::string& run_directory,
-            const config::CheckpointConfig& config,
-            const StateCatalog& catalog,
-            StateBinding& binding,
-            const StepFacts& facts,
-            Context& ctx,
-            comm::Group& world);
+SaveRecord secure(Recovered& recovered,
+                  FileSystem& fs,
+                  const std::string& run_directory,
+                  const config::CheckpointConfig& config,
+                  const StateCatalog& catalog,
+                  StateBinding& binding,
+                  const StepFacts& facts,
+                  Context& ctx,
+                  comm::Group& world);
 
 }  // namespace pecan::checkpoint
