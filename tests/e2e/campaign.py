@@ -105,6 +105,7 @@ class Campaign:
         self.launcher = None
         self.restored = {}          # items as the last recovery has loaded them
         self.compared = 0
+        self.unrecorded = 0
         self.recovery = None
         self.lost_steps = 0
         self.trained = 0
@@ -156,7 +157,8 @@ class Campaign:
                 key = (record["incarnation"], record["step"])
                 if record["recovered"]:
                     self.restored = record["items"]
-                self.contents[key] = {name: item["hash"] for name, item in record["items"].items()}
+                if not record["recovered"] or key not in self.contents:
+                    self.contents[key] = {name: item["hash"] for name, item in record["items"].items()}
             elif kind == "step":
                 if record["incarnation"] > self.incarnation:
                     self.incarnation, self.steps_here, self.commits_here = record["incarnation"], 0, 0
@@ -192,6 +194,10 @@ class Campaign:
         for name, item in self.restored.items():
             version = stale.get((item["unit"], item["group"]), whole)
             recorded = self.contents.get(version)
+            if recorded is None and version[1] > max((s for i, s in self.contents if i == version[0]), default=0):
+                # Every rank had sealed its snapshot when the fault struck, and rank 0 had not yet recorded the step.
+                self.unrecorded += 1
+                continue
             if recorded is None:
                 self.fail(f"{name} is said to come from {version}, of which there is no record")
             if recorded[name] != item["hash"]:
@@ -349,7 +355,8 @@ class Campaign:
         check(not self.hosts.segments(), f"no snapshot is left in memory: {self.hosts.segments()[:3]}")
         left = [str(p) for p in self.run_dir.rglob("*") if p.name.endswith((".tmp", ".partial")) or "removed-" in p.name]
         check(not left, f"no temporary file is left: {left[:3]}")
-        check(self.compared > 0, f"{self.compared} restored items were compared with what was recorded")
+        check(self.compared > 10 * self.unrecorded, f"{self.compared} restored items were compared with what was recorded; "
+              f"of {self.unrecorded} the step was not recorded yet")
 
 
 def schedule(count, rng, only):
