@@ -325,12 +325,9 @@ class Campaign:
             before, compared = self.incarnation, self.compared
             struck = time.monotonic()
             detail = self.strike(kind)
-            if kind in ("F8",):
+            if kind in ("F8", "F10"):  # the fault came in by a start of its own
                 before = self.incarnation
-            if kind != "F11":
-                self.wait(lambda: self.incarnation > before and self.steps_here > 0, f"the run should recover from {kind}")
-            else:
-                self.wait(lambda: self.incarnation > before and self.steps_here > 0, "the run should go on")
+            self.wait(lambda: self.incarnation > before and self.steps_here > 0, f"the run should recover from {kind}")
             seconds = time.monotonic() - struck
             self.outcomes[kind].append((seconds, self.lost_steps))
             recovery = self.recovery
