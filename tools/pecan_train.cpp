@@ -43,7 +43,7 @@ tools::Manual manual() {
       .summary = "train a sparse mixture-of-experts model",
       .synopsis = {"mpirun -n N pecan-train --config FILE [--config FILE2 ...]",
                    "        [--set key.path=value ...] [--run-dir DIR]",
-                   "        [--resume-from-failure | --resume DIR]",
+                   "        [--resume-from-failure | --resume DIR] [--allow-reinit-expert]",
                    "pecan-train --config FILE --dump-config | --dry-run"},
       .description =
           {"Trains on the N processes that mpirun started. The model, its layout over the "
@@ -107,6 +107,10 @@ void describe_arguments(tools::CommandLine& line, Arguments& arguments) {
                         ->type_name("DIR")
                         ->group("Run");
   from_failure->excludes(from_path);
+  app.add_flag("--allow-reinit-expert",
+               arguments.run.allow_reinit_expert,
+               "where no copy of an expert is left, go on with that expert as a fresh run begins")
+      ->group("Run");
   app.add_flag("--dump-config", arguments.dump_config, "print the resolved configuration and exit")
       ->group("Instead of training");
   app.add_flag("--dry-run",

@@ -81,6 +81,7 @@ std::vector<Failure> Loader::load(std::span<const UnitRestore> restores,
                                   StateBinding& binding) {
   std::vector<Failure> failures;
   for (const UnitRestore& restore : restores) {
+    if (restore.tier == Tier::kInitial) continue;  // in place
     failed_piece_.reset();
     const Status status = load_group(restore, received, binding);
     if (status.ok()) continue;

@@ -452,7 +452,7 @@ class Recovery {
     }
     bool any = false;
     for (const UnitRestore& restore : plan.restores) {
-      if (restore.tier == Tier::kMemory) continue;
+      if (restore.tier != Tier::kStorage) continue;
       const CopyId id{restore.unit, restore.group, restore.version};
       const auto bound = expected.find(id);
       if (bound == expected.end() || bound->second == digest_of_.at(id)) continue;
@@ -493,6 +493,10 @@ class Recovery {
     std::map<UnitGroup, std::pair<Version, Tier>> loaded;  // on all ranks
     while (true) {
       std::optional<RestorePlan> plan = plan_restore(catalog_, sources_, candidates_);
+      if (!plan && options_.reinitialise && reinitialise_lost_experts()) {
+        loaded.clear();
+        continue;
+      }
       PECAN_VALIDATE(plan.has_value(), CheckpointError, "{}", describe_unrecoverable());
       const auto hash = std::int64_t(plan->hash());
       std::vector<std::int64_t> lowest{hash};
@@ -581,13 +585,74 @@ class Recovery {
     return failed;
   }
 
+  /// Experts of which some group has no copy that any t* could use.
+  [[nodiscard]] std::vector<UnitIndex> lost_experts() const {
+    std::vector<UnitIndex> lost;
+    if (candidates_.empty()) return lost;
+    const Version newest = std::ranges::max(candidates_);
+    std::set<UnitGroup> found;
+    for (const Source& source : sources_) {
+      if (source.version <= newest) found.emplace(source.unit, source.group);
+    }
+    for (const auto& [key, items] : items_of_) {
+      const bool derived =
+          std::ranges::any_of(items, [](const StateItem* item) { return item->derived; });
+      if (key.first.value == 0 || derived || found.contains(key)) continue;
+      if (lost.empty() || lost.back() != key.first) lost.push_back(key.first);
+    }
+    return lost;
+  }
+
+  /// Lets experts without a copy begin anew; whether there were any.
+  bool reinitialise_lost_experts() {
+    const std::vector<UnitIndex> lost = lost_experts();
+    for (const UnitIndex unit : lost) {
+      std::erase_if(sources_, [&](const Source& source) { return source.unit == unit; });
+      opening_.damages.push_back(
+          fmt::format("{} has no copy anywhere and begins anew, as --allow-reinit-expert asks",
+                      catalog_.units[std::size_t(unit.value)].name));
+    }
+    for (const auto& [key, items] : items_of_) {
+      if (!std::ranges::binary_search(lost, key.first)) continue;
+      sources_.push_back({key.first, key.second, Version{}, {}, Tier::kInitial});
+    }
+    if (lost.empty()) return false;
+    options_.reinitialise();
+    for (const UnitIndex unit : lost) clear_moments(unit);
+    return true;
+  }
+
+  /// What a unit has beside its weights begins with zeros.
+  void clear_moments(UnitIndex unit) {
+    for (std::size_t i = 0; i < catalog_.items.size(); ++i) {
+      const StateItem& item = catalog_.items[i];
+      if (item.unit != unit || item.role == Role::kWeight || item.role == Role::kMaster) continue;
+      for (const StateBlock& part : item.blocks) {
+        if (std::ranges::count(part.holders, exchange_.rank()) == 0) continue;
+        const std::vector<std::byte> zeros(std::size_t(part.block.extent.num_elements()) *
+                                           size_of(item.dtype));
+        binding_.copy_in(ItemIndex{std::int32_t(i)}, part.block, zeros);
+      }
+    }
+  }
+
   [[nodiscard]] std::string describe_unrecoverable() const {
+    std::vector<std::string> lost;
+    for (const UnitIndex unit : lost_experts())
+      lost.push_back(catalog_.units[std::size_t(unit.value)].name);
     return fmt::format(
-        "no checkpoint in {} can be recovered: {}; bring the files back from a copy, or start in "
+        "no checkpoint in {} can be recovered: {}{}; bring the files back from a copy, or start in "
         "another --run-dir",
         root_,
         opening_.damages.empty() ? "none has a source for every unit"
-                                 : fmt::format("{}", fmt::join(opening_.damages, "; ")));
+                                 : fmt::format("{}", fmt::join(opening_.damages, "; ")),
+        lost.empty()
+            ? ""
+            : fmt::format("; no copy is left in {} checkpoints and {} snapshots in memory of "
+                          "{}, which --allow-reinit-expert lets begin anew",
+                          opening_.checkpoints.size(),
+                          headers_.size(),
+                          fmt::join(lost, ", ")));
   }
 
   void report_fallback() {
@@ -679,7 +744,7 @@ class Recovery {
     manifest.copies.clear();
     for (const UnitRestore& restore : plan.restores) {
       Version version = restore.version;
-      if (restore.tier == Tier::kMemory) {
+      if (restore.tier != Tier::kStorage) {
         const auto stored = newest.find({restore.unit, restore.group});
         if (stored == newest.end()) return {};
         version = stored->second;

@@ -148,15 +148,16 @@ void MetricsWriter::write(const checkpoint::Recovered& recovered,
   Json stale = Json::array();
   for (const checkpoint::UnitRestore& restore : recovered.report.plan.restores) {
     if (restore.version == recovered.report.plan.recovery) continue;
-    stale.push_back(
-        {{"unit", catalog.units[std::size_t(restore.unit.value)].name},
-         {"group", name_of(restore.group)},
-         {"step", restore.version.step.value},
-         {"incarnation", restore.version.incarnation.value},
-         {"from", restore.tier == checkpoint::Tier::kMemory ? "memory" : restore.directory}});
+    stale.push_back({{"unit", catalog.units[std::size_t(restore.unit.value)].name},
+                     {"group", name_of(restore.group)},
+                     {"step", restore.version.step.value},
+                     {"incarnation", restore.version.incarnation.value},
+                     {"from",
+                      restore.tier == checkpoint::Tier::kMemory    ? "memory"
+                      : restore.tier == checkpoint::Tier::kInitial ? "init"
+                                                                   : restore.directory}});
   }
-  const checkpoint::Exactness exactness =
-      checkpoint::exactness_of(recovered.report.plan, catalog);
+  const checkpoint::Exactness exactness = checkpoint::exactness_of(recovered.report.plan, catalog);
   impl_->write({{"kind", "recovery"},
                 {"incarnation", recovered.identity.incarnation.value},
                 {"step", recovered.report.plan.recovery.step.value},

@@ -81,13 +81,14 @@ std::string describe(const checkpoint::Recovered& recovered,
                   recovered.identity.incarnation.value + 1,
                   plan.recovery.step);
   text += fmt::format(
-      "  {}\n",
-      checkpoint::describe(checkpoint::exactness_of(plan, catalog), losses.plt_now));
+      "  {}\n", checkpoint::describe(checkpoint::exactness_of(plan, catalog), losses.plt_now));
   // Experts by the step they come from; a unit whose role groups differ counts with its oldest.
   std::map<UnitIndex, checkpoint::Version> oldest;
   std::set<UnitIndex> in_memory;
+  std::set<UnitIndex> anew;
   for (const checkpoint::UnitRestore& restore : plan.restores) {
     if (restore.tier == checkpoint::Tier::kMemory) in_memory.insert(restore.unit);
+    if (restore.tier == checkpoint::Tier::kInitial) anew.insert(restore.unit);
     if (!catalog.units[std::size_t(restore.unit.value)].is_expert()) continue;
     const auto [it, added] = oldest.try_emplace(restore.unit, restore.version);
     if (!added) it->second = std::min(it->second, restore.version);
@@ -116,6 +117,11 @@ std::string describe(const checkpoint::Recovered& recovered,
                         experts,
                         in_memory.contains(UnitIndex{0}) ? " and all non-expert state" : "");
   }
+  if (!anew.empty()) {
+    text +=
+        fmt::format("  begun anew: {} experts of which no copy was left (--allow-reinit-expert)\n",
+                    anew.size());
+  }
   if (weights.rounded_units > 0) {
     text += fmt::format(
         "  masters of {} experts are older than their bf16 weights and were taken "
@@ -136,20 +142,20 @@ std::string describe(const checkpoint::Recovered& recovered,
 
 std::string describe(const checkpoint::ExpertBudget& budget, const config::Config& config) {
   const config::PecConfig& pec = config.checkpoint.pec;
-  std::string text = fmt::format("  {} of {} experts a checkpoint from here on",
-                                 budget.checkpoint,
-                                 config.moe.num_experts);
+  std::string text = fmt::format(
+      "  {} of {} experts a checkpoint from here on", budget.checkpoint, config.moe.num_experts);
   if (pec.dynamic_k) {
     text += fmt::format(" (Dynamic-K: {:.3f} % of the budget of {:.3f} % are spent)",
                         100 * budget.lost,
                         100 * pec.plt_budget);
   }
   if (config.checkpoint.save_interval.steps > 0 && config.moe.num_experts > 0) {
-    text += fmt::format("; a failure costs {:.3f} % PLT by the closed form for even routing",
-                        100 * checkpoint::expected_plt(config.moe.num_experts,
-                                                       budget.checkpoint,
-                                                       double(config.checkpoint.save_interval.steps),
-                                                       double(config.training.train_iters)));
+    text +=
+        fmt::format("; a failure costs {:.3f} % PLT by the closed form for even routing",
+                    100 * checkpoint::expected_plt(config.moe.num_experts,
+                                                   budget.checkpoint,
+                                                   double(config.checkpoint.save_interval.steps),
+                                                   double(config.training.train_iters)));
   }
   return text;
 }

@@ -168,6 +168,9 @@ class Trainer {
   }
 
   void recover() {
+    const std::function<void()> initialise = [this] {
+      model::initialise(ctx_, state_.params(), std::uint64_t(config_.training.seed));
+    };
     recovered_ = checkpoint::recover(
         fs_,
         options_.run_directory,
@@ -177,7 +180,9 @@ class Trainer {
         state_.binding(),
         ctx_,
         world_,
-        {.memory_dir = config_.checkpoint.memory_dir, .newest_step = lasting_.newest_step});
+        {.memory_dir = config_.checkpoint.memory_dir,
+         .newest_step = lasting_.newest_step,
+         .reinitialise = options_.allow_reinit_expert ? initialise : std::function<void()>()});
     if (options_.heartbeat != nullptr) {
       const Status seen = options_.heartbeat->claim(recovered_->identity.incarnation);
       if (!seen.ok())
@@ -680,9 +685,9 @@ class Trainer {
   std::optional<checkpoint::Recovered> recovered_;
   std::optional<checkpoint::Checkpointer> checkpointer_;
   std::optional<MetricsWriter> metrics_;
-  checkpoint::ExpertBudget budget_;  ///< K in force; K = 0 in a fresh run: as configured
+  checkpoint::ExpertBudget budget_;        ///< K in force; K = 0 in a fresh run: as configured
   std::optional<RestoredState> restored_;  ///< what this start continues from
-  double forward_backward_ms_ = 0;   ///< of the last step: what a snapshot can hide under
+  double forward_backward_ms_ = 0;         ///< of the last step: what a snapshot can hide under
   std::int64_t step_ = 0;
   std::int64_t consumed_samples_ = 0;
   bool stop_agreed_ = false;

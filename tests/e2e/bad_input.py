@@ -143,7 +143,8 @@ def flags(t):
     t.add("flag: simulate on nodes that do not divide", USAGE, ["4 processes do not divide over 3 nodes", "; use"],
           [*simulate, *sound, "--world", "4", "--nodes", "3"])
     t.add("flag: simulate more replicas than nodes", USAGE, ["replication_factor=3", "2 nodes", "use 1 to 2"],
-          [*simulate, *sound, "--world", "4", "--nodes", "2", "--set", "checkpoint.replication_factor=3"])
+          [*simulate, *sound, "--world", "4", "--nodes", "2", "--set", "checkpoint.replication_factor=3",
+           "--set", "checkpoint.non_persistent_save_interval=1"])
     t.add("flag: simulate a share above 1", USAGE, ["node_loss_share=1.5", "use 0"], [*simulate, *sound, "--node-loss-share", "1.5"])
     t.add("flag: simulate from no run", CHECKPOINT, ["nowhere/metrics.jsonl", "--from-run"], [*simulate, *sound, "--from-run", "nowhere"])
     t.add("flag: an unknown view", USAGE, ["gaze", "summary", "--help"], t.inspect(lab.used, "gaze"))

@@ -107,6 +107,7 @@ class Campaign:
         self.compared = 0
         self.unrecorded = 0
         self.recovery = None
+        self.struck = 0.0           # when the last fault came
         self.lost_steps = 0
         self.trained = 0
         self.began = time.monotonic()
@@ -277,6 +278,7 @@ class Campaign:
         elif kind == "F10":
             self.restart_with(f"fill_disk step={self.step + 4} rank=every start=NEXT")
             self.train_on(40, commits=2)
+            self.struck = time.monotonic()
             self.kill_rank()
         elif kind == "F11":
             self.stop()
@@ -290,6 +292,7 @@ class Campaign:
         self.start(fault.replace("NEXT", str(lock["incarnation"] + 1)))
         before = self.incarnation
         self.wait(lambda: self.incarnation > before and self.steps_here > 0, "a start with a fault in it")
+        self.struck = time.monotonic()
 
     def neighbours(self):
         used = self.used_hosts()
@@ -323,12 +326,12 @@ class Campaign:
                 self.start()
                 self.train_on(6)
             before, compared = self.incarnation, self.compared
-            struck = time.monotonic()
+            self.struck = time.monotonic()
             detail = self.strike(kind)
             if kind in ("F8", "F10"):  # the fault came in by a start of its own
                 before = self.incarnation
             self.wait(lambda: self.incarnation > before and self.steps_here > 0, f"the run should recover from {kind}")
-            seconds = time.monotonic() - struck
+            seconds = time.monotonic() - self.struck
             self.outcomes[kind].append((seconds, self.lost_steps))
             recovery = self.recovery
             print(f"ok    {number + 1:3} {kind} {KINDS[kind][0]}{' (' + detail + ')' if detail else ''}: start {self.incarnation + 1} "

@@ -465,7 +465,8 @@ def damage(lab, arguments):
     base = lab.folder / "base"
     # Training waits for the files, so that no save is skipped on a busy machine.
     options = [*lab.layout(4), "--set", "training.train_iters=50", "--set", "checkpoint.async_save=false"]
-    lab.train(4, base, *options, "--set", "training.exit_interval=10", expect=75)
+    # A stop on request would save everything.
+    lab.train(4, base, *options, *settings("fault.inject=[kill step=11 rank=1]"), expect=None)
 
     def truncate(path):
         os.truncate(path, path.stat().st_size // 2)
@@ -569,8 +570,9 @@ def full_disk(lab):
         print("skipped: a full disk (mounting a small file system needs root)")
         return
     try:
-        done = lab.train(2, disk / "run", *lab.layout(2), "--set", "training.train_iters=6")
+        done = lab.run(lab.command(2, disk / "run", *lab.layout(2), "--set", "training.train_iters=6"), expect=4)
         check("space" in done.stdout.lower(), "a full disk: the failed save is reported")
+        check("the state of step 6 could not be written" in done.stdout, "a full disk: at the end it is an error")
         # The metrics are on that disk too, and may lack lines.
         check(re.search(r"step +6/6 ", done.stdout), "a full disk: training went on to its end")
     finally:

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,7 +20,11 @@
 namespace pecan::checkpoint {
 
 /// Where a copy lies.
-enum class Tier : std::uint8_t { kStorage, kMemory };
+enum class Tier : std::uint8_t {
+  kStorage,
+  kMemory,
+  kInitial  ///< nowhere: as a fresh run begins
+};
 
 /// A copy of (unit, group) that a good manifest of the lineage describes, or that the snapshots in
 /// the memory of all nodes together hold whole.
@@ -98,6 +103,9 @@ struct RecoverOptions {
   std::string node = {};        ///< name of this rank's node; empty: the host's
   /// What is newer is no candidate for t* and becomes an abandoned branch.
   std::optional<Step> newest_step = {};
+  /// Given: experts of which there is no copy anywhere begin anew, instead of an error. Makes all
+  /// weights what a fresh run begins with.
+  std::function<void()> reinitialise = {};
 };
 
 /// Opens the run directory: takes the run's lock (incarnation + heartbeat), checks that storage is

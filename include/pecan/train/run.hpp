@@ -19,9 +19,10 @@ struct RunOptions {
   std::string run_directory;
   checkpoint::ResumeMode resume = checkpoint::ResumeMode::kFreshOnly;
   std::string resume_path;
-  bool terminal = false;           ///< progress on one line that is rewritten
-  std::ostream* out = nullptr;     ///< where rank 0 reports to people
-  Heartbeat* heartbeat = nullptr;  ///< this rank's, which the world's observer beats; may be none
+  bool allow_reinit_expert = false;  ///< experts of which no copy is left begin anew
+  bool terminal = false;             ///< progress on one line that is rewritten
+  std::ostream* out = nullptr;       ///< where rank 0 reports to people
+  Heartbeat* heartbeat = nullptr;    ///< this rank's, which the world's observer beats; may be none
 };
 
 /// Trains until train_iters, a stop on request, or an error. Collective over `world`; MPI or
