@@ -821,10 +821,6 @@ bool Checkpointer::busy() const {
   return !impl_->cycle.idle() || impl_->closing || impl_->sweep_due || !impl_->keeper.idle();
 }
 
-bool Checkpointer::next_is_full() const {
-  return !impl_->has_full || !impl_->settings.partial(impl_->grid);
-}
-
 Step Checkpointer::last_started() const {
   return impl_->last_started;
 }

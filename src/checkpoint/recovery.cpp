@@ -801,6 +801,10 @@ SaveRecord secure(Recovered& recovered,
                              facts,
                              ctx,
                              world);
+  PECAN_VALIDATE(saved.status.ok(),
+                 CheckpointError,
+                 "{}; the snapshots in memory that it comes from are still there",
+                 saved.status.message);
   recovered.manifest = std::move(saved.manifest);
   recovered.must_secure = false;
   recovered.kept.clear();

@@ -11,24 +11,24 @@
 namespace pecan::checkpoint {
 namespace {
 
-/// The checkpoint as it was written. Rank 0.
+/// The checkpoint as it was written, or empty and why it is not there. Rank 0.
 std::vector<std::string> read_back(FileSystem& fs,
                                    const std::string& root,
                                    Version version,
                                    const SaveRecord& record) {
   const Result<StoredCheckpoint> stored =
       load_checkpoint(fs, root, step_directory_name(version.step));
-  const bool there = stored.ok() && stored.value().manifest.version == version;
-  PECAN_VALIDATE(there && record.committed,
-                 CheckpointError,
-                 "the state of step {} could not be written to {}: {}; what was committed before "
-                 "stays valid: see that there is space, and go on with --resume-from-failure",
-                 version.step,
-                 root,
-                 !record.failure.empty() ? record.failure
-                 : stored.ok()           ? "another checkpoint of this step is there"
-                                         : stored.status().message);
-  return {to_json(stored.value().manifest)};
+  if (stored.ok() && stored.value().manifest.version == version && record.committed)
+    return {to_json(stored.value().manifest), ""};
+  return {"",
+          fmt::format("the state of step {} could not be written to {}: {}; what was committed "
+                      "before stays valid: see that there is space, and go on with "
+                      "--resume-from-failure",
+                      version.step,
+                      root,
+                      !record.failure.empty() ? record.failure
+                      : stored.ok()           ? "another checkpoint of this step is there"
+                                              : stored.status().message)};
 }
 
 }  // namespace
@@ -48,21 +48,20 @@ FullSave save_full(FileSystem& fs,
   config::CheckpointConfig storage_only = config;
   storage_only.non_persistent_save_interval = {};
   storage_only.async_save = false;
-  Checkpointer writer(
-      fs,
-      run_directory,
-      storage_only,
-      catalog,
-      binding,
-      world.rank(),
-      // Without a manifest to stand on everything is written.
-      CheckpointerStart{
-          .identity = identity,
-          .budget = budget,
-          .memory = plan_snapshot_memory(catalog, storage_only, budget, /*has_full=*/false),
-          .node_of_rank = node_of_rank,
-          .keep_memory = true,
-          .routed = facts.routed});
+  Checkpointer writer(fs,
+                      run_directory,
+                      storage_only,
+                      catalog,
+                      binding,
+                      world.rank(),
+                      // Without a manifest to stand on everything is written.
+                      CheckpointerStart{.identity = identity,
+                                        .budget = budget,
+                                        .memory = plan_snapshot_memory(
+                                            catalog, storage_only, budget, /*has_full=*/false),
+                                        .node_of_rank = node_of_rank,
+                                        .keep_memory = true,
+                                        .routed = facts.routed});
   static_cast<void>(writer.save_now(facts));
   for (std::vector<std::int64_t> busy{1}; busy[0] != 0;) {
     const Vote mine = writer.vote();
@@ -82,7 +81,11 @@ FullSave save_full(FileSystem& fs,
   const std::string root = run_directory + "/checkpoints";
   const std::vector<std::string> text =
       exchange.from_root([&] { return read_back(fs, root, version, saved.record); });
-  saved.manifest = parse_manifest(text[0]).value();
+  if (text[0].empty()) {
+    saved.status = Status::failure(StatusCode::kIo, text[1]);
+  } else {
+    saved.manifest = parse_manifest(text[0]).value();
+  }
   return saved;
 }
 

@@ -113,7 +113,9 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
       // Its own and, where nodes have equally many ranks, as much for each copy of another's.
       const std::uint64_t in_directory = checkpoint::memory_dir_bytes(snapshots[r]) *
                                          std::uint64_t(config.checkpoint.replication_factor);
-      plan.memory[r].snapshots = in_directory > 0 ? in_directory : snapshots[r].total();
+      // The last checkpoint has a buffer of its own beside those of the memory level.
+      plan.memory[r].snapshots =
+          in_directory > 0 ? in_directory + snapshots[r].first : snapshots[r].total();
     }
   }
   const auto [rotating, rest] =

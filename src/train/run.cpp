@@ -636,26 +636,24 @@ class Trainer {
     gather_.finish();
     if (!checkpointer_) return;
     settle_saves();
-    if (last_saved_step() != step_ && checkpointer_->next_is_full()) {
-      (void)checkpointer_->save_now(facts());
-      settle_saves();
-    }
     note_saves();
+    if (last_saved_step() == step_) return;
+    // Room for the buffer of everything; snapshots in memory stay until it is in storage.
+    if (config_.checkpoint.non_persistent_save_interval.never()) checkpointer_.reset();
     // Planned ends lose nothing, so they hold all experts.
-    if (last_saved_step() != step_) {
-      note_save(checkpoint::save_full(lasting_.faults.disk(),
-                                      options_.run_directory,
-                                      config_.checkpoint,
-                                      plan_.catalog,
-                                      state_.binding(),
-                                      recovered_->identity,
-                                      recovered_->node_of_rank,
-                                      budget_,
-                                      facts(),
-                                      ctx_,
-                                      world_)
-                    .record);
-    }
+    const checkpoint::FullSave saved = checkpoint::save_full(lasting_.faults.disk(),
+                                                             options_.run_directory,
+                                                             config_.checkpoint,
+                                                             plan_.catalog,
+                                                             state_.binding(),
+                                                             recovered_->identity,
+                                                             recovered_->node_of_rank,
+                                                             budget_,
+                                                             facts(),
+                                                             ctx_,
+                                                             world_);
+    note_save(saved.record);
+    PECAN_VALIDATE(saved.status.ok(), CheckpointError, "{}", saved.status.message);
   }
 
   [[nodiscard]] std::int64_t last_saved_step() const { return checkpointer_->last_started().value; }

@@ -46,10 +46,11 @@ def ends_of_a_process(lab):
 
 
 def disks(lab):
-    said = train(lab, "full", "fill_disk step=5 rank=1", expect=0)
+    said = train(lab, "full", "fill_disk step=5 rank=1", expect=4)
     saves = {r["step"]: r["committed"] for r in records(lab.folder / "full", "checkpoint")}
     check(saves == {2: True, 4: True, 6: False, 8: False}, f"fill_disk: saves from step 5 on are reported as failed {saves}")
     check("No space left on device" in said and steps(lab.folder / "full")[-1]["step"] == 8, "fill_disk: said, and training goes on")
+    check("the state of step 8 could not be written" in said, "fill_disk: at the end it is an error, exit code 4")
     check(lab.inspect(lab.folder / "full", "verify").returncode == 0, "fill_disk: what is committed is whole")
 
     train(lab, "slow", "slow_disk step=3 rank=0 bytes_per_s=400000", expect=0)

@@ -165,8 +165,6 @@ class Checkpointer {
   /// Whether a save still needs votes, or rank 0's retention is at work (so ranks may differ); a
   /// bounded drain exchanges votes while any rank says yes.
   [[nodiscard]] bool busy() const;
-  /// Whether a checkpoint that begins now would hold all experts.
-  [[nodiscard]] bool next_is_full() const;
   /// Step of the last save to storage started, else the step recovered from, else 0. Equal on all
   /// ranks.
   [[nodiscard]] Step last_started() const;
@@ -180,16 +178,17 @@ class Checkpointer {
   std::unique_ptr<Impl> impl_;
 };
 
-/// A checkpoint of everything that is committed.
+/// A checkpoint of everything.
 struct FullSave {
-  Manifest manifest;
+  Status status;  ///< why it is not committed; equal on all ranks
+  std::optional<Manifest> manifest;
   SaveRecord record;
 };
 
 /// Writes all state as of `facts` to storage and waits until it is committed; snapshots in memory stay
 /// as they are. For the end of a run or a start, when no Checkpointer has a save under way; takes host
-/// memory for it meanwhile. Collective over `world`. CheckpointError if it is not committed; what
-/// was before stays valid.
+/// memory for it meanwhile. Where it is not committed, what was before stays valid. Collective over
+/// `world`.
 FullSave save_full(FileSystem& fs,
                    const std::string& run_directory,
                    const config::CheckpointConfig& config,
