@@ -23,7 +23,7 @@ class Nodes {
   [[nodiscard]] bool is_first_of_node(Rank rank) const { return ranks(of(rank)).front() == rank; }
   /// Where copy number `copy` (from 1) of the snapshots of `rank` lies: on the `copy`-th node after
   /// its own, dealt over that node's ranks. `copy` is below size().
-  /// Source: Gemini section 4 (ring placement).
+  /// Source: the ring placement of Gemini (SOSP 2023).
   [[nodiscard]] Rank keeper(Rank rank, int copy) const;
   /// The (rank, copy) that `keeper` keeps, of `num_copies` copies besides each rank's own.
   [[nodiscard]] std::vector<std::pair<Rank, int>> kept_by(Rank keeper, int num_copies) const;

@@ -24,7 +24,7 @@ namespace pecan::checkpoint {
 ///
 /// The copy of a buffer lies in a buffer of the same number, so that a copy lives as long as what
 /// it is of: a snapshot counts as whole only when its copies are.
-/// Source: Gemini section 4. Differs from the paper: sent between steps instead of in gaps that a
+/// Source: Gemini (SOSP 2023). Differs from the paper: sent between steps instead of in gaps that a
 /// profile found.
 class Replicator {
  public:
