@@ -102,10 +102,8 @@ Status Replicator::Incoming::commit() {
   const Result<RankIndex> index = parse_rank_index(description.substr(manifest_bytes));
   if (!index.ok()) return index.status();
   Segment& segment = buffers[std::size_t(buffer)];
-  if (Status status = segment.commit(header.value(), index.value()); !status.ok()) return status;
-  Status status = segment.verify();
-  if (!status.ok()) segment.invalidate();
-  return status;
+  const Status whole = segment.verify(index.value(), payload().size());
+  return whole.ok() ? segment.commit(header.value(), index.value()) : whole;
 }
 
 Replicator::Replicator(const Replication& replication,

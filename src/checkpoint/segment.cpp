@@ -418,17 +418,14 @@ SegmentContent Segment::content() const {
           payload().first(words[kPayloadBytes])};
 }
 
-Status Segment::verify() const {
-  const SegmentContent held = content();
-  const Result<RankIndex> index = parse_rank_index(held.index);
-  if (!index.ok()) return index.status();
-  const std::vector<BlockEntry>& blocks = index.value().blocks;
-  const std::optional<PayloadLayout> layout = lay_out(blocks, held.payload.size());
-  if (!layout || layout->num_bytes != held.payload.size())
+Status Segment::verify(const RankIndex& index, std::size_t num_bytes) const {
+  const std::optional<PayloadLayout> layout = lay_out(index.blocks, num_bytes);
+  if (!layout || layout->num_bytes != num_bytes)
     return corrupt(path(), "its blocks do not make up its payload");
-  for (std::size_t b = 0; b < blocks.size(); ++b) {
-    if (xxh3(held.payload.subspan(layout->offsets[b], bytes_of(blocks[b]))) != blocks[b].block.xxh3)
-      return corrupt(path(), blocks[b].block.dataset_path() + " contradicts its checksum");
+  for (std::size_t b = 0; b < index.blocks.size(); ++b) {
+    const BlockEntry& entry = index.blocks[b];
+    if (xxh3(payload().subspan(layout->offsets[b], bytes_of(entry))) != entry.block.xxh3)
+      return corrupt(path(), entry.block.dataset_path() + " contradicts its checksum");
   }
   return {};
 }

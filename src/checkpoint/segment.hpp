@@ -86,8 +86,9 @@ class Segment {
   Status commit(const Manifest& header, const RankIndex& index);
   /// Of a committed segment.
   [[nodiscard]] SegmentContent content() const;
-  /// Compares the payload of a committed segment with the checksums of its index: kCorrupt.
-  [[nodiscard]] Status verify() const;
+  /// Whether the first `num_bytes` of the payload are the blocks of `index`, by their checksums:
+  /// kCorrupt. Before commit().
+  [[nodiscard]] Status verify(const RankIndex& index, std::size_t num_bytes) const;
   /// Makes a snapshot that must not be used again unfindable.
   void invalidate() { begin(); }
   /// Gives back what a smaller payload does not need; between begin and commit.

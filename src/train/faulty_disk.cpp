@@ -34,7 +34,7 @@ class FaultyDisk::FaultyFile final : public File {
 };
 
 Result<std::unique_ptr<File>> FaultyDisk::open(const std::string& path, OpenMode mode) {
-  Result<std::unique_ptr<File>> file = inner_.open(path, mode);
+  Result<std::unique_ptr<File>> file = inner().open(path, mode);
   if (!file.ok() || mode == OpenMode::kRead) return file;
   return std::unique_ptr<File>(std::make_unique<FaultyFile>(*this, std::move(file).value(), path));
 }

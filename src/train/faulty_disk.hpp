@@ -4,17 +4,16 @@
 #include <atomic>
 #include <memory>
 #include <string>
-#include <vector>
 
-#include <pecan/core/file_system.hpp>
+#include <pecan/core/forwarding_file_system.hpp>
 
 namespace pecan::train {
 
 /// Passes all calls to another file system, which outlives it; only writes into files change.
 /// Thread-safe.
-class FaultyDisk final : public FileSystem {
+class FaultyDisk final : public ForwardingFileSystem {
  public:
-  explicit FaultyDisk(FileSystem& inner) : inner_(inner) {}
+  using ForwardingFileSystem::ForwardingFileSystem;
   /// From now on every write finds the disk full.
   void fill() { full_ = true; }
   /// From now on each write takes as long as at `bytes_per_s`; 0: as long as it takes.
@@ -26,21 +25,9 @@ class FaultyDisk final : public FileSystem {
   }
 
   Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode) override;
-  Status create_directories(const std::string& path) override {
-    return inner_.create_directories(path);
-  }
-  Result<std::vector<DirEntry>> list(const std::string& path) override { return inner_.list(path); }
-  [[nodiscard]] bool exists(const std::string& path) override { return inner_.exists(path); }
-  Status rename(const std::string& from, const std::string& to) override {
-    return inner_.rename(from, to);
-  }
-  Status remove_file(const std::string& path) override { return inner_.remove_file(path); }
-  Status remove_all(const std::string& path) override { return inner_.remove_all(path); }
-  Status sync_directory(const std::string& path) override { return inner_.sync_directory(path); }
 
  private:
   class FaultyFile;
-  FileSystem& inner_;
   std::atomic<bool> full_ = false;
   std::atomic<double> bytes_per_s_ = 0;
 };

@@ -7,6 +7,8 @@
 #include <set>
 #include <thread>
 
+#include <pecan/core/forwarding_file_system.hpp>
+
 #include <pecan/checkpoint/checkpointer.hpp>
 
 #include "checkpoint/job.hpp"
@@ -50,9 +52,9 @@ std::vector<int> experts_written(const Manifest& manifest, int experts) {
 }
 
 /// Holds back writes to shards until it is opened.
-class Gate final : public FileSystem {
+class Gate final : public ForwardingFileSystem {
  public:
-  explicit Gate(FileSystem& inner) : inner_(inner) {}
+  using ForwardingFileSystem::ForwardingFileSystem;
   void close() { open_ = false; }
   void open() {
     const std::lock_guard lock(mutex_);
@@ -64,22 +66,10 @@ class Gate final : public FileSystem {
       std::unique_lock lock(mutex_);
       changed_.wait(lock, [&] { return open_.load(); });
     }
-    return inner_.open(path, mode);
+    return inner().open(path, mode);
   }
-  Status create_directories(const std::string& path) override {
-    return inner_.create_directories(path);
-  }
-  Result<std::vector<DirEntry>> list(const std::string& path) override { return inner_.list(path); }
-  bool exists(const std::string& path) override { return inner_.exists(path); }
-  Status rename(const std::string& from, const std::string& to) override {
-    return inner_.rename(from, to);
-  }
-  Status remove_file(const std::string& path) override { return inner_.remove_file(path); }
-  Status remove_all(const std::string& path) override { return inner_.remove_all(path); }
-  Status sync_directory(const std::string& path) override { return inner_.sync_directory(path); }
 
  private:
-  FileSystem& inner_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::atomic<bool> open_ = true;
@@ -479,8 +469,7 @@ TEST_CASE("a snapshot that fails on one rank is dropped on all, storage and all"
     job.train(3);
     histories[std::size_t(world.rank().value)] = history_of(job.records());
   });
-  for (const std::string& history : histories)
-    CHECK(history == "s1 s2 m3 s4 m5? s6? m7 s8 ");
+  for (const std::string& history : histories) CHECK(history == "s1 s2 m3 s4 m5? s6? m7 s8 ");
   CHECK_FALSE(fs.exists("run/checkpoints/step-00000006.partial"));
   CHECK(log.contains("the snapshot of step 5 is dropped"));
   CHECK(log.contains("the checkpoint of step 6 is dropped"));
@@ -603,13 +592,12 @@ TEST_CASE("what memory holds outlives the process, whole and of its step", "[che
                                    size_of(item->dtype));
       REQUIRE(read_block(segment.value(), b, bytes).ok());
       // Blocks are whole rows: their bytes stand together in the item.
-      const auto content = test::content_of(
-          catalog, ItemIndex{std::int32_t(item - catalog.items.begin())}, version);
-      const std::size_t first =
-          stored.block.block.offset.num_dims() == 0
-              ? 0
-              : std::size_t(stored.block.block.offset[0]) * (content.size() /
-                                                             std::size_t(item->global_shape[0]));
+      const auto content =
+          test::content_of(catalog, ItemIndex{std::int32_t(item - catalog.items.begin())}, version);
+      const std::size_t first = stored.block.block.offset.num_dims() == 0
+                                    ? 0
+                                    : std::size_t(stored.block.block.offset[0]) *
+                                          (content.size() / std::size_t(item->global_shape[0]));
       CHECK(std::equal(bytes.begin(), bytes.end(), content.begin() + std::ptrdiff_t(first)));
       if (stored.unit.value == 0) {
         dense_elements[version.step.value] += stored.block.block.extent.num_elements();

@@ -10,6 +10,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <pecan/core/forwarding_file_system.hpp>
 #include <pecan/core/philox.hpp>
 
 #include <pecan/data/indexed_dataset.hpp>
@@ -70,30 +71,19 @@ void for_each_element(const Shape& whole, const Block& block, Body body) {
 }
 
 /// Counts the bytes of blocks that are read from shards: what their seals call data.
-class CountingFileSystem final : public FileSystem {
+class CountingFileSystem final : public ForwardingFileSystem {
  public:
-  explicit CountingFileSystem(FileSystem& inner) : inner_(inner) {}
+  using ForwardingFileSystem::ForwardingFileSystem;
   /// By reads that begin where a block does.
   [[nodiscard]] std::uint64_t data_bytes() const { return counts_.data; }
   /// By all reads: HDF5 looks ahead a little when it parses headers.
   [[nodiscard]] std::uint64_t touched_bytes() const { return counts_.touched; }
 
   Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode) override {
-    Result<std::unique_ptr<File>> file = inner_.open(path, mode);
+    Result<std::unique_ptr<File>> file = inner().open(path, mode);
     if (!file.ok() || !path.ends_with(".h5")) return file;
     return {std::make_unique<CountingFile>(std::move(file).value(), counts_)};
   }
-  Status create_directories(const std::string& path) override {
-    return inner_.create_directories(path);
-  }
-  Result<std::vector<DirEntry>> list(const std::string& path) override { return inner_.list(path); }
-  bool exists(const std::string& path) override { return inner_.exists(path); }
-  Status rename(const std::string& from, const std::string& to) override {
-    return inner_.rename(from, to);
-  }
-  Status remove_file(const std::string& path) override { return inner_.remove_file(path); }
-  Status remove_all(const std::string& path) override { return inner_.remove_all(path); }
-  Status sync_directory(const std::string& path) override { return inner_.sync_directory(path); }
 
  private:
   struct Counts {
@@ -143,7 +133,7 @@ class CountingFileSystem final : public FileSystem {
     Counts& counts_;
     std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges_;
   };
-  FileSystem& inner_;
+
   Counts counts_;
 };
 

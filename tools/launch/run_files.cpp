@@ -1,8 +1,8 @@
 #include "launch/run_files.hpp"
 
 #include <algorithm>
-#include <cctype>
 #include <array>
+#include <cctype>
 #include <cerrno>
 #include <charconv>
 #include <chrono>
@@ -54,6 +54,12 @@ std::string host_name() {
   return text.data();
 }
 
+/// What the run's lock says; no object without one.
+nlohmann::json lock_of(const std::string& run_directory) {
+  const auto text = read_text(*make_posix_file_system(), run_directory + "/lock.json");
+  return text.ok() ? parsed(text.value()) : nlohmann::json();
+}
+
 std::string metrics_path(const std::string& run_directory) {
   return run_directory + "/metrics.jsonl";
 }
@@ -77,14 +83,11 @@ std::int64_t newest_checkpointed_step(const std::string& run_directory) {
 }
 
 int expected_incarnation(const std::string& run_directory) {
-  const auto text = read_text(*make_posix_file_system(), run_directory + "/lock.json");
-  if (!text.ok()) return 0;
-  return number_at<int>(parsed(text.value()), "incarnation").value_or(-1) + 1;
+  return number_at<int>(lock_of(run_directory), "incarnation").value_or(-1) + 1;
 }
 
 std::string run_id_of(const std::string& run_directory) {
-  const auto text = read_text(*make_posix_file_system(), run_directory + "/lock.json");
-  const nlohmann::json lock = text.ok() ? parsed(text.value()) : nlohmann::json();
+  const nlohmann::json lock = lock_of(run_directory);
   if (!lock.is_object() || !lock.contains("run_id") || !lock["run_id"].is_string()) return {};
   std::string id = lock["run_id"].get<std::string>();
   const bool plain = std::ranges::all_of(
