@@ -181,6 +181,7 @@ class Trainer {
         ctx_,
         world_,
         {.memory_dir = config_.checkpoint.memory_dir,
+         .node = options_.node,
          .newest_step = lasting_.newest_step,
          .reinitialise = options_.allow_reinit_expert ? initialise : std::function<void()>()});
     if (options_.heartbeat != nullptr) {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -862,6 +863,30 @@ TEST_CASE("a damaged snapshot is taken from its copy on another node", "[recover
   }
 }
 
+TEST_CASE("of damaged snapshots and copies all that is whole is used", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  test::JobOptions options = with_memory(dir.path());
+  options.checkpoint.replication_factor = 2;
+  options.nodes = on_nodes("AB");
+  train_and_die(fs, catalog, options, 11);
+  const auto posix = make_posix_file_system();
+  for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
+    const std::string path = entry.path().string();
+    const auto segment = read_segment(*posix, path);
+    REQUIRE(segment.ok());
+    // Of each pair one block here and another one there.
+    const auto& offsets = segment.value().offsets;
+    const auto offset = segment.value().name.copy == 0 ? offsets.front() : offsets.back();
+    test::flip_bit(*posix, path, 8 * offset);
+  }
+  const auto reports = recover_all(fs, catalog, options);
+  CHECK(reports[0].plan.recovery.step == Step{11});
+  CHECK(sources_of(reports[0].plan).find("storage 8") == std::string::npos);
+  CHECK(mentions(reports[0].damages, "in memory cannot be used"));
+}
+
 TEST_CASE("snapshots in memory load onto another number of ranks and nodes", "[recovery]") {
   const test::TempDir dir;
   MemoryFileSystem fs;
@@ -922,29 +947,246 @@ TEST_CASE("storage has its turn although copies make snapshots longer than a ste
   test::JobOptions options = with_memory(dir.path());
   options.checkpoint.replication_factor = 2;
   options.nodes = on_nodes("AB");
-  std::vector<SaveRecord> records;
-  const ExpectLog log;  // snapshots for memory are skipped
+  struct Turn {
+    Step begun_when_due{0}, begun_next{0}, begun_after{0}, committed{0};
+  };
+  std::vector<Turn> turns(2);
   comm::run_thread_group(2, [&](comm::Group& world) {
     Job job(fs, catalog, options, world);
-    job.train(1);
-    // Records are equal on all ranks. Steps of nothing are much shorter than writing.
-    constexpr int kMostSteps = 200'000;
-    const auto stored = [&] {
-      return std::ranges::count_if(job.records(), [](const SaveRecord& record) {
-        return record.level == SaveLevel::kStorage && record.committed;
-      });
-    };
-    for (int step = 0; step < kMostSteps && stored() < 4; ++step) job.step();
+    Turn& turn = turns[std::size_t(world.rank().value)];
+    job.train(6);
+    job.step();  // a snapshot whose copies need more than the one vote of a step ...
+    job.step();  // ... is under way when a checkpoint is due
+    turn.begun_when_due = job.checkpointer().last_started();
     job.drain();
-    if (world.rank().value == 0) records = job.records();
+    job.train(1);
+    turn.begun_next = job.checkpointer().last_started();
+    job.train(3);
+    turn.begun_after = job.checkpointer().last_started();
+    turn.committed = job.newest_committed();
   });
-  int stored = 0;
-  for (const SaveRecord& record : records) {
-    if (record.level != SaveLevel::kStorage) continue;
-    CHECK(record.failure.find("the snapshot before it") == std::string::npos);
-    stored += record.committed ? 1 : 0;
+  for (const Turn& turn : turns) {
+    CHECK(turn.begun_when_due == Step{4});
+    CHECK(turn.begun_next == Step{9});    // as soon as there is a buffer, not with the next interval
+    CHECK(turn.begun_after == Step{12});  // and once
+    CHECK(turn.committed == Step{12});
   }
-  CHECK(stored >= 4);  // the first had a turn anyway
+}
+
+namespace {
+
+/// A group some of whose messages of one purpose change on their way, as in a faulty network: the
+/// last byte of those numbered first .. last among the ones of `at_least` bytes. The bytes of the
+/// sender stay as they are.
+class ChangingGroup final : public comm::Group {
+ public:
+  struct Change {
+    comm::Purpose purpose = comm::Purpose::kReplication;
+    std::size_t at_least = 0;
+    int first = 0;
+    int last = -1;
+    int sent = 0;
+  };
+  ChangingGroup(comm::Group& inner, Change& change) : inner_(inner), change_(change) {}
+  ChangingGroup(std::unique_ptr<comm::Group> inner, Change& change)
+      : owned_(std::move(inner)), inner_(*owned_), change_(change) {}
+
+  [[nodiscard]] int size() const override { return inner_.size(); }
+  [[nodiscard]] Rank rank() const override { return inner_.rank(); }
+  comm::Pending all_reduce(Context& ctx,
+                           TensorView inout,
+                           comm::ReduceOp op,
+                           comm::Tag tag) override {
+    return inner_.all_reduce(ctx, inout, op, tag);
+  }
+  comm::Pending reduce_scatter_v(Context& ctx,
+                                 ConstTensorView input,
+                                 std::span<const std::int64_t> counts,
+                                 TensorView output,
+                                 comm::ReduceOp op,
+                                 comm::Tag tag) override {
+    return inner_.reduce_scatter_v(ctx, input, counts, output, op, tag);
+  }
+  comm::Pending all_gather_v(Context& ctx,
+                             ConstTensorView input,
+                             std::span<const std::int64_t> counts,
+                             TensorView output,
+                             comm::Tag tag) override {
+    return inner_.all_gather_v(ctx, input, counts, output, tag);
+  }
+  comm::Pending all_to_all_v(Context& ctx,
+                             ConstTensorView input,
+                             std::span<const std::int64_t> send_counts,
+                             TensorView output,
+                             std::span<const std::int64_t> receive_counts,
+                             comm::Tag tag) override {
+    return inner_.all_to_all_v(ctx, changed(input, tag), send_counts, output, receive_counts, tag);
+  }
+  comm::Pending broadcast(Context& ctx, TensorView inout, Rank root, comm::Tag tag) override {
+    return inner_.broadcast(ctx, inout, root, tag);
+  }
+  comm::Pending send(Context& ctx, ConstTensorView input, Rank to, comm::Tag tag) override {
+    return inner_.send(ctx, changed(input, tag), to, tag);
+  }
+  comm::Pending receive(Context& ctx, TensorView output, Rank from, comm::Tag tag) override {
+    return inner_.receive(ctx, output, from, tag);
+  }
+  std::unique_ptr<comm::Group> split(int color, int key) override {
+    return std::make_unique<ChangingGroup>(inner_.split(color, key), change_);
+  }
+  void abort(const std::string& reason) override { inner_.abort(reason); }
+  void set_step(Step step) override { inner_.set_step(step); }
+  [[nodiscard]] comm::Traffic traffic(comm::Purpose purpose) const override {
+    return inner_.traffic(purpose);
+  }
+  [[nodiscard]] std::size_t scratch_bytes() const override { return inner_.scratch_bytes(); }
+
+ private:
+  ConstTensorView changed(ConstTensorView input, comm::Tag tag) {
+    const auto bytes = std::size_t(input.shape.num_elements()) * size_of(input.dtype);
+    if (tag.purpose != change_.purpose || bytes < change_.at_least) return input;
+    const int number = change_.sent++;
+    if (number < change_.first || number > change_.last) return input;
+    kept_.emplace_back(input.data, input.data + bytes).back() ^= std::byte(1);
+    return {kept_.back().data(), input.dtype, input.shape};
+  }
+
+  std::unique_ptr<comm::Group> owned_;
+  comm::Group& inner_;
+  Change& change_;
+  std::deque<std::vector<std::byte>> kept_;  ///< what is sent in place of what was given
+};
+
+}  // namespace
+
+TEST_CASE("a copy that changes on its way to another node does not count", "[recovery]") {
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  enum Message { kDescription, kContent, kMessages };
+  for (int message = kDescription; message < kMessages; ++message) {
+    for (const std::string lost : {"", "A", "B"}) {
+      INFO("message " << message << " changes, lost nodes: " << lost);
+      const test::TempDir dir;
+      MemoryFileSystem fs;
+      test::JobOptions options = with_memory(dir.path());
+      options.checkpoint.replication_factor = 2;
+      options.nodes = on_nodes("AB");
+      std::vector<std::string> failures(2);
+      {
+        const ExpectLog log;
+        comm::run_thread_group(2, [&](comm::Group& world) {
+          // More than the preamble of four numbers.
+          ChangingGroup::Change change{comm::Purpose::kReplication, 4 * sizeof(std::int64_t) + 1};
+          ChangingGroup group(world, change);
+          Job job(fs, catalog, options, group);
+          job.train(6);
+          change.first = change.sent + message;
+          change.last = world.rank().value == 0 ? change.first : -1;
+          job.train(1);
+          const SaveRecord& record = job.records().back();
+          failures[std::size_t(world.rank().value)] = record.committed ? "" : record.failure;
+        });
+      }
+      CHECK(failures[0].find("another rank") == 0);
+      CHECK(failures[1].find("rank 1: the copy of rank 0's snapshot: ") == 0);
+      lose_nodes(dir.path(), lost);
+      options.nodes = on_nodes(lost == "A" ? "CB" : lost == "B" ? "AC" : "AB");
+      const auto reports = recover_all(fs, catalog, options);
+      // The owner's node holds step 7 whole; without it step 6 is the newest that all have.
+      CHECK(reports[0].plan.recovery.step == Step{lost == "A" ? 6 : 7});
+      CHECK(reports[0].damages.empty());
+    }
+  }
+}
+
+TEST_CASE("a block that changes on its way at a recovery is not loaded", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 8, 2, 1});
+  test::JobOptions options = with_memory(dir.path());
+  options.nodes = on_nodes("AB");
+  train_and_die(fs, catalog, options, 10);
+  options.nodes = on_nodes("BA");
+  std::vector<Finding> findings(2);
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    // What is smaller than a block says how much there is.
+    ChangingGroup::Change change{comm::Purpose::kRecovery, 100};
+    change.first = 0;
+    change.last = world.rank().value == 0 ? 0 : -1;
+    ChangingGroup group(world, change);
+    const Job job(fs, catalog, options, group);
+    findings[std::size_t(world.rank().value)] = finding_of(job);
+  });
+  for (const Finding& finding : findings) {
+    CHECK(finding.difference == "");
+    CHECK(std::ranges::count_if(finding.damages, [](const std::string& damage) {
+            return damage.find("was changed on its way from rank 0") != std::string::npos;
+          }) == 1);
+  }
+}
+
+TEST_CASE("a node whose memory cannot take what the plan needs stops the restart", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  test::JobOptions options = with_memory(dir.path());
+  options.nodes = on_nodes("AB");
+  train_and_die(fs, catalog, options, 11);
+  lose_nodes(dir.path(), "B");
+  std::filesystem::path room;
+  for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
+    const auto name = SegmentName::parse(entry.path().filename().string());
+    if (name && name->buffer == 2)
+      room = dir / SegmentName{name->run_id, "B", Rank{1}, 2, 0}.file_name();
+  }
+  REQUIRE_FALSE(room.empty());
+  std::filesystem::create_directory(room);  // what cannot be reserved, in place of a full tmpfs
+  const ExpectLog log;
+  std::vector<ExitCode> codes(2, ExitCode::kDone);
+  std::string error;
+  const auto start = [&](comm::Group& world) {
+    try {
+      Job job(fs, catalog, options, world);
+      job.exchange_votes();  // in which the others hear of it
+    } catch (const Error& refused) {
+      codes[std::size_t(world.rank().value)] = refused.exit_code();
+      if (world.rank().value == 1) error = refused.what();
+      throw;
+    }
+  };
+  CHECK_THROWS_AS(comm::run_thread_group(2, start), Error);
+  CHECK(codes[1] == ExitCode::kCheckpoint);
+  CHECK(error.find("a buffer for snapshots in memory cannot be made") == 0);
+  // Nothing was given up: with room for it the run goes on.
+  std::filesystem::remove(room);
+  const auto reports = recover_all(fs, catalog, options);
+  CHECK(reports[0].plan.recovery.step >= Step{8});
+}
+
+TEST_CASE("memory of another model is no source, and is named", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const test::JobOptions options = with_memory(dir.path());
+  {
+    // Dead before anything is in storage, whose manifests would be refused.
+    const ExpectLog log;
+    test::FaultyFileSystem faulty(fs);
+    faulty.inject({test::Call::kRename,
+                   StatusCode::kNoSpace,
+                   1,
+                   true,
+                   "checkpoints/step-",
+                   test::Effect::kFail,
+                   0});
+    train_and_die(faulty, make_catalog({1, 4, 2, 1}), options, 3);
+  }
+  const StateCatalog other = make_catalog({1, 6, 2, 1});
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    const Job job(fs, other, options, world);
+    const RecoveryReport& report = job.recovered().report;
+    if (!report.fresh) throw InternalError("memory of another model was used");
+    if (!mentions(report.damages, "is of another model (fingerprint "))
+      throw InternalError("memory of another model was not named");
+  });
 }
 
 TEST_CASE("copies need other nodes, and a run that is over leaves none", "[recovery]") {
