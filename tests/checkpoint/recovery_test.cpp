@@ -872,18 +872,26 @@ TEST_CASE("of damaged snapshots and copies all that is whole is used", "[recover
   options.nodes = on_nodes("AB");
   train_and_die(fs, catalog, options, 11);
   const auto posix = make_posix_file_system();
+  int num_damaged = 0;
   for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
     const std::string path = entry.path().string();
     const auto segment = read_segment(*posix, path);
     REQUIRE(segment.ok());
-    // Of each pair one block here and another one there.
-    const auto& offsets = segment.value().offsets;
-    const auto offset = segment.value().name.copy == 0 ? offsets.front() : offsets.back();
-    test::flip_bit(*posix, path, 8 * offset);
+    // Of one expert's moments one block here, and another one in the copy.
+    const char* const dataset = segment.value().name.copy == 0 ? "exp_avg" : "absorbed_moments";
+    const auto& blocks = segment.value().index.blocks;
+    const auto damaged = std::ranges::find_if(blocks, [&](const BlockEntry& entry) {
+      return entry.unit.value > 0 && entry.block.dataset == dataset;
+    });
+    if (damaged == blocks.end()) continue;  // experts of the other rank
+    ++num_damaged;
+    test::flip_bit(
+        *posix, path, 8 * segment.value().offsets[std::size_t(damaged - blocks.begin())]);
   }
+  REQUIRE(num_damaged >= 4);
   const auto reports = recover_all(fs, catalog, options);
   CHECK(reports[0].plan.recovery.step == Step{11});
-  CHECK(sources_of(reports[0].plan).find("storage 8") == std::string::npos);
+  CHECK(sources_of(reports[0].plan).find("storage") == std::string::npos);
   CHECK(mentions(reports[0].damages, "in memory cannot be used"));
 }
 
@@ -967,7 +975,7 @@ TEST_CASE("storage has its turn although copies make snapshots longer than a ste
   });
   for (const Turn& turn : turns) {
     CHECK(turn.begun_when_due == Step{4});
-    CHECK(turn.begun_next == Step{9});    // as soon as there is a buffer, not with the next interval
+    CHECK(turn.begun_next == Step{9});  // as soon as there is a buffer, not with the next interval
     CHECK(turn.begun_after == Step{12});  // and once
     CHECK(turn.committed == Step{12});
   }
@@ -1208,17 +1216,201 @@ TEST_CASE("copies need other nodes, and a run that is over leaves none", "[recov
 }
 
 TEST_CASE("what lies in memory of a branch that was left is never returned to", "[recovery]") {
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  for (const int factor : {1, 2}) {
+    const test::TempDir dir;
+    MemoryFileSystem fs;
+    test::JobOptions options = with_memory(dir.path());
+    options.checkpoint.replication_factor = factor;
+    options.nodes = on_nodes("AB");
+    train_and_die(fs, catalog, options, 7);  // storage 4; memory 5, 6, 7
+    test::JobOptions older = options;
+    older.mode = ResumeMode::kFromPath;
+    older.path = "run/checkpoints/step-00000004";
+    train_and_die(fs, catalog, older, 0);  // chosen by hand, and dead before its first save
+    const auto reports = recover_all(fs, catalog, options);
+    CHECK(reports[0].plan.recovery == Version{Incarnation{0}, Step{4}});
+  }
+}
+
+TEST_CASE("a node that comes back with memory of a branch that was left gives nothing",
+          "[recovery]") {
+  const test::TempDir dir, away;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 8, 2, 1});
+  test::JobOptions options = with_memory(dir.path());
+  options.nodes = on_nodes("AB");
+  train_and_die(fs, catalog, options, 10);  // storage 8; memory 8, 9, 10
+  // The node is cut off, and the run goes on from storage.
+  for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
+    const std::string name = entry.path().filename().string();
+    if (SegmentName::parse(name)->host != "B") continue;
+    std::filesystem::copy_file(entry.path(), away / name);
+    std::filesystem::remove(entry.path());
+  }
+  options.nodes = on_nodes("AC");
+  train_and_die(fs, catalog, options, 4);  // incarnation 1 goes from 8 to 12
+  lose_nodes(dir.path(), "C");
+  std::filesystem::copy(away.path(), dir.path());
+  options.nodes = on_nodes("AB");
+  std::vector<Recovered> recovered(2);
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    const Job job(fs, catalog, options, world);
+    if (!job.difference().empty()) throw InternalError(job.difference());
+    Recovered& mine = recovered[std::size_t(world.rank().value)];
+    mine.report = job.recovered().report;
+    mine.kept = job.recovered().kept;
+  });
+  const RestorePlan& plan = recovered[0].report.plan;
+  CHECK(plan.recovery == Version{Incarnation{1}, Step{12}});
+  for (const UnitRestore& restore : plan.restores) {
+    INFO(catalog.units[std::size_t(restore.unit.value)].name << " of " << restore.version.step);
+    CHECK((restore.version.incarnation == Incarnation{1} || restore.version.step <= Step{8}));
+  }
+  // The nodes' buffers are of different versions.
+  for (const Recovered& rank : recovered) CHECK(rank.kept == decltype(rank.kept)(3));
+}
+
+TEST_CASE("storage of a branch that memory has left is no source", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 8, 2, 1});
+  const test::JobOptions options = with_memory(dir.path());
+  train_and_die(fs, catalog, options, 10);  // storage 4, 8
+  test::JobOptions older = options;
+  older.mode = ResumeMode::kFromPath;
+  older.path = "run/checkpoints/step-00000004";
+  train_and_die(fs, catalog, older, 2);  // memory 5, 6 of incarnation 1
+  // As if the branch had never been renamed.
+  REQUIRE(
+      fs.rename("run/checkpoints/abandoned-1-step-00000008", "run/checkpoints/step-00000008").ok());
+  const auto reports = recover_all(fs, catalog, options);
+  CHECK(reports[0].plan.recovery == Version{Incarnation{1}, Step{6}});
+  for (const UnitRestore& restore : reports[0].plan.restores)
+    CHECK((restore.version.incarnation == Incarnation{1} || restore.version.step <= Step{4}));
+}
+
+TEST_CASE("a state that cannot be secured stays in memory", "[recovery]") {
   const test::TempDir dir;
   MemoryFileSystem fs;
   const StateCatalog catalog = make_catalog({1, 4, 2, 1});
   test::JobOptions options = with_memory(dir.path());
-  train_and_die(fs, catalog, options, 7);  // storage 4; memory 5, 6, 7
-  test::JobOptions older = options;
-  older.mode = ResumeMode::kFromPath;
-  older.path = "run/checkpoints/step-00000004";
-  train_and_die(fs, catalog, older, 0);  // chosen by hand, and dead before its first save
-  const auto reports = recover_all(fs, catalog, options);
-  CHECK(reports[0].plan.recovery == Version{Incarnation{0}, Step{4}});
+  options.nodes = on_nodes("AB");
+  train_and_die(fs, catalog, options, 10);
+  options.nodes = on_nodes("BA");
+  {
+    const ExpectLog log;
+    test::FaultyFileSystem full(fs);
+    full.inject({test::Call::kRename,
+                 StatusCode::kNoSpace,
+                 1,
+                 true,
+                 "checkpoints/step-",
+                 test::Effect::kFail,
+                 0});
+    CHECK_THROWS_WITH(train_and_die(full, catalog, options, 0),
+                      Catch::Contains("snapshots in memory that it comes from are still there"));
+  }
+  CHECK(recover_all(fs, catalog, options)[0].plan.recovery.step == Step{10});
+}
+
+namespace {
+
+/// What one rank found by recover() alone, up to a step.
+Recovered recover_up_to(FileSystem& fs,
+                        const StateCatalog& catalog,
+                        const test::JobOptions& options,
+                        StateBinding& binding,
+                        comm::Group& world,
+                        std::optional<Step> newest) {
+  device::Stream stream{device::cpu()};
+  device::Arena workspace;
+  Context ctx{device::cpu(), stream, workspace, 1};
+  return recover(fs,
+                 "run",
+                 ResumeMode::kFromFailure,
+                 "",
+                 catalog,
+                 binding,
+                 ctx,
+                 world,
+                 {.lock = options.lock,
+                  .memory_dir = options.checkpoint.non_persistent_save_interval.never()
+                                    ? ""
+                                    : options.checkpoint.memory_dir,
+                  .newest_step = newest});
+}
+
+/// A copy whose bytes change as they are loaded, as in faulty memory.
+class ChangingBinding final : public StateBinding {
+ public:
+  ChangingBinding(const StateCatalog& catalog, Rank rank) : kept_(catalog, rank) {}
+  void copy_out(ItemIndex item,
+                const Block& block,
+                std::span<std::byte> destination) const override {
+    kept_.copy_out(item, block, destination);
+  }
+  void copy_in(ItemIndex item, const Block& block, std::span<const std::byte> source) override {
+    std::vector<std::byte> changed(source.begin(), source.end());
+    changed.back() ^= std::byte(1);
+    kept_.copy_in(item, block, changed);
+  }
+
+ private:
+  test::FakeBinding kept_;
+};
+
+}  // namespace
+
+TEST_CASE("snapshots newer than what a recovery may take are not kept", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  const test::JobOptions options = with_memory(dir.path());
+  train_and_die(fs, catalog, options, 10);  // memory 8, 9, 10
+  std::vector<std::vector<std::optional<Version>>> kept(2);
+  std::vector<Version> reached(2);
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    test::FakeBinding binding(catalog, world.rank());
+    const Recovered found = recover_up_to(fs, catalog, options, binding, world, Step{9});
+    kept[std::size_t(world.rank().value)] = found.kept;
+    reached[std::size_t(world.rank().value)] = found.report.plan.recovery;
+  });
+  for (std::size_t rank = 0; rank < 2; ++rank) {
+    CHECK(reached[rank].step == Step{9});
+    std::set<std::int64_t> steps;
+    for (const auto& version : kept[rank]) {
+      if (version) steps.insert(version->step.value);
+    }
+    CHECK(steps == std::set<std::int64_t>{8, 9});
+  }
+}
+
+TEST_CASE("ranks that hold other bytes after a recovery are named", "[recovery]") {
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 2, 1, 2});
+  train(fs, catalog, job_options(1), 2);
+  const auto recover_changed = [&](comm::Group& world) {
+    test::FakeBinding good(catalog, world.rank());
+    ChangingBinding bad(catalog, world.rank());
+    StateBinding& binding = world.rank().value == 1 ? static_cast<StateBinding&>(bad) : good;
+    static_cast<void>(recover_up_to(fs, catalog, job_options(1), binding, world, {}));
+  };
+  CHECK_THROWS_WITH(comm::run_thread_group(2, recover_changed), Catch::Contains("after recovery "));
+}
+
+TEST_CASE("the names of abandoned branches count incarnations where the lock is lost",
+          "[recovery]") {
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 2, 1, 1});
+  train(fs, catalog, job_options(1), 3);
+  test::flip_bit(fs, "run/checkpoints/step-00000003/manifest.json", 800);
+  CHECK(recover_once(fs, catalog, job_options(1)).abandoned ==
+        std::vector<std::string>{"abandoned-1-step-00000003"});
+  REQUIRE(fs.remove_file("run/lock.json").ok());
+  const auto world = comm::make_self_group();
+  CHECK(Job(fs, catalog, job_options(1), *world).recovered().identity.incarnation ==
+        Incarnation{2});
 }
 
 TEST_CASE("a crash at any call of a save on two levels loses nothing that either level had",
