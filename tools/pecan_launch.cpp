@@ -39,8 +39,8 @@ tools::Manual manual() {
            "lost by others of FILE or goes on in a smaller layout, and starts pecan-train again "
            "with --resume-from-failure; a host that answers again is used again. A job in which no "
            "rank makes progress for elastic.heartbeat_timeout_s is ended, whatever mpirun does.",
-           "It gives up after elastic.max_restarts restarts in a row that brought no new "
-           "checkpoint, with the exit code of the last failure. Exit codes 2 and 3 of pecan-train "
+           "It gives up after elastic.max_restarts restarts in a row that saved no new "
+           "step, with the exit code of the last failure. Exit codes 2 and 3 of pecan-train "
            "lead to no restart.",
            "FILE has a host a line, as Open MPI's hostfiles: a name and slots=N, one where it is "
            "not said. The order of the lines is the order in which hosts are taken. --agent names "

@@ -75,10 +75,10 @@ bool calls_for_restart(Ending ending) {
   return ending != Ending::kDone && ending != Ending::kStopped && ending != Ending::kRefused;
 }
 
-RestartPolicy::Decision RestartPolicy::after_failure(std::int64_t checkpointed_step) {
+RestartPolicy::Decision RestartPolicy::after_failure(std::int64_t saved_step) {
   Decision decision;
-  if (checkpointed_step > newest_step_) {
-    newest_step_ = checkpointed_step;
+  if (saved_step > newest_step_) {
+    newest_step_ = saved_step;
     in_row_ = 0;
     decision.progress = Progress::kMade;
   }

@@ -107,11 +107,16 @@ StartMetrics parse_start_metrics(std::string_view appended) {
     const std::size_t end = appended.find('\n');
     const std::string_view line = appended.substr(0, end);
     appended.remove_prefix(end == std::string_view::npos ? appended.size() : end + 1);
-    const bool is_step = line.find("\"kind\":\"step\"") != std::string_view::npos;
-    if (!is_step && line.find("\"kind\":\"recovery\"") == std::string_view::npos) continue;
+    const auto is = [&](std::string_view text) {
+      return line.find(text) != std::string_view::npos;
+    };
+    const bool is_snapshot = is("\"kind\":\"snapshot\"");
+    if (is_snapshot && !is("\"committed\":true")) continue;
+    const bool is_step = is("\"kind\":\"step\"");
+    if (!is_snapshot && !is_step && !is("\"kind\":\"recovery\"")) continue;
     const auto step = number_at<std::int64_t>(parsed(line), "step");
     if (!step) continue;
-    (is_step ? metrics.last_step : metrics.resumed_step) = step;
+    (is_snapshot ? metrics.kept_step : is_step ? metrics.last_step : metrics.resumed_step) = step;
   }
   return metrics;
 }
@@ -133,6 +138,7 @@ StartMetrics read_start_metrics(const std::string& run_directory, std::uint64_t 
   if (size.value() - offset > kPart) {
     const StartMetrics tail = part(size.value() - kPart);
     if (tail.last_step) metrics.last_step = tail.last_step;
+    if (tail.kept_step) metrics.kept_step = tail.kept_step;
   }
   return metrics;
 }

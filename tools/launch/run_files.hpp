@@ -28,6 +28,7 @@ namespace pecan::launch {
 struct StartMetrics {
   std::optional<std::int64_t> resumed_step;  ///< of its recovery record; none: a fresh start
   std::optional<std::int64_t> last_step;     ///< of its newest step record
+  std::optional<std::int64_t> kept_step;     ///< the newest whose snapshot in memory was whole
   bool operator==(const StartMetrics&) const = default;
 };
 /// Of the lines that a start has appended; cut or foreign lines are left out. Pure.

@@ -278,7 +278,8 @@ int Supervisor::run() {
     assignment.reset();
     while (!assignment) {
       const std::int64_t checkpointed = newest_checkpointed_step(run);
-      const RestartPolicy::Decision decision = policy.after_failure(checkpointed);
+      const RestartPolicy::Decision decision =
+          policy.after_failure(std::max(checkpointed, end.metrics.kept_step.value_or(-1)));
       for (const std::string& host : host_record_.after_failure(blamed, decision.progress)) {
         event("host_set_aside", {{"host", host}});
         output_.say(fmt::format(
@@ -289,12 +290,12 @@ int Supervisor::run() {
       if (!decision.restart) {
         event("give_up",
               {{"exit_code", end.exit_code},
-               {"reason", "no new checkpoint"},
+               {"reason", "nothing new was saved"},
                {"restarts_in_row", decision.in_row},
                {"checkpointed_step", checkpointed}});
         output_.say(
-            fmt::format("giving up after {} restart{} in a row that brought no new "
-                        "checkpoint (elastic.max_restarts); the last failure had exit code {}",
+            fmt::format("giving up after {} restart{} in a row that saved nothing "
+                        "new (elastic.max_restarts); the last failure had exit code {}",
                         decision.in_row,
                         decision.in_row == 1 ? "" : "s",
                         end.exit_code));
@@ -576,8 +577,9 @@ void Supervisor::watch(Child& mpirun, const Assignment& assignment, End& end) {
   end.detection_s = seconds_between(end.last_progress, Clock::now());
   end.culprits = scan_.culprits();
   if (end.ending != Ending::kHostLost || !end.culprits.reason.empty()) return;
-  // The ranks of a lost host are the first that begin nothing any more.
-  end.culprits = standstill_culprits(end.beats, assignment.world, {}, {});
+  // A daemon was lost, and mpirun does not say whose. Its ranks are the first that begin nothing
+  // any more, but others may be behind them.
+  end.culprits = standstill_culprits(end.beats, assignment.world, {}, silent_hosts(assignment));
 }
 
 void Supervisor::look_at(const Assignment& assignment, End& end) {
@@ -613,6 +615,20 @@ void Supervisor::tell_resumed(const End& end) {
                           lost == 1 ? "" : "s",
                           downtime_s));
   open_failure_.reset();
+}
+
+std::vector<std::string> Supervisor::silent_hosts(const Assignment& assignment) const {
+  std::vector<HostTask> tasks;
+  for (const Host& host : assignment.hosts) tasks.push_back({host.name, "true"});
+  std::vector<std::string> silent;
+  for (const HostAnswer& answer : run_on_hosts(
+           agent_,
+           tasks,
+           [this](const std::string& h) { return is_here(h); },
+           config_.elastic.probe_timeout_s)) {
+    if (answer.exit_code != 0) silent.push_back(answer.host);
+  }
+  return silent;
 }
 
 void Supervisor::judge_standstill(const Assignment& assignment, End& end) {

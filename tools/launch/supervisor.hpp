@@ -90,6 +90,8 @@ class Supervisor {
   void watch(Child& mpirun, const Assignment& assignment, End& end);
   void look_at(const Assignment& assignment, End& end);
   void judge_standstill(const Assignment& assignment, End& end);
+  /// Hosts of the assignment that do not answer now.
+  [[nodiscard]] std::vector<std::string> silent_hosts(const Assignment& assignment) const;
   [[nodiscard]] std::vector<std::string> culprit_hosts(const Assignment& assignment,
                                                        const End& end) const;
   void tell_failure(const Assignment& assignment, const End& end);
@@ -110,7 +112,7 @@ class Supervisor {
   std::optional<LaunchLock> lock_;
   std::optional<EventLog> events_;
   HostRecord host_record_;
-  std::map<std::string, std::string> unreachable_;           ///< with what was said
+  std::map<std::string, std::string> unreachable_;  ///< with what was said
   std::set<std::string> holders_;  ///< hosts that answer and hold snapshots of the run
   std::map<std::string, std::set<std::int64_t>> leftovers_;  ///< pids by host, not known to be gone
   int num_starts_ = 0;

@@ -56,8 +56,12 @@ TEST_CASE("metrics tell where a start went on and how far it came", "[launch]") 
       "\n"
       R"({"incarnation":1,"kind":"checkpoint","step":12})"
       "\n"
+      R"({"committed":true,"incarnation":1,"kind":"snapshot","step":9})"
+      "\n"
+      R"({"committed":false,"incarnation":1,"kind":"snapshot","step":10})"
+      "\n"
       R"({"incarnation":1,"kind":"step","st)";
-  CHECK(parse_start_metrics(lines) == StartMetrics{8, 10});
+  CHECK(parse_start_metrics(lines) == StartMetrics{8, 10, 9});
   const test::TempDir dir;
   CHECK(metrics_size(dir.path()) == 0);
   CHECK(read_start_metrics(dir.path(), 0) == StartMetrics{});
@@ -65,7 +69,7 @@ TEST_CASE("metrics tell where a start went on and how far it came", "[launch]") 
                              "\n";
   std::ofstream(dir / "metrics.jsonl") << before << lines;
   CHECK(metrics_size(dir.path()) == before.size() + lines.size());
-  CHECK(read_start_metrics(dir.path(), before.size()) == StartMetrics{8, 10});
+  CHECK(read_start_metrics(dir.path(), before.size()) == StartMetrics{8, 10, 9});
   CHECK(read_start_metrics(dir.path(), before.size() + lines.size()) == StartMetrics{});
   CHECK(read_start_metrics(dir.path(), 1 << 20) == StartMetrics{});
 }
