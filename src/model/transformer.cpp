@@ -18,6 +18,10 @@ using parallel::Pass;
 
 namespace {
 
+ProfileSpan phase(const Context& ctx, std::string_view name, LayerId layer = kNoLayer) {
+  return {ctx.profile, {.kind = SpanKind::kPhase, .name = name, .layer = layer}};
+}
+
 ops::VocabShard vocab_shard(const ModelDims& dims, Rank tp_rank) {
   const std::int64_t first = tp_rank.value * dims.local_vocab();
   return {first, std::clamp<std::int64_t>(dims.vocab - first, 0, dims.local_vocab()), dims.vocab};
@@ -241,10 +245,12 @@ void Transformer::embed(Context& ctx, const Batch& batch) {
 }
 
 BatchResult Transformer::forward_to_logits(Context& ctx, const Batch& batch) {
+  const ProfileSpan forward = phase(ctx, "forward");
   BatchResult result;
   embed(ctx, batch);
   const TokenPlaces places = places_of(batch);
   for (std::size_t i = 0; i < attention_.size(); ++i) {
+    const ProfileSpan layer = phase(ctx, "layer", LayerId{std::int32_t(i)});
     before_forward(ctx, i + 1);
     const TensorView before = memory_.stream_tH[2 * i];
     const TensorView between = memory_.stream_tH[2 * i + 1];
@@ -321,6 +327,7 @@ BatchResult Transformer::forward_backward(Context& ctx, const Batch& batch, doub
   }
   result.loss_sum = sum_of_loss(ctx);
 
+  const ProfileSpan backward = phase(ctx, "backward");
   const std::size_t last_stage = attention_.size() + 1;
   before_backward(ctx, last_stage);
   const WholeStream& whole = memory_.whole;
@@ -342,6 +349,7 @@ BatchResult Transformer::forward_backward(Context& ctx, const Batch& batch, doub
   after_backward(ctx, last_stage);
   const TokenPlaces places = places_of(batch);
   for (std::size_t i = attention_.size(); i-- > 0;) {
+    const ProfileSpan layer = phase(ctx, "layer backward", LayerId{std::int32_t(i)});
     before_backward(ctx, i + 1);
     if (recomputes(dims_)) recompute_layer(ctx, i, places);
     const TensorView between = memory_.stream_tH[2 * i + 1];

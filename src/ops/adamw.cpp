@@ -2,10 +2,13 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 
 void adamw_update(Context& ctx,
@@ -15,6 +18,7 @@ void adamw_update(Context& ctx,
                   TensorView m,
                   TensorView v) {
   const Checks check("adamw_update");
+  const Timed timed(ctx, check, [&] { return moves(g, p, p, m, m, v, v); });
   check.floating("p", p.dtype);
   for (const ConstTensorView& x : {g, ConstTensorView(m), ConstTensorView(v)}) {
     check.is_true(x.dtype == p.dtype && x.num_elements() == p.num_elements(),

@@ -31,6 +31,7 @@
 #include "train/content.hpp"
 #include "train/divergence.hpp"
 #include "train/fault_injector.hpp"
+#include "train/profile_session.hpp"
 #include "train/progress.hpp"
 #include "train/replica_check.hpp"
 #include "train/rollback.hpp"
@@ -73,6 +74,7 @@ class Trainer {
           const TrainPlan& plan,
           int ranks_here,
           model::Activations& activations,
+          ProfileSession* profile,
           Lasting& lasting)
       : config_(config),
         options_(options),
@@ -81,6 +83,7 @@ class Trainer {
         ctx_(ctx),
         plan_(plan),
         ranks_here_(ranks_here),
+        profile_(profile),
         lasting_(lasting),
         position_(parallel::position_of(plan.mesh, world.rank())),
         groups_(parallel::make_groups(plan.mesh, world, plan.dims.kv_replicas())),
@@ -122,6 +125,10 @@ class Trainer {
                       config_.logging.log_interval);
     while (step_ < config_.training.train_iters) {
       lasting_.faults.begin_step(Step{step_ + 1});
+      if (profile_ != nullptr) {
+        const Step last{config_.training.train_iters};
+        say_profile(progress, profile_->before_step(ctx_, fs_, Step{step_ + 1}, last));
+      }
       const StepRecord record = step();
       if (is_root()) {
         metrics_->write(record);
@@ -145,12 +152,14 @@ class Trainer {
       }
       if (stop_agreed_ && !last) {
         finish();
+        finish_profile(progress);
         progress.say(fmt::format(
             "stopped on request after step {}; continue with --resume-from-failure", step_));
         return ExitCode::kStoppedOnRequest;
       }
     }
     finish();
+    finish_profile(progress);
     if (checkpointer_) checkpointer_->release_memory();
     enter(RunPhase::kDone);
     return ExitCode::kDone;
@@ -158,6 +167,18 @@ class Trainer {
 
  private:
   [[nodiscard]] bool is_root() const { return world_.rank().value == 0; }
+
+  [[nodiscard]] ProfileSpan phase(std::string_view name) const {
+    return {ctx_.profile, {.kind = SpanKind::kPhase, .name = name}};
+  }
+
+  static void say_profile(Progress& progress, const std::string& table) {
+    if (!table.empty()) progress.say(table);
+  }
+
+  void finish_profile(Progress& progress) {
+    if (profile_ != nullptr) say_profile(progress, profile_->finish(ctx_, fs_));
+  }
 
   void enter(RunPhase phase) {
     if (options_.heartbeat != nullptr) options_.heartbeat->enter(phase);
@@ -246,6 +267,7 @@ class Trainer {
               .node_of_rank = recovered_->node_of_rank,
               .replication = {config_.checkpoint.replication_factor, &ctx_, &world_},
               .routed = {state_.routed().begin(), state_.routed().end()},
+              .profiler = profile_ != nullptr ? &profile_->profiler() : nullptr,
               .on_phase = [this](checkpoint::SavePhase phase, Step step) {
                 lasting_.faults.in_phase(phase, step);
               }});
@@ -361,7 +383,10 @@ class Trainer {
     const double share = scale / double(plan_.dims.tokens());
     const double loss_weight = batches_.masks_tokens() ? masked_loss_weight() : 1;
     for (int micro = 0; micro < plan_.num_micro_batches; ++micro) {
-      model::Batch batch = batches_.load(consumed_samples_, micro);
+      model::Batch batch = [&] {
+        const ProfileSpan timed = phase("data");
+        return batches_.load(consumed_samples_, micro);
+      }();
       batch.loss_weight = loss_weight;
       exchange_.begin_micro_batch(micro + 1 == plan_.num_micro_batches
                                       ? parallel::MicroBatch::kLast
@@ -387,6 +412,7 @@ class Trainer {
   }
 
   void sum_over_ranks() {
+    const ProfileSpan timed = phase("norms");
     sums_.loss() *= lasting_.faults.loss_factor();
     const parallel::ParamSet& params = state_.params();
     // The shares of data-parallel ranks, whether or not anything is sharded: the same bits.
@@ -404,6 +430,7 @@ class Trainer {
 
   /// The one decision round: every rank learns the same about stopping and about saves.
   void exchange_flags(StopVote stop_vote) {
+    const ProfileSpan timed = phase("vote");
     Flags flags{};
     flags[kRunOn] = stop_vote == StopVote::kAsk && wants_to_stop() ? 0 : 1;
     if (checkpointer_) std::ranges::copy(checkpointer_->vote(), flags.begin() + kFirstVote);
@@ -482,9 +509,14 @@ class Trainer {
     const auto start = Clock::now();
     const std::vector<comm::Traffic> before = traffic(groups_);
     world_.set_step(Step{step_ + 1});
+    const ProfileSpan timed(ctx_.profile,
+                            {.kind = SpanKind::kStep, .name = "step", .step = Step{step_ + 1}});
     forward_backward();
-    exchange_.finish(ctx_);
-    gather_.finish();
+    {
+      const ProfileSpan exchange = phase("exchange");
+      exchange_.finish(ctx_);
+      gather_.finish();
+    }
     sum_over_ranks();
     exchange_flags(StopVote::kAsk);
 
@@ -503,8 +535,13 @@ class Trainer {
     record.clip_norm = factor < 1 ? record.grad_norm : config_.optimizer.clip_grad;
 
     forward_backward_ms_ = ms_since(start);
-    double stall_ms = checkpointer_ ? checkpointer_->before_update() : 0;  // (A)
+    double stall_ms = 0;
+    if (checkpointer_) {
+      const ProfileSpan wait = phase("wait for snapshot");
+      stall_ms = checkpointer_->before_update();  // (A)
+    }
     if (!record.skipped) {
+      const ProfileSpan update = phase("update");
       state_.optimizer().update(ctx_, config_.optimizer, record.lr, factor);
       gather_.start(ctx_);
       std::vector<std::int64_t> slots(sums_.slots().size());
@@ -527,6 +564,7 @@ class Trainer {
     }
     const bool last = stop_agreed_ || step_ == config_.training.train_iters;  // finish() saves it
     if (checkpointer_ && !rollback_.due() && !rollback_.holds_saves() && !last) {  // (B)
+      const ProfileSpan begin_save = phase("begin save");
       stall_ms += checkpointer_->after_update(facts());
       if (!config_.checkpoint.async_save && last_saved_step() == step_) {
         const auto settling = Clock::now();
@@ -582,6 +620,7 @@ class Trainer {
   }
 
   ValidRecord evaluate() {
+    const ProfileSpan timed = phase("evaluate");
     double loss = 0;
     for (int i = 0; i < valid_->num_batches(); ++i)
       loss += model_.forward(ctx_, valid_->load(i)).loss_sum;
@@ -664,7 +703,8 @@ class Trainer {
   comm::Group& world_;
   Context& ctx_;
   const TrainPlan& plan_;
-  int ranks_here_;  ///< on this node
+  int ranks_here_;           ///< on this node
+  ProfileSession* profile_;  ///< may be none
   Lasting& lasting_;
   parallel::MeshPosition position_;
   parallel::MeshGroups groups_;
@@ -700,7 +740,10 @@ void request_stop() noexcept {
 ExitCode run(const config::Config& config,
              const RunOptions& options,
              FileSystem& fs,
-             comm::Group& world) {
+             comm::Group& job) {
+  const std::unique_ptr<comm::Group> profiled =
+      options.profile ? comm::make_profiled_group(job) : nullptr;
+  comm::Group& world = profiled ? *profiled : job;
   config::Config placed = config;
   device::Stream stream{device::cpu()};
   device::Arena no_workspace;
@@ -725,11 +768,23 @@ ExitCode run(const config::Config& config,
   const RankMemory& memory = plan.memory[std::size_t(world.rank().value)];
   device::Arena workspace(device::cpu(), memory.workspace);
   device::Arena arena(device::cpu(), memory.activations);
+  std::optional<ProfileSession> profile;
+  if (options.profile) {
+    profile.emplace(at_start, world, *options.profile, options.run_directory, placement.threads);
+  }
   Context ctx{device::cpu(), stream, workspace, placement.threads};
   model::Activations activations = model::Activations::plan(plan.dims, arena);
   while (true) {
-    Trainer trainer(
-        config, options, fs, world, ctx, plan, placement.ranks_here, activations, lasting);
+    Trainer trainer(config,
+                    options,
+                    fs,
+                    world,
+                    ctx,
+                    plan,
+                    placement.ranks_here,
+                    activations,
+                    profile ? &*profile : nullptr,
+                    lasting);
     if (const std::optional<ExitCode> code = trainer.run()) return *code;
   }
 }
