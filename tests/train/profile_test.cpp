@@ -70,10 +70,8 @@ ExitCode train_profiled(Lab& lab,
 TEST_CASE("a profile holds the steps asked for, nested, with the work that the model has",
           "[profile]") {
   Lab lab;
-  const std::vector<std::string> settings = {"training.train_iters=7",
-                                             "training.threads=1",
-                                             "checkpoint.save_interval=3",
-                                             "checkpoint.async_save=true"};
+  const std::vector<std::string> settings = {
+      "training.train_iters=7", "training.threads=1", "checkpoint.save_interval=3"};
   std::string output;
   REQUIRE(train_profiled(lab, "run", settings, {Step{2}, Step{5}}, &output) == ExitCode::kDone);
   std::int64_t product_flops = 0, attention_flops = 0;

@@ -122,7 +122,7 @@ class ProfileTrack {
   [[nodiscard]] static std::string arguments_of(const Span& span);
 
   std::string name_;
-  mutable std::mutex mutex_;  ///< of others only start() and stop() take it, and who reads
+  mutable std::mutex mutex_;  ///< its own thread takes it, others at the start and the end alone
   bool recording_ = false;
   std::array<Frame, kMaxDepth> frames_;
   std::size_t depth_ = 0;
