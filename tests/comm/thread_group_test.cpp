@@ -66,12 +66,16 @@ TEST_CASE("a profiled group conforms, and tells each collective and what it sent
   constexpr int kSize = 4;
   std::vector<test::Conformance> plain(kSize), profiled(kSize);
   std::vector<std::int64_t> sent(kSize), told(kSize), flights(kSize), calls(kSize), begun(kSize);
-  run_thread_group(kSize, [&](Group& group) {
-    plain[std::size_t(group.rank().value)] = test::check_conformance(group);
-  });
+  const GroupOptions options{.timeout = 30s};
+  run_thread_group(
+      kSize,
+      [&](Group& group) {
+        plain[std::size_t(group.rank().value)] = test::check_conformance(group);
+      },
+      options);
   std::vector<std::unique_ptr<Profiler>> profilers(kSize);
   for (auto& profiler : profilers) profiler = std::make_unique<Profiler>(std::size_t{1} << 14);
-  run_thread_group(kSize, [&](Group& group) {
+  const auto watch = [&](Group& group) {
     const auto rank = std::size_t(group.rank().value);
     profilers[rank]->start();
     ProfileTrack* track = profilers[rank]->track(ProfileThread::kMain);
@@ -88,7 +92,8 @@ TEST_CASE("a profiled group conforms, and tells each collective and what it sent
       begun[rank] += row.calls;
       told[rank] += row.bytes;
     }
-  });
+  };
+  run_thread_group(kSize, watch, options);
   for (std::size_t rank = 0; rank < kSize; ++rank) {
     CHECK(profiled[rank].failures == std::vector<std::string>{});
     CHECK(profiled[rank].digest == plain[rank].digest);
