@@ -260,7 +260,7 @@ void Replicator::remove() {
 
 bool keeps_copy(
     const SegmentName& name, const Nodes& nodes, int node, int num_copies, int num_buffers) {
-  return name.copy > 0 && name.copy <= num_copies && name.rank.value < nodes.num_ranks() &&
+  return name.copy > 0 && name.copy <= num_copies && name.copy < nodes.size() && name.rank.value < nodes.num_ranks() &&
          name.buffer < num_buffers && nodes.of(nodes.keeper(name.rank, name.copy)) == node;
 }
 

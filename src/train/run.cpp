@@ -5,6 +5,7 @@
 #include <numbers>
 #include <optional>
 #include <ostream>
+#include <set>
 #include <thread>
 
 #include <fmt/ranges.h>
@@ -229,6 +230,7 @@ class Trainer {
       }
       const auto memory = checkpoint::plan_snapshot_memory(
           plan_.catalog, config_.checkpoint, budget_, recovered_->manifest.has_value());
+      replication_factor_ = replication_factor();
       check_memory_directory(memory);
       checkpointer_.emplace(
           lasting_.faults.disk(),
@@ -237,19 +239,41 @@ class Trainer {
           plan_.catalog,
           state_.binding(),
           world_.rank(),
-          checkpoint::CheckpointerStart{
-              .identity = recovered_->identity,
-              .recovered = recovered_->manifest,
-              .kept = recovered_->kept,
-              .budget = budget_,
-              .memory = memory,
-              .node_of_rank = recovered_->node_of_rank,
-              .replication = {config_.checkpoint.replication_factor, &ctx_, &world_},
-              .routed = {state_.routed().begin(), state_.routed().end()},
-              .on_phase = [this](checkpoint::SavePhase phase, Step step) {
-                lasting_.faults.in_phase(phase, step);
-              }});
+          checkpoint::CheckpointerStart{.identity = recovered_->identity,
+                                        .recovered = recovered_->manifest,
+                                        .kept = recovered_->kept,
+                                        .budget = budget_,
+                                        .memory = memory,
+                                        .node_of_rank = recovered_->node_of_rank,
+                                        .replication = {replication_factor_, &ctx_, &world_},
+                                        .routed = {state_.routed().begin(), state_.routed().end()},
+                                        .on_phase = [this](checkpoint::SavePhase phase, Step step) {
+                                          lasting_.faults.in_phase(phase, step);
+                                        }});
     }
+  }
+
+  /// Nodes that keep each snapshot. A start on fewer nodes than that is a mistake where a run
+  /// begins, but must not keep a run from going on that has lost its nodes.
+  [[nodiscard]] int replication_factor() const {
+    const int wanted = config_.checkpoint.replication_factor;
+    const int nodes =
+        int(std::set<std::string>(recovered_->node_of_rank.begin(), recovered_->node_of_rank.end())
+                .size());
+    if (recovered_->report.fresh || wanted <= nodes) return wanted;
+    if (is_root()) {
+      PECAN_LOG(
+          kWarn,
+          "[train] checkpoint.replication_factor={}, but the ranks of this start are on {} "
+          "node{}: {}; restart on more nodes to be as safe as before",
+          wanted,
+          nodes,
+          nodes == 1 ? "" : "s",
+          nodes == 1
+              ? std::string("snapshots in memory have no copy, and the loss of the node loses them")
+              : fmt::format("each snapshot is kept on {} only", nodes));
+    }
+    return nodes;
   }
 
   /// Refuses memory directories that are unfit before anything is reserved in them. Collective.
@@ -260,7 +284,7 @@ class Trainer {
       largest = std::max(largest, checkpoint::memory_dir_bytes(rank));
     const checkpoint::MemoryCheck found = checkpoint::check_memory_directory(
         config_.checkpoint.memory_dir,
-        largest * std::uint64_t(ranks_here_) * std::uint64_t(config_.checkpoint.replication_factor),
+        largest * std::uint64_t(ranks_here_) * std::uint64_t(replication_factor_),
         recovered_->identity.run_id);
     if (is_root()) {
       for (const std::string& warning : found.warnings) PECAN_LOG(kWarn, "[train] {}", warning);
@@ -675,6 +699,7 @@ class Trainer {
   TensorProbe probe_;
   model::Transformer model_;
   TrainBatches batches_;
+  int replication_factor_ = 1;  ///< of this start
   ReplicaCheck replicas_;
   RollbackKeeper rollback_;
   LossWindow losses_;
