@@ -50,6 +50,9 @@ struct SupervisorOptions {
   std::string log_path;
 };
 
+/// From now on the signals that a Supervisor takes wait for it, instead of ending the process.
+void hold_signals();
+
 /// One supervised run. One thread; signals are taken from a descriptor and by nobody else.
 class Supervisor {
  public:
@@ -110,7 +113,7 @@ class Supervisor {
   std::optional<LaunchLock> lock_;
   std::optional<EventLog> events_;
   HostRecord host_record_;
-  std::map<std::string, std::string> unreachable_;           ///< with what was said
+  std::map<std::string, std::string> unreachable_;  ///< with what was said
   std::set<std::string> holders_;  ///< hosts that answer and hold snapshots of the run
   std::map<std::string, std::set<std::int64_t>> leftovers_;  ///< pids by host, not known to be gone
   int num_starts_ = 0;
