@@ -45,8 +45,11 @@ tools::Manual manual() {
            "FILE has a host a line, as Open MPI's hostfiles: a name and slots=N, one where it is "
            "not said. The order of the lines is the order in which hosts are taken. --agent names "
            "a "
-           "program that is called as PROGRAM HOST COMMAND, by mpirun too; without it ssh is used, "
-           "or nothing where all hosts are this machine.",
+           "program that is called as PROGRAM HOST COMMAND, by mpirun too; it may have arguments "
+           "of "
+           "its own, like \"ssh -p 2222\". Without it ssh is used, or nothing where all hosts are "
+           "this "
+           "machine.",
            "SIGTERM, SIGINT and SIGUSR1 stop the run after a whole step and a last checkpoint, "
            "with "
            "exit code 75; a second one ends it at once. If pecan-launch itself is killed, mpirun "
@@ -74,6 +77,8 @@ tools::Manual manual() {
                 {"DIR/launch.lock", "held by the pecan-launch that supervises the run"}},
       .examples =
           {{"Supervise a run", "pecan-launch --config my.yaml --hosts hosts.txt --run-dir runs/my"},
+           {"With an ssh configuration of its own",
+            "pecan-launch --config my.yaml --hosts hosts.txt --agent \"ssh -F cluster.ssh\""},
            {"With an option of mpirun",
             "pecan-launch --config my.yaml --hosts hosts.txt -- --mca btl_tcp_if_include eth1"}},
       .see_also = {"pecan-train(1)",
@@ -120,6 +125,8 @@ std::string neighbour() {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // A stop that is asked for while the configuration is read is one, too.
+  launch::hold_signals();
   return tools::run_program("pecan-launch", [&] {
     Arguments arguments;
     tools::CommandLine line(manual());

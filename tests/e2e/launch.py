@@ -3,12 +3,14 @@
 
 usage: launch.py --bin DIR --mpiexec PATH [--only TEXT]
 
-Hosts are names that an agent of the test's own serves: it runs what it is given here, unless the host is marked as lost.
+Hosts are names that an agent of the test's own serves: it runs what it is given here, unless the host is marked as lost. One case
+goes by ssh instead, to a server of the test's own; without sshd it is left out, and the exit code is 77.
 """
 import argparse
 import json
 import os
 import pathlib
+import shutil
 import signal
 import struct
 import subprocess
@@ -17,12 +19,13 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import e2e  # noqa: E402
+import ssh_server  # noqa: E402
 from e2e import check  # noqa: E402
 
 TIME_LIMIT_S = 120  # a hang, on however slow a machine
 AGENT = """#!/bin/sh
 host=$1; shift
-if [ -e LOST/$host ]; then echo "$host: no route to host" >&2; exit 255; fi
+if [ -e LOST/$host ]; then printf 'Welcome to %s\\r\\n%s: no route to host\\r\\n' $host $host >&2; exit 255; fi
 # Daemons of one machine would meet in one session folder, which Open MPI does not expect.
 export TMPDIR=LOST/$host.tmp
 mkdir -p $TMPDIR
@@ -67,7 +70,8 @@ class Launch:
         self.table, self.run_dir = table, table.lab.folder / name
         self.hosts = table.lab.folder / f"{name}.hosts"
         self.hosts.write_text("".join(f"{host} slots={slots}\n" for host, slots in hosts))
-        self.settings, self.agent = settings, agent
+        self.settings, self.agent = settings, table.agent if agent else None
+        self.environment = table.environment
         self.log = table.lab.folder / f"{name}.log"
         self.process = None
 
@@ -75,13 +79,13 @@ class Launch:
         words = [str(self.table.lab.bin / "pecan-launch"), "--config", str(self.table.lab.config), "--hosts",
                  str(hosts or self.hosts), "--run-dir", str(self.run_dir), "--log", str(self.log)]
         if self.agent:
-            words += ["--agent", str(self.table.agent)]
+            words += ["--agent", str(self.agent)]
         for setting in (*self.settings, *settings):
             words += ["--set", setting]
         return [*words, "--", "--bind-to", "none"]  # all hosts have the same cores
 
     def start(self, *settings):
-        self.process = subprocess.Popen(self.command(*settings), env=self.table.environment, stdout=subprocess.DEVNULL,
+        self.process = subprocess.Popen(self.command(*settings), env=self.environment, stdout=subprocess.DEVNULL,
                                         stderr=subprocess.DEVNULL)
 
     def finish(self, expect, what):
@@ -123,7 +127,9 @@ class Table:
         self.agent.write_text(AGENT.replace("LOST", str(self.lost)))
         self.agent.chmod(0o755)
         path = f"{pathlib.Path(lab.mpiexec).resolve().parent}:{os.environ['PATH']}" if "/" in lab.mpiexec else os.environ["PATH"]
-        self.environment = {**os.environ, **e2e.ENVIRONMENT, **NETWORK, "PATH": path}
+        # What killed ranks leave of Open MPI's own shared memory goes with the folder.
+        self.environment = {**os.environ, **e2e.ENVIRONMENT, **NETWORK, "PATH": path,
+                            "OMPI_MCA_btl_vader_backing_directory": str(lab.folder)}
         # The supervisor sets these itself.
         for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_rmaps_base_oversubscribe",
                      "OMPI_MCA_mpi_yield_when_idle"):
@@ -267,7 +273,45 @@ def lost_host(t):
     first, second = failures[0], failures[-1]
     check(first["kind"] in ("host_lost", "signal") and first["hosts"] == ["nb"] and second["hosts"] == ["na"],
           f"the failures name the hosts: {first}, {second}")
-    check("no route" in events(run.run_dir, "host_lost")[0]["reason"], "with what the agent said")
+    check(events(run.run_dir, "host_lost")[0]["reason"] == "nb: no route to host", "with what the agent said last")
+
+
+def over_ssh(t):
+    """Without an agent it is ssh that reaches hosts: it starts the ranks, a lost host is one that it does not reach, and it ends
+    what a killed supervisor has left."""
+    absent = ssh_server.missing()
+    if absent:
+        print(f"skipped: {absent} is missing (Debian: openssh-server, openssh-client)", flush=True)
+        t.lab.skipped = True
+        return
+    with ssh_server.SshServer(t.lab.folder, ["na", "nb"]) as server:
+        run = Launch(t, "ssh", [("na", 1), ("nb", 1)],
+                     [WHOLE[0], *QUICK, "elastic.layouts=[{world_size: 1}, {world_size: 2, expert_model_parallel_size: 2}]"],
+                     agent=False)
+        run.environment = {**t.environment, "PATH": f"{server.path}:{t.environment['PATH']}"}
+        run.start(ENDLESS)
+        run.until(lambda: run.trained(0, 3), "it trains on two hosts")
+        ranks = [b["pid"] for b in heartbeats(run.run_dir).values()]
+        check(all(b"SSH_CONNECTION=" in pathlib.Path(f"/proc/{p}/environ").read_bytes() for p in ranks), "the ranks are children of sshd")
+        run.process.kill()
+        run.process.wait()
+        # The same by an agent with arguments.
+        run.environment = t.environment
+        run.agent = f"ssh -F {server.config}"
+        run.start(ENDLESS)
+        run.until(lambda: run.trained(1, 3), "another supervisor takes over")
+        check(not any(pathlib.Path(f"/proc/{p}").exists() for p in ranks), "nothing of the former one is left")
+        server.answer("na")
+        rank = heartbeats(run.run_dir)[1]["pid"]
+        for pid in (parent_of(rank), rank):
+            os.kill(pid, signal.SIGKILL)
+        run.until(lambda: run.trained(2, 3), "it trains on the host that is left")
+        run.process.send_signal(signal.SIGTERM)
+        run.finish(75, "SIGTERM")
+        starts = events(run.run_dir, "start")
+        check([s["world"] for s in starts] == [2, 2, 1], f"worlds of two ranks and one: {starts}")
+        lost = events(run.run_dir, "host_lost")
+        check([h["host"] for h in lost] == ["nb"] and lost[0]["reason"].endswith("refused"), f"with what ssh said: {lost}")
 
 
 def bad_input(t):
@@ -301,13 +345,22 @@ def bad_input(t):
     refused("a program that is not there", ["/nowhere/train", "; "], words=["--train", "/nowhere/train"])
     refused("mpirun's number of processes", ["-np", "elastic.layouts", "; "], words=["--", "-np", "4"])
     refused("an unknown key", ["unknown key elastic.max_restart", "elastic.max_restarts"], settings=["elastic.max_restart=2"])
+    # A signal that comes before the run can be stopped waits until then; here there is no run to stop, as a pipe has no content.
+    pipe = t.lab.folder / "pipe.hosts"
+    os.mkfifo(pipe)
+    early = subprocess.Popen([str(t.lab.bin / "pecan-launch"), "--config", str(t.lab.config), "--hosts", str(pipe)], env=t.environment,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with open(pipe, "w"):  # opens when it is being read
+        early.send_signal(signal.SIGUSR1)
+    said = early.communicate(timeout=TIME_LIMIT_S)[1]
+    check(early.returncode == 2 and "names no host" in said, f"an early signal does not kill: exit code {early.returncode}, {said}")
     done = t.lab.run([t.lab.bin / "pecan-launch", "--config", t.lab.config], expect=2)
     check("needs --hosts FILE" in done.stdout and "--help" in done.stdout, "without --hosts: it is asked for")
     done = t.lab.run([t.lab.bin / "pecan-launch", "--config", t.lab.config, "--hosts", "/nowhere/hosts"], expect=2)
     check("/nowhere/hosts" in done.stdout, "a hosts file that is not there is named")
 
 
-CASES = (killed_rank, on_request, stopped_rank, gives_up, lost_host, bad_input)
+CASES = (killed_rank, on_request, stopped_rank, gives_up, lost_host, over_ssh, bad_input)
 
 
 def main():
@@ -333,7 +386,7 @@ def main():
                 pass
         lab.close()
     print(f"{len(e2e.failures)} failures")
-    return 1 if e2e.failures else 0
+    return 1 if e2e.failures else 77 if lab.skipped else 0
 
 
 if __name__ == "__main__":

@@ -46,8 +46,10 @@ sigset_t awaited_signals() {
   return set;
 }
 
-std::string first_line(const std::string& text) {
-  return shortened(std::string_view(text).substr(0, text.find('\n')));
+/// What ssh says last is why it failed: banners and warnings come first, and lines end with "\r\n".
+std::string last_line(std::string_view text) {
+  text = text.substr(0, text.find_last_not_of("\r\n") + 1);
+  return shortened(text.substr(text.find_last_of('\n') + 1));
 }
 
 /// Feeds whole lines to a scan.
@@ -124,6 +126,11 @@ void Output::say(std::string_view text) {
   pass(STDERR_FILENO, fmt::format("pecan-launch: {}\n", text));
 }
 
+void hold_signals() {
+  const sigset_t awaited = awaited_signals();
+  ::sigprocmask(SIG_BLOCK, &awaited, nullptr);
+}
+
 Supervisor::Supervisor(const config::Config& config, SupervisorOptions options)
     : config_(config), options_(std::move(options)), output_(options_.log_path) {
   std::array<char, 256> name{};
@@ -168,8 +175,8 @@ void Supervisor::prepare() {
   lock_.emplace(run);
   events_.emplace(run);
 
+  hold_signals();
   const sigset_t awaited = awaited_signals();
-  ::sigprocmask(SIG_BLOCK, &awaited, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
   signals_ = Fd(::signalfd(-1, &awaited, SFD_NONBLOCK | SFD_CLOEXEC));
   PECAN_VALIDATE(signals_.get() >= 0, InternalError, "signalfd failed with errno {}", errno);
@@ -357,7 +364,7 @@ void Supervisor::ask_hosts() {
     const std::string why =
         answer.exit_code < 0 ? fmt::format("no answer in {} s (elastic.probe_timeout_s)", limit_s)
         : answer.errors.empty() ? fmt::format("exit code {}", answer.exit_code)
-                                : first_line(answer.errors);
+                                : last_line(answer.errors);
     unreachable_[answer.host] = why;
     if (was_lost) continue;
     event("host_lost", {{"host", answer.host}, {"reason", why}});

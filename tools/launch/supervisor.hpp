@@ -50,6 +50,9 @@ struct SupervisorOptions {
   std::string log_path;
 };
 
+/// From now on the signals that a Supervisor takes wait for it, instead of ending the process.
+void hold_signals();
+
 /// One supervised run. One thread; signals are taken from a descriptor and by nobody else.
 class Supervisor {
  public:
