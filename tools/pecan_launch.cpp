@@ -41,7 +41,8 @@ tools::Manual manual() {
            "rank makes progress for elastic.heartbeat_timeout_s is ended, whatever mpirun does.",
            "It gives up after elastic.max_restarts restarts in a row that saved no new "
            "step, with the exit code of the last failure. Exit codes 2 and 3 of pecan-train "
-           "lead to no restart.",
+           "lead to no restart, nor does 6 where another start would be fed the same data from the "
+           "same state and diverge too, or has not got past a divergence before.",
            "FILE has a host a line, as Open MPI's hostfiles: a name and slots=N, one where it is "
            "not said. The order of the lines is the order in which hosts are taken. --agent names "
            "a "
@@ -54,14 +55,7 @@ tools::Manual manual() {
            "with "
            "exit code 75; a second one ends it at once. If pecan-launch itself is killed, mpirun "
            "ends too, and a new pecan-launch takes over."},
-      .exit_codes = {ExitCode::kDone,
-                     ExitCode::kUsage,
-                     ExitCode::kData,
-                     ExitCode::kCheckpoint,
-                     ExitCode::kWatchdog,
-                     ExitCode::kDivergence,
-                     ExitCode::kInternal,
-                     ExitCode::kStoppedOnRequest},
+      .exit_codes = tools::exit_codes_of_runs(),
       .environment =
           {{"PATH", "where mpirun and ssh are found"},
            {"OMPI_*",
@@ -69,8 +63,7 @@ tools::Manual manual() {
             "unless they are set already"},
            {"PECAN_FAULT, OMP_NUM_THREADS", "are passed on to all hosts"},
            {"PECAN_SUPERVISED", "is set for pecan-train, so that its processes are known again"},
-           {"any NAME",
-            "replaces ${NAME} in a value of the configuration; for other hosts add -- -x NAME"}},
+           tools::variables_of_configuration("; for other hosts add -- -x NAME")},
       .files = {{"DIR/events.jsonl",
                  "one record a line: starts, failures, hosts lost and back, downtime, lost steps"},
                 {"DIR/heartbeat/", "where each rank is; written by pecan-train"},

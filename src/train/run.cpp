@@ -2,6 +2,7 @@
 #include <chrono>
 #include <cmath>
 #include <csignal>
+#include <functional>
 #include <numbers>
 #include <optional>
 #include <ostream>
@@ -28,6 +29,7 @@
 #include <pecan/train/run.hpp>
 #include <pecan/train/state.hpp>
 
+#include "train/agreement.hpp"
 #include "train/batches.hpp"
 #include "train/content.hpp"
 #include "train/divergence.hpp"
@@ -228,8 +230,11 @@ class Trainer {
         // Of the losses that the recovery has booked too.
         if (config_.logging.content_hash_interval > 0) write_content(Content::kTrained);
       }
-      const auto memory = checkpoint::plan_snapshot_memory(
-          plan_.catalog, config_.checkpoint, budget_, recovered_->manifest.has_value());
+      const auto memory =
+          report.fresh
+              ? plan_.snapshots
+              : checkpoint::plan_snapshot_memory(
+                    plan_.catalog, config_.checkpoint, budget_, recovered_->manifest.has_value());
       replication_factor_ = replication_factor();
       check_memory_directory(memory);
       checkpointer_.emplace(
@@ -460,6 +465,24 @@ class Trainer {
     return probe_.report(ctx_, world_);
   }
 
+  /// Runs `body`. A DivergenceError of it, which all ranks throw alike, is in the records before
+  /// any of them ends the job: whoever starts the run again goes by it. Collective.
+  void tell_divergence(std::int64_t step,
+                       const std::string& reason,
+                       bool repeatable,
+                       const std::function<void()>& body) {
+    try {
+      body();
+    } catch (const DivergenceError&) {
+      (void)from_root(ctx_, world_, [&]() -> std::string {
+        metrics_->write(
+            DivergenceRecord{recovered_->identity.incarnation, Step{step}, reason, repeatable});
+        return {};
+      });
+      throw;
+    }
+  }
+
   /// Whether the step's numbers are to be believed, and what follows by the policy where they are
   /// not. From sums over all ranks, so the same on each. Collective.
   void judge(StepRecord& record) {
@@ -480,12 +503,15 @@ class Trainer {
       losses_.accept(record.loss);
       return;
     }
-    PECAN_VALIDATE(training.check_for_nan_in_loss_and_grad == config::NanPolicy::kSkip,
-                   DivergenceError,
-                   "step {} {}; training stops by training.check_for_nan_in_loss_and_grad=stop "
-                   "(lower optimizer.lr, or set it to skip)",
-                   step_ + 1,
-                   what);
+    const bool by_hardware = record.skip_reason == "non_finite" && record.bad_tensor.empty();
+    tell_divergence(step_ + 1, record.skip_reason, !by_hardware, [&] {
+      PECAN_VALIDATE(training.check_for_nan_in_loss_and_grad == config::NanPolicy::kSkip,
+                     DivergenceError,
+                     "step {} {}; training stops by training.check_for_nan_in_loss_and_grad=stop "
+                     "(lower optimizer.lr, or set it to skip)",
+                     step_ + 1,
+                     what);
+    });
     if (is_root()) PECAN_LOG(kWarn, "[train] step {} {}; its update is skipped", step_ + 1, what);
   }
 
@@ -497,7 +523,7 @@ class Trainer {
     note_saves();
     const RollbackRecord record = rollback_.roll_back(
         ctx_, world_, [&](const RollbackRecord& written) { metrics_->write(written); });
-    rollback_.check(record);
+    tell_divergence(step_, "rollbacks", /*repeatable=*/true, [&] { rollback_.check(record); });
     lasting_.newest_step = Step{record.first_skipped.value - 1};
     return describe(record);
   }
@@ -547,7 +573,9 @@ class Trainer {
     // Before a save: what is written was compared.
     if (replica_interval() > 0 && step_ % replica_interval() == 0) {
       gather_.finish();
-      replicas_.compare(ctx_, world_, Step{step_});
+      tell_divergence(step_, "replicas", /*repeatable=*/false, [&] {
+        replicas_.compare(ctx_, world_, Step{step_});
+      });
     }
     const bool last = stop_agreed_ || step_ == config_.training.train_iters;  // finish() saves it
     if (checkpointer_ && !rollback_.due() && !rollback_.holds_saves() && !last) {  // (B)

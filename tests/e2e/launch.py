@@ -1,5 +1,6 @@
 #!/usr/bin/python3
-"""The supervisor on this machine: ranks killed and stopped, hosts lost and back, stops on request, bad hosts files.
+"""The supervisor on this machine: ranks killed and stopped, hosts lost and back, stops on request, divergences,
+bad hosts files.
 
 usage: launch.py --bin DIR --mpiexec PATH [--only TEXT]
 
@@ -30,6 +31,30 @@ if [ -e LOST/$host ]; then printf 'Welcome to %s\\r\\n%s: no route to host\\r\\n
 export TMPDIR=LOST/$host.tmp
 mkdir -p $TMPDIR
 exec sh -c "$*"
+"""
+# In mpirun's place: all that a job shows to a supervisor, heartbeats and what signals do. It notes the signals that come to it
+# and to a child of its group, and obeys SIGTERM if told so.
+JOB = """#!/usr/bin/python3
+import os, pathlib, signal, struct, sys, time
+run, obeys = pathlib.Path("RUN"), OBEYS
+child = os.fork() == 0
+def came(number, frame):
+    with open("MARKS", "a") as marks:
+        marks.write(f"{'child' if child else 'job'} {signal.Signals(number).name} {time.monotonic()}\\n")
+    if obeys and number == signal.SIGTERM:
+        os._exit(143)
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, came)
+if not child:
+    (run / "heartbeat").mkdir(exist_ok=True)
+    for rank in range(2):
+        beat = struct.pack("<8sIiQii", b"PcnBeat1", 1, rank, os.getpid(), 2, 0)
+        beat = (beat + b"localhost").ljust(96, b"\\0")
+        beat += struct.pack("<Iiqq", 2, -1, 1, 0)
+        (run / f"heartbeat/rank-{rank:05}").write_bytes(beat.ljust(184, b"\\0"))
+end = time.monotonic() + 300  # whatever happens to the test
+while time.monotonic() < end:
+    time.sleep(0.05)
 """
 # Daemons and ranks of different "hosts" meet on the loopback.
 NETWORK = {"OMPI_MCA_btl": "self,vader,tcp", "OMPI_MCA_btl_tcp_if_include": "lo", "OMPI_MCA_oob_tcp_if_include": "lo"}
@@ -73,7 +98,7 @@ class Launch:
         self.settings, self.agent = settings, table.agent if agent else None
         self.environment = table.environment
         self.log = table.lab.folder / f"{name}.log"
-        self.process = None
+        self.process, self.environment = None, table.environment
 
     def command(self, *settings, hosts=None):
         words = [str(self.table.lab.bin / "pecan-launch"), "--config", str(self.table.lab.config), "--hosts",
@@ -200,6 +225,86 @@ def on_request(t):
     run.start(f"training.train_iters={last + 9}", "training.exit_interval=1")
     run.finish(75, "a stop by the configuration")
     check(not events(run.run_dir)[-1]["requested"], "which nobody else has asked for")
+
+
+def unheard_requests(t):
+    """A job that does not stop when asked is ended when the time is up, and killed if that is not enough; a second signal ends it
+    at once; and a request in a pause between starts is heard too."""
+    def played(name, obeys, *settings):
+        """Runs with the job above, in whose place the table's mpirun stands elsewhere."""
+        run = Launch(t, name, [("localhost", 2)], [*WHOLE, *QUICK, *settings], agent=False)
+        run.marks = t.lab.folder / f"{name}.marks"
+        folder = t.lab.folder / f"{name}.bin"
+        folder.mkdir()
+        text = JOB.replace("RUN", str(run.run_dir)).replace("OBEYS", str(obeys)).replace("MARKS", str(run.marks))
+        (folder / "mpirun").write_text(text)
+        (folder / "mpirun").chmod(0o755)
+        run.environment = {**t.environment, "PATH": f"{folder}:{t.environment['PATH']}"}
+        run.start()
+        run.until(lambda: len(heartbeats(run.run_dir)) == 2, f"{name}: the job has begun")
+        return run
+
+    def marks(run):
+        lines = run.marks.read_text().splitlines() if run.marks.exists() else []
+        return [(who, name, float(when)) for who, name, when in (line.split() for line in lines)]
+
+    def told(run, name):
+        run.until(lambda: ("job", name) in [m[:2] for m in marks(run)], f"{name} reaches the job")
+
+    deaf = played("deaf", False, "comm.timeout_s=1")
+    asked = time.monotonic()
+    deaf.process.send_signal(signal.SIGTERM)
+    deaf.finish(75, "a job that hears nothing")
+    seen = marks(deaf)
+    check([m[:2] for m in seen] == [("job", "SIGUSR1"), ("job", "SIGTERM")], f"it was asked, then told, once each: {seen}")
+    check(len(seen) == 2 and seen[1][2] - asked >= 1, "told when comm.timeout_s was up, not before")
+    check(deaf.said("the job did not stop in 1 s (comm.timeout_s)"), "and that is said")
+    kinds = [(e["event"], e.get("kind"), e.get("exit_code")) for e in events(deaf.run_dir, "failure", "stopped", "restart")]
+    check(kinds == [("failure", "signal", 137), ("stopped", None, 137)],
+          f"in the end it was killed, and not started again: {kinds}")
+
+    forced = played("forced", True, "comm.timeout_s=3600")
+    forced.process.send_signal(signal.SIGINT)
+    told(forced, "SIGUSR1")
+    check(("job", "SIGTERM") not in [m[:2] for m in marks(forced)], "after the first signal the job has time")
+    forced.process.send_signal(signal.SIGTERM)
+    forced.finish(75, "a second signal")
+    check([m[:2] for m in marks(forced)] == [("job", "SIGUSR1"), ("job", "SIGTERM")], f"ends the job at once: {marks(forced)}")
+    check(events(forced.run_dir)[-1]["event"] == "stopped" and events(forced.run_dir)[-1]["requested"], "as a stop on request")
+    check(len(events(forced.run_dir, "start")) == 1, "which is no failure to restart after")
+
+    waiting = Launch(t, "waiting", [("localhost", 2)],
+                     [*WHOLE, "elastic.restart_backoff_s=3600", "elastic.restart_backoff_max_s=3600",
+                      'fault.inject=["kill step=1 start=every"]'], agent=False)
+    waiting.start()
+    waiting.until(lambda: waiting.said("restarting in 3600 s"), "it waits before the second restart")
+    waiting.process.send_signal(signal.SIGTERM)
+    waiting.finish(75, "a request in a pause")
+    check(len(events(waiting.run_dir, "start")) == 2 and events(waiting.run_dir)[-1].get("requested"), "ends it")
+
+
+def diverged(t):
+    """What would diverge again is not started again; what may have come from the hardware is, once."""
+    nan = Launch(t, "nan", [("localhost", 2)], [*WHOLE, *QUICK, "training.train_iters=8", "checkpoint.async_save=false"], agent=False)
+    nan.start('fault.inject=["nan step=5 rank=1 start=every"]')
+    nan.finish(6, "a gradient that is not finite")
+    last = events(nan.run_dir)[-1]
+    check(len(events(nan.run_dir, "start")) == 1 and last["event"] == "give_up" and last["diverged_step"] == 5,
+          f"the same data are not fed to the same state again: {last}")
+    check(nan.said("diverged at step 5, and would again") and nan.said("training.rollback_after_skips"), "and what to do is said")
+    nan.start("training.check_for_nan_in_loss_and_grad=skip", "training.rollback_after_skips=1", 'fault.inject=["nan step=5 start=1"]')
+    nan.finish(0, "with that the same run goes on")
+    passed, = e2e.records(nan.run_dir, "rollback")
+    check(passed["to"] == 4 and e2e.steps(nan.run_dir)[-1]["step"] == 8, f"and passes over the data: {passed}")
+
+    flip = Launch(t, "flip", [("localhost", 2)],
+                  [WHOLE[0], *QUICK, "training.train_iters=8", "checkpoint.async_save=false", "parallel.expert_model_parallel_size=1",
+                   "training.check_weight_hash_across_dp_replicas_interval=2", 'fault.inject=["flip step=5 rank=1 start=every"]'], agent=False)
+    flip.start()
+    flip.finish(6, "replicas that differ in every start")
+    failures = events(flip.run_dir, "failure")
+    check([(f["kind"], f["hosts"]) for f in failures] == [("diverged", [])] * 2, f"are restarted once, with nobody to blame: {failures}")
+    check(events(flip.run_dir)[-1]["reason"] == "diverged twice" and flip.said("leave out a host"), "and then given up")
 
 
 def stopped_rank(t):
@@ -360,7 +465,7 @@ def bad_input(t):
     check("/nowhere/hosts" in done.stdout, "a hosts file that is not there is named")
 
 
-CASES = (killed_rank, on_request, stopped_rank, gives_up, lost_host, over_ssh, bad_input)
+CASES = (killed_rank, on_request, unheard_requests, diverged, stopped_rank, gives_up, lost_host, over_ssh, bad_input)
 
 
 def main():
