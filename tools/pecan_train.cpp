@@ -62,21 +62,14 @@ tools::Manual manual() {
            "A run directory that holds an earlier run is refused without a resume option. SIGUSR1, "
            "which mpirun forwards, stops all processes together after a whole step and a last "
            "checkpoint."},
-      .exit_codes = {ExitCode::kDone,
-                     ExitCode::kUsage,
-                     ExitCode::kData,
-                     ExitCode::kCheckpoint,
-                     ExitCode::kWatchdog,
-                     ExitCode::kDivergence,
-                     ExitCode::kInternal,
-                     ExitCode::kStoppedOnRequest},
+      .exit_codes = tools::exit_codes_of_runs(),
       .environment =
           {{"OMPI_ALLOW_RUN_AS_ROOT, OMPI_ALLOW_RUN_AS_ROOT_CONFIRM",
             "both 1 let Open MPI's mpirun start as root"},
            {"OMPI_MCA_*",
             "Open MPI's parameters; mpi_yield_when_idle is set to 1 unless it is set already"},
            {"PECAN_FAULT", "failures on purpose beside those of fault.inject, with ; between them"},
-           {"any NAME", "replaces ${NAME} in a value of the configuration"}},
+           tools::variables_of_configuration()},
       .files = {{"DIR/config.yaml", "the resolved configuration of the newest start"},
                 {"DIR/metrics.jsonl",
                  "one record a line: steps, evaluations, checkpoints, recoveries"},

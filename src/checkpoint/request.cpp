@@ -187,9 +187,9 @@ std::vector<SnapshotMemory> plan_snapshot_memory(const StateCatalog& catalog,
     partial = full;
   } else if (config.pec.selection == "sequential") {
     add_rotation(catalog, config, grid, settings, partial);
-  } else {
-    add_extremes(catalog, grid, settings, partial);
   }
+  // After failures even a rotation meets selections that it does not come by itself.
+  if (settings.memory.experts < grid.num_experts) add_extremes(catalog, grid, settings, partial);
   std::vector<SnapshotMemory> memory;
   for (std::size_t r = 0; r < full.bytes.size(); ++r) {
     const bool only_partial = has_full && settings.partial(grid);

@@ -110,6 +110,7 @@ struct StoredSegment {
   std::string path;
   Manifest header;
   RankIndex index;
+  std::uint64_t description_hash = 0;  ///< XXH3 of header and index as they stand in the file
   std::vector<std::uint64_t> offsets;  ///< of each block, in the file
   std::unique_ptr<File> file;
 };

@@ -14,11 +14,12 @@ class FaultyDisk::FaultyFile final : public File {
     return inner_->read_at(offset, bytes);
   }
   Status write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
-    if (disk_.full_) return disk_full(path_);
-    const double rate = disk_.bytes_per_s_;
-    if (rate > 0)
-      std::this_thread::sleep_for(std::chrono::duration<double>(double(bytes.size()) / rate));
-    return inner_->write_at(offset, bytes);
+    const Status status = suffer(bytes.size());
+    return status.ok() ? inner_->write_at(offset, bytes) : status;
+  }
+  Status write_behind(std::uint64_t offset, std::span<const std::byte> bytes) override {
+    const Status status = suffer(bytes.size());
+    return status.ok() ? inner_->write_behind(offset, bytes) : status;
   }
   Status truncate(std::uint64_t size) override { return inner_->truncate(size); }
   Result<std::uint64_t> size() override { return inner_->size(); }
@@ -28,6 +29,15 @@ class FaultyDisk::FaultyFile final : public File {
   Status sync() override { return inner_->sync(); }
 
  private:
+  /// What the fault does to a write of `num_bytes`.
+  Status suffer(std::size_t num_bytes) {
+    if (disk_.full_) return disk_full(path_);
+    const double rate = disk_.bytes_per_s_;
+    if (rate > 0)
+      std::this_thread::sleep_for(std::chrono::duration<double>(double(num_bytes) / rate));
+    return {};
+  }
+
   FaultyDisk& disk_;
   std::unique_ptr<File> inner_;
   std::string path_;

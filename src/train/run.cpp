@@ -2,9 +2,11 @@
 #include <chrono>
 #include <cmath>
 #include <csignal>
+#include <functional>
 #include <numbers>
 #include <optional>
 #include <ostream>
+#include <set>
 #include <thread>
 
 #include <fmt/ranges.h>
@@ -27,6 +29,7 @@
 #include <pecan/train/run.hpp>
 #include <pecan/train/state.hpp>
 
+#include "train/agreement.hpp"
 #include "train/batches.hpp"
 #include "train/content.hpp"
 #include "train/divergence.hpp"
@@ -248,30 +251,56 @@ class Trainer {
         // Of the losses that the recovery has booked too.
         if (config_.logging.content_hash_interval > 0) write_content(Content::kTrained);
       }
-      const auto memory = checkpoint::plan_snapshot_memory(
-          plan_.catalog, config_.checkpoint, budget_, recovered_->manifest.has_value());
+      const auto memory =
+          report.fresh
+              ? plan_.snapshots
+              : checkpoint::plan_snapshot_memory(
+                    plan_.catalog, config_.checkpoint, budget_, recovered_->manifest.has_value());
+      replication_factor_ = replication_factor();
       check_memory_directory(memory);
-      checkpointer_.emplace(
-          lasting_.faults.disk(),
-          options_.run_directory,
-          config_.checkpoint,
-          plan_.catalog,
-          state_.binding(),
-          world_.rank(),
-          checkpoint::CheckpointerStart{
-              .identity = recovered_->identity,
-              .recovered = recovered_->manifest,
-              .kept = recovered_->kept,
-              .budget = budget_,
-              .memory = memory,
-              .node_of_rank = recovered_->node_of_rank,
-              .replication = {config_.checkpoint.replication_factor, &ctx_, &world_},
-              .routed = {state_.routed().begin(), state_.routed().end()},
-              .profiler = profile_ != nullptr ? &profile_->profiler() : nullptr,
-              .on_phase = [this](checkpoint::SavePhase phase, Step step) {
-                lasting_.faults.in_phase(phase, step);
-              }});
+      checkpointer_.emplace(lasting_.faults.disk(),
+                            options_.run_directory,
+                            config_.checkpoint,
+                            plan_.catalog,
+                            state_.binding(),
+                            world_.rank(),
+                            checkpoint::CheckpointerStart{
+                                .identity = recovered_->identity,
+                                .recovered = recovered_->manifest,
+                                .kept = recovered_->kept,
+                                .budget = budget_,
+                                .memory = memory,
+                                .node_of_rank = recovered_->node_of_rank,
+                                .replication = {replication_factor_, &ctx_, &world_},
+                                .routed = {state_.routed().begin(), state_.routed().end()},
+                                .profiler = profile_ != nullptr ? &profile_->profiler() : nullptr,
+                                .on_phase = [this](checkpoint::SavePhase phase, Step step) {
+                                  lasting_.faults.in_phase(phase, step);
+                                }});
     }
+  }
+
+  /// Nodes that keep each snapshot. A start on fewer nodes than that is a mistake where a run
+  /// begins, but must not keep a run from going on that has lost its nodes.
+  [[nodiscard]] int replication_factor() const {
+    const int wanted = config_.checkpoint.replication_factor;
+    const int nodes =
+        int(std::set<std::string>(recovered_->node_of_rank.begin(), recovered_->node_of_rank.end())
+                .size());
+    if (recovered_->report.fresh || wanted <= nodes) return wanted;
+    if (is_root()) {
+      PECAN_LOG(
+          kWarn,
+          "[train] checkpoint.replication_factor={}, but the ranks of this start are on {} "
+          "node{}: {}; restart on more nodes to be as safe as before",
+          wanted,
+          nodes,
+          nodes == 1 ? "" : "s",
+          nodes == 1
+              ? std::string("snapshots in memory have no copy, and the loss of the node loses them")
+              : fmt::format("each snapshot is kept on {} only", nodes));
+    }
+    return nodes;
   }
 
   /// Refuses memory directories that are unfit before anything is reserved in them. Collective.
@@ -282,7 +311,7 @@ class Trainer {
       largest = std::max(largest, checkpoint::memory_dir_bytes(rank));
     const checkpoint::MemoryCheck found = checkpoint::check_memory_directory(
         config_.checkpoint.memory_dir,
-        largest * std::uint64_t(ranks_here_) * std::uint64_t(config_.checkpoint.replication_factor),
+        largest * std::uint64_t(ranks_here_) * std::uint64_t(replication_factor_),
         recovered_->identity.run_id);
     if (is_root()) {
       for (const std::string& warning : found.warnings) PECAN_LOG(kWarn, "[train] {}", warning);
@@ -463,6 +492,24 @@ class Trainer {
     return probe_.report(ctx_, world_);
   }
 
+  /// Runs `body`. A DivergenceError of it, which all ranks throw alike, is in the records before
+  /// any of them ends the job: whoever starts the run again goes by it. Collective.
+  void tell_divergence(std::int64_t step,
+                       const std::string& reason,
+                       bool repeatable,
+                       const std::function<void()>& body) {
+    try {
+      body();
+    } catch (const DivergenceError&) {
+      (void)from_root(ctx_, world_, [&]() -> std::string {
+        metrics_->write(
+            DivergenceRecord{recovered_->identity.incarnation, Step{step}, reason, repeatable});
+        return {};
+      });
+      throw;
+    }
+  }
+
   /// Whether the step's numbers are to be believed, and what follows by the policy where they are
   /// not. From sums over all ranks, so the same on each. Collective.
   void judge(StepRecord& record) {
@@ -483,12 +530,15 @@ class Trainer {
       losses_.accept(record.loss);
       return;
     }
-    PECAN_VALIDATE(training.check_for_nan_in_loss_and_grad == config::NanPolicy::kSkip,
-                   DivergenceError,
-                   "step {} {}; training stops by training.check_for_nan_in_loss_and_grad=stop "
-                   "(lower optimizer.lr, or set it to skip)",
-                   step_ + 1,
-                   what);
+    const bool by_hardware = record.skip_reason == "non_finite" && record.bad_tensor.empty();
+    tell_divergence(step_ + 1, record.skip_reason, !by_hardware, [&] {
+      PECAN_VALIDATE(training.check_for_nan_in_loss_and_grad == config::NanPolicy::kSkip,
+                     DivergenceError,
+                     "step {} {}; training stops by training.check_for_nan_in_loss_and_grad=stop "
+                     "(lower optimizer.lr, or set it to skip)",
+                     step_ + 1,
+                     what);
+    });
     if (is_root()) PECAN_LOG(kWarn, "[train] step {} {}; its update is skipped", step_ + 1, what);
   }
 
@@ -500,7 +550,7 @@ class Trainer {
     note_saves();
     const RollbackRecord record = rollback_.roll_back(
         ctx_, world_, [&](const RollbackRecord& written) { metrics_->write(written); });
-    rollback_.check(record);
+    tell_divergence(step_, "rollbacks", /*repeatable=*/true, [&] { rollback_.check(record); });
     lasting_.newest_step = Step{record.first_skipped.value - 1};
     return describe(record);
   }
@@ -560,7 +610,9 @@ class Trainer {
     // Before a save: what is written was compared.
     if (replica_interval() > 0 && step_ % replica_interval() == 0) {
       gather_.finish();
-      replicas_.compare(ctx_, world_, Step{step_});
+      tell_divergence(step_, "replicas", /*repeatable=*/false, [&] {
+        replicas_.compare(ctx_, world_, Step{step_});
+      });
     }
     const bool last = stop_agreed_ || step_ == config_.training.train_iters;  // finish() saves it
     if (checkpointer_ && !rollback_.due() && !rollback_.holds_saves() && !last) {  // (B)
@@ -715,6 +767,7 @@ class Trainer {
   TensorProbe probe_;
   model::Transformer model_;
   TrainBatches batches_;
+  int replication_factor_ = 1;  ///< of this start
   ReplicaCheck replicas_;
   RollbackKeeper rollback_;
   LossWindow losses_;

@@ -103,6 +103,7 @@ TEST_CASE("a profile holds the steps asked for, nested, with the work that the m
     for (const char* name : {"data",
                              "forward",
                              "layer",
+                             "head",
                              "backward",
                              "layer backward",
                              "exchange",
