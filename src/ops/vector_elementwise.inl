@@ -56,11 +56,24 @@ double sum_of(const T* x, std::int64_t n) {
 }
 
 template <typename T>
+inline double square_of(T x) {
+  return double(wide(x)) * double(wide(x));
+}
+
+/// In four streams, of which a core reads more from memory at once than of one.
+template <typename T>
 double sum_of_squares(const T* x, std::int64_t n) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t i = 0; i < n; ++i) sum += double(wide(x[i])) * double(wide(x[i]));
-  return sum;
+  const std::int64_t part = n / 4;
+  double a = 0, b = 0, c = 0, d = 0;
+#pragma omp simd reduction(+ : a, b, c, d)
+  for (std::int64_t i = 0; i < part; ++i) {
+    a += square_of(x[i]);
+    b += square_of(x[part + i]);
+    c += square_of(x[2 * part + i]);
+    d += square_of(x[3 * part + i]);
+  }
+  for (std::int64_t i = 4 * part; i < n; ++i) a += square_of(x[i]);
+  return (a + b) + (c + d);
 }
 
 /// 1 if every bit of the exponent is set, which infinities and NaNs have in common.
