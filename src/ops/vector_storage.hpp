@@ -105,7 +105,7 @@ struct StorageKernels {
 
   /// -inf of none; may pass over NaNs.
   double (*largest)(const T* row, std::int64_t n);
-  /// Largest and sum of a row in one pass over memory. NaN logits make the sum NaN.
+  /// Largest and sum of a row. NaN logits make the sum NaN.
   ExpSum (*exp_sum)(const T* row, std::int64_t n);
   /// The sum of exp(logit - largest).
   double (*exp_sum_below)(const T* row, std::int64_t n, double largest);
