@@ -5,6 +5,9 @@ namespace pecan::ops::detail {
 extern const IsaKernels kBaselineKernels;
 extern const IsaKernels kAvx2Kernels;
 extern const IsaKernels kAvx512Kernels;
+extern const ExactKernels kBaselineExact;
+extern const ExactKernels kAvx2Exact;
+extern const ExactKernels kAvx512Exact;
 
 bool supports(Isa isa) {
 #if defined(__x86_64__)
@@ -37,11 +40,31 @@ const IsaKernels& isa_kernels(Isa isa) {
   return kBaselineKernels;
 }
 
-const IsaKernels& isa_kernels() {
-  static const IsaKernels& widest = isa_kernels(supports(Isa::kAvx512) ? Isa::kAvx512
-                                                : supports(Isa::kAvx2) ? Isa::kAvx2
-                                                                       : Isa::kBaseline);
+const ExactKernels& exact_kernels(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx2:
+      return kAvx2Exact;
+    case Isa::kAvx512:
+      return kAvx512Exact;
+    case Isa::kBaseline:
+      break;
+  }
+  return kBaselineExact;
+}
+
+Isa widest_isa() {
+  static const Isa widest = supports(Isa::kAvx512) ? Isa::kAvx512
+                            : supports(Isa::kAvx2) ? Isa::kAvx2
+                                                   : Isa::kBaseline;
   return widest;
+}
+
+const IsaKernels& isa_kernels() {
+  return isa_kernels(widest_isa());
+}
+
+const ExactKernels& exact_kernels() {
+  return exact_kernels(widest_isa());
 }
 
 }  // namespace pecan::ops::detail

@@ -407,7 +407,7 @@ class Trainer {
     sums_.clear();
     lasting_.faults.begin_pass(state_.params());
     model_.begin_step();
-    exchange_.begin_step();
+    exchange_.begin_step(ctx_);
     const double scale = parallel::gradient_scale(plan_.mesh, plan_.num_micro_batches);
     const double share = scale / double(plan_.dims.tokens());
     const double loss_weight = batches_.masks_tokens() ? masked_loss_weight() : 1;
@@ -448,9 +448,11 @@ class Trainer {
     for (const parallel::Bucket& bucket : params.buckets()) {
       if (!params.counts(bucket)) continue;
       const TensorView share = params.summed_share(bucket);
-      (bucket.expert ? sums_.expert_squares() : sums_.dense_squares()) +=
-          ops::sum_of_squares(ctx_, share);
-      sums_.non_finite() += double(ops::count_non_finite(ctx_, share));
+      const double squares = ops::sum_of_squares(ctx_, share);
+      (bucket.expert ? sums_.expert_squares() : sums_.dense_squares()) += squares;
+      // Squares of finite f32 do not overflow a double: a second pass only where it finds
+      // something.
+      if (!std::isfinite(squares)) sums_.non_finite() += double(ops::count_non_finite(ctx_, share));
     }
     world_.all_reduce(ctx_, view_of(sums_.all()), ReduceOp::kSum, {Purpose::kGradNorm}).wait();
   }

@@ -68,7 +68,7 @@ TEST_CASE("the first bad tensor of a pass is named by what was done to it", "[tr
     model::Transformer model(ctx, plan.dims, state.params(), groups, memory, {&probe, &exchange});
     const std::vector<std::int32_t> tokens(std::size_t(plan.dims.tokens()), 3);
     model.begin_step();
-    exchange.begin_step();
+    exchange.begin_step(ctx);
     probe.arm(ctx);
     const ConstTensorView ids = const_view_of(std::span(tokens));
     const model::BatchResult result = model.forward_backward(ctx, {ids, ids, {}}, 1);
