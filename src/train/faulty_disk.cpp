@@ -6,27 +6,18 @@
 
 namespace pecan::train {
 
-class FaultyDisk::FaultyFile final : public File {
+class FaultyDisk::FaultyFile final : public ForwardingFile {
  public:
   FaultyFile(FaultyDisk& disk, std::unique_ptr<File> inner, std::string path)
-      : disk_(disk), inner_(std::move(inner)), path_(std::move(path)) {}
-  Result<std::size_t> read_at(std::uint64_t offset, std::span<std::byte> bytes) override {
-    return inner_->read_at(offset, bytes);
-  }
+      : ForwardingFile(std::move(inner)), disk_(disk), path_(std::move(path)) {}
   Status write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
     const Status status = suffer(bytes.size());
-    return status.ok() ? inner_->write_at(offset, bytes) : status;
+    return status.ok() ? inner().write_at(offset, bytes) : status;
   }
   Status write_behind(std::uint64_t offset, std::span<const std::byte> bytes) override {
     const Status status = suffer(bytes.size());
-    return status.ok() ? inner_->write_behind(offset, bytes) : status;
+    return status.ok() ? inner().write_behind(offset, bytes) : status;
   }
-  Status truncate(std::uint64_t size) override { return inner_->truncate(size); }
-  Result<std::uint64_t> size() override { return inner_->size(); }
-  void start_writeback(std::uint64_t offset, std::uint64_t num_bytes) override {
-    inner_->start_writeback(offset, num_bytes);
-  }
-  Status sync() override { return inner_->sync(); }
 
  private:
   /// What the fault does to a write of `num_bytes`.
@@ -39,7 +30,6 @@ class FaultyDisk::FaultyFile final : public File {
   }
 
   FaultyDisk& disk_;
-  std::unique_ptr<File> inner_;
   std::string path_;
 };
 

@@ -55,24 +55,12 @@ class BufferedFileSystem final : public ForwardingFileSystem {
   }
 
  private:
-  class BufferedFile final : public File {
+  class BufferedFile final : public ForwardingFile {
    public:
-    explicit BufferedFile(std::unique_ptr<File> inner) : inner_(std::move(inner)) {}
-    Result<std::size_t> read_at(std::uint64_t offset, std::span<std::byte> bytes) override {
-      return inner_->read_at(offset, bytes);
+    using ForwardingFile::ForwardingFile;
+    Status write_behind(std::uint64_t offset, std::span<const std::byte> bytes) override {
+      return write_at(offset, bytes);
     }
-    Status write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
-      return inner_->write_at(offset, bytes);
-    }
-    Status truncate(std::uint64_t size) override { return inner_->truncate(size); }
-    Result<std::uint64_t> size() override { return inner_->size(); }
-    void start_writeback(std::uint64_t offset, std::uint64_t num_bytes) override {
-      inner_->start_writeback(offset, num_bytes);
-    }
-    Status sync() override { return inner_->sync(); }
-
-   private:
-    std::unique_ptr<File> inner_;
   };
 };
 
