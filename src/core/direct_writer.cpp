@@ -16,7 +16,6 @@
 namespace pecan {
 namespace {
 
-constexpr std::uint64_t kMaxOffset = std::uint64_t(std::numeric_limits<off_t>::max());
 /// Of what one call is asked to write: Linux does not take more than 2 GiB.
 constexpr std::size_t kMostBytes = std::size_t(1) << 30;
 

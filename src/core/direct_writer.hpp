@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -18,6 +19,9 @@
 #include <pecan/core/file_system.hpp>
 
 namespace pecan {
+
+/// The largest offset that the operating system takes.
+inline constexpr std::uint64_t kMaxOffset = std::uint64_t(std::numeric_limits<off_t>::max());
 
 /// Writes all bytes at `offset` of an open file, through the page cache; a short write is repeated.
 /// `path` is for the message of a failure.

@@ -17,8 +17,6 @@
 namespace pecan {
 namespace {
 
-constexpr std::uint64_t kMaxOffset = std::uint64_t(std::numeric_limits<off_t>::max());
-
 class PosixFile final : public File {
  public:
   PosixFile(int fd, std::string path, OpenMode mode, std::shared_ptr<DirectWriter> writer)
