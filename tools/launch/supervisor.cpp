@@ -327,6 +327,14 @@ std::vector<Host> Supervisor::reachable() const {
   return hosts;
 }
 
+std::vector<HostAnswer> Supervisor::on_hosts(std::span<const HostTask> tasks) const {
+  return run_on_hosts(
+      agent_,
+      tasks,
+      [this](const std::string& host) { return is_here(host); },
+      config_.elastic.probe_timeout_s);
+}
+
 void Supervisor::ask_hosts() {
   std::vector<HostTask> tasks;
   // The question whether it is there is also the one what it holds.
@@ -334,9 +342,7 @@ void Supervisor::ask_hosts() {
   const std::string ask =
       snapshots.empty() ? "true" : fmt::format("ls {} 2>/dev/null; true", snapshots);
   for (const Host& host : options_.hosts) tasks.push_back({host.name, ask});
-  const double limit_s = config_.elastic.probe_timeout_s;
-  const std::vector<HostAnswer> answers = run_on_hosts(
-      agent_, tasks, [this](const std::string& h) { return is_here(h); }, limit_s);
+  const std::vector<HostAnswer> answers = on_hosts(tasks);
   for (const HostAnswer& answer : answers) {
     const bool was_lost = unreachable_.contains(answer.host);
     if (answer.output.empty() || answer.exit_code != 0) {
@@ -351,10 +357,11 @@ void Supervisor::ask_hosts() {
       output_.say(fmt::format("host {} answers again", answer.host));
       continue;
     }
-    const std::string why =
-        answer.exit_code < 0 ? fmt::format("no answer in {} s (elastic.probe_timeout_s)", limit_s)
-        : answer.errors.empty() ? fmt::format("exit code {}", answer.exit_code)
-                                : last_line(answer.errors);
+    const std::string why = answer.exit_code < 0
+                                ? fmt::format("no answer in {} s (elastic.probe_timeout_s)",
+                                              config_.elastic.probe_timeout_s)
+                            : answer.errors.empty() ? fmt::format("exit code {}", answer.exit_code)
+                                                    : last_line(answer.errors);
     unreachable_[answer.host] = why;
     if (was_lost) continue;
     event("host_lost", {{"host", answer.host}, {"reason", why}});
@@ -379,11 +386,7 @@ void Supervisor::remove_snapshots() {
   if (snapshots.empty()) return;
   std::vector<HostTask> tasks;
   for (const Host& host : reachable()) tasks.push_back({host.name, "rm -f " + snapshots});
-  static_cast<void>(run_on_hosts(
-      agent_,
-      tasks,
-      [this](const std::string& h) { return is_here(h); },
-      config_.elastic.probe_timeout_s));
+  static_cast<void>(on_hosts(tasks));
 }
 
 void Supervisor::end_leftovers() {
@@ -393,11 +396,7 @@ void Supervisor::end_leftovers() {
     const std::vector<std::int64_t> list(pids.begin(), pids.end());
     tasks.push_back({host, kill_command(list, marker_)});
   }
-  const std::vector<HostAnswer> answers = run_on_hosts(
-      agent_,
-      tasks,
-      [this](const std::string& h) { return is_here(h); },
-      config_.elastic.probe_timeout_s);
+  const std::vector<HostAnswer> answers = on_hosts(tasks);
   for (const HostAnswer& answer : answers) {
     if (answer.exit_code != 0) continue;
     leftovers_.erase(answer.host);
@@ -619,11 +618,7 @@ std::vector<std::string> Supervisor::silent_hosts(const Assignment& assignment) 
   std::vector<HostTask> tasks;
   for (const Host& host : assignment.hosts) tasks.push_back({host.name, "true"});
   std::vector<std::string> silent;
-  for (const HostAnswer& answer : run_on_hosts(
-           agent_,
-           tasks,
-           [this](const std::string& h) { return is_here(h); },
-           config_.elastic.probe_timeout_s)) {
+  for (const HostAnswer& answer : on_hosts(tasks)) {
     if (answer.exit_code != 0) silent.push_back(answer.host);
   }
   return silent;
@@ -643,11 +638,7 @@ void Supervisor::judge_standstill(const Assignment& assignment, End& end) {
     tasks.push_back({host, list.empty() ? "true" : process_states_command(list)});
   std::map<int, char> states;
   std::vector<std::string> silent;
-  for (const HostAnswer& answer : run_on_hosts(
-           agent_,
-           tasks,
-           [this](const std::string& h) { return is_here(h); },
-           config_.elastic.probe_timeout_s)) {
+  for (const HostAnswer& answer : on_hosts(tasks)) {
     if (answer.exit_code != 0) {
       silent.push_back(answer.host);
       continue;

@@ -80,6 +80,8 @@ class Supervisor {
   };
 
   void prepare();
+  /// Each task on its host, all at once, for elastic.probe_timeout_s at most.
+  [[nodiscard]] std::vector<HostAnswer> on_hosts(std::span<const HostTask> tasks) const;
   void ask_hosts();
   /// A pattern of the run's snapshots in a host's memory; empty if the run has none yet, or a shell
   /// would read the directory's name as more than a name.
