@@ -89,8 +89,6 @@ class Segment {
   /// Whether the first `num_bytes` of the payload are the blocks of `index`, by their checksums:
   /// kCorrupt. Before commit().
   [[nodiscard]] Status verify(const RankIndex& index, std::size_t num_bytes) const;
-  /// Makes a snapshot that must not be used again unfindable.
-  void invalidate() { begin(); }
   /// Gives back what a smaller payload does not need; between begin and commit.
   Status shrink_payload(std::size_t payload_capacity);
   /// Removes the file, at the end of the run.
