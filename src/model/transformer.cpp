@@ -287,12 +287,15 @@ void Transformer::for_each_piece(Context& ctx,
                                  ConstTensorView normed_TH,
                                  Body body) {
   for_each_head_piece(dims_, [&](std::int64_t first, std::int64_t count) {
-    const HeadPiece piece{
-        first,
-        memory_.logits_CV.rows(0, count),
-        batch.labels_T.rows(first, count),
-        batch.mask_T.data == nullptr ? batch.mask_T : batch.mask_T.rows(first, count),
-        memory_.loss_T.rows(first, count)};
+    HeadPiece piece{first,
+                    memory_.logits_CV.rows(0, count),
+                    batch.labels_T.rows(first, count),
+                    batch.mask_T.data == nullptr ? batch.mask_T : batch.mask_T.rows(first, count),
+                    memory_.loss_T.rows(first, count)};
+    if (dims_.tp > 1) {
+      piece.max_C = memory_.max_C.rows(0, count);
+      piece.sums_2C = memory_.sums_2C.rows(0, 2 * count).reshaped({2, count});
+    }
     ops::matmul_forward(ctx, normed_TH.rows(first, count), head_->weight, piece.logits_CV);
     body(piece);
   });
@@ -313,15 +316,12 @@ double Transformer::sum_of_loss(Context& ctx) const {
 
 void Transformer::measure_loss(Context& ctx, const HeadPiece& piece) {
   const comm::Tag tag{comm::Purpose::kLoss};
-  const std::int64_t count = piece.logits_CV.shape[0];
-  const TensorView max_C = memory_.max_C.rows(0, count);
-  const TensorView sums_2C = memory_.sums_2C.rows(0, 2 * count).reshaped({2, count});
-  ops::cross_entropy_max(ctx, piece.logits_CV, vocab_, max_C);
-  stream_.tp().all_reduce(ctx, max_C, comm::ReduceOp::kMax, tag).wait();
+  ops::cross_entropy_max(ctx, piece.logits_CV, vocab_, piece.max_C);
+  stream_.tp().all_reduce(ctx, piece.max_C, comm::ReduceOp::kMax, tag).wait();
   ops::cross_entropy_sums(
-      ctx, piece.logits_CV, vocab_, piece.labels_C, piece.mask_C, max_C, sums_2C);
-  stream_.tp().all_reduce(ctx, sums_2C, comm::ReduceOp::kSum, tag).wait();
-  ops::cross_entropy_from_sums(ctx, sums_2C, piece.mask_C, piece.loss_C);
+      ctx, piece.logits_CV, vocab_, piece.labels_C, piece.mask_C, piece.max_C, piece.sums_2C);
+  stream_.tp().all_reduce(ctx, piece.sums_2C, comm::ReduceOp::kSum, tag).wait();
+  ops::cross_entropy_from_sums(ctx, piece.sums_2C, piece.mask_C, piece.loss_C);
 }
 
 BatchResult Transformer::forward(Context& ctx, const Batch& batch) {
@@ -349,8 +349,8 @@ void Transformer::pass_head(Context& ctx, const Batch& batch, double scale) {
                                   vocab_,
                                   piece.labels_C,
                                   piece.mask_C,
-                                  memory_.max_C.rows(0, count),
-                                  memory_.sums_2C.rows(0, 2 * count).reshaped({2, count}),
+                                  piece.max_C,
+                                  piece.sums_2C,
                                   scale);
     } else {
       ops::cross_entropy_forward_backward(

@@ -72,15 +72,6 @@ struct BatchResult {
   std::vector<RoutingReport> routing;  ///< by MoE layer
 };
 
-/// Tokens [first, first + C) of a micro-batch at the head.
-struct HeadPiece {
-  std::int64_t first;
-  TensorView logits_CV;
-  ConstTensorView labels_C;
-  ConstTensorView mask_C;
-  TensorView loss_C;
-};
-
 class Transformer {
  public:
   /// `activations` holds memory planned with the same dims. Everything given outlives the object;
@@ -106,6 +97,15 @@ class Transformer {
 
  private:
   using FfnLayer = std::variant<DenseFfnLayer, MoeLayer>;
+  /// Tokens [first, first + C) of a micro-batch at the head.
+  struct HeadPiece {
+    std::int64_t first;
+    TensorView logits_CV;
+    ConstTensorView labels_C;
+    ConstTensorView mask_C;
+    TensorView loss_C;
+    TensorView max_C, sums_2C;  ///< where tp shares out the vocabulary
+  };
   /// All but the head.
   BatchResult forward_stream(Context& ctx, const Batch& batch);
   /// What the head reads. Collective where ranks share the stream.
