@@ -9,6 +9,23 @@ extern const ExactKernels kBaselineExact;
 extern const ExactKernels kAvx2Exact;
 extern const ExactKernels kAvx512Exact;
 
+namespace {
+
+template <typename Table>
+const Table& table_of(Isa isa, const Table& baseline, const Table& avx2, const Table& avx512) {
+  switch (isa) {
+    case Isa::kAvx2:
+      return avx2;
+    case Isa::kAvx512:
+      return avx512;
+    case Isa::kBaseline:
+      break;
+  }
+  return baseline;
+}
+
+}  // namespace
+
 bool supports(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {
@@ -29,27 +46,11 @@ bool supports(Isa isa) {
 }
 
 const IsaKernels& isa_kernels(Isa isa) {
-  switch (isa) {
-    case Isa::kAvx2:
-      return kAvx2Kernels;
-    case Isa::kAvx512:
-      return kAvx512Kernels;
-    case Isa::kBaseline:
-      break;
-  }
-  return kBaselineKernels;
+  return table_of(isa, kBaselineKernels, kAvx2Kernels, kAvx512Kernels);
 }
 
 const ExactKernels& exact_kernels(Isa isa) {
-  switch (isa) {
-    case Isa::kAvx2:
-      return kAvx2Exact;
-    case Isa::kAvx512:
-      return kAvx512Exact;
-    case Isa::kBaseline:
-      break;
-  }
-  return kBaselineExact;
+  return table_of(isa, kBaselineExact, kAvx2Exact, kAvx512Exact);
 }
 
 Isa widest_isa() {
