@@ -46,7 +46,7 @@ RAISED = ["setsid", "-w", "bash", "-c", 'echo -20 > /proc/self/autogroup 2>/dev/
 
 
 def run(command, environment):
-    """Standard output, and peak resident memory in MB of the process and its children."""
+    """Standard output; the program ends with a message if the command fails."""
     process = subprocess.Popen(RAISED + [str(c) for c in command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     output, errors = process.communicate()
     if process.returncode != 0:
