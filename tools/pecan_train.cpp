@@ -47,7 +47,7 @@ tools::Manual manual() {
       .synopsis = {"mpirun -n N pecan-train --config FILE [--config FILE2 ...]",
                    "        [--set key.path=value ...] [--run-dir DIR]",
                    "        [--resume-from-failure | --resume DIR] [--allow-reinit-expert]",
-                   "        [--profile [--profile-steps A:B]]",
+                   "        [--profile [--profile-steps STEPS]]",
                    "pecan-train --config FILE --dump-config | --dry-run"},
       .description =
           {"Trains on the N processes that mpirun started. The model, its layout over the "
@@ -137,8 +137,8 @@ void describe_arguments(tools::CommandLine& line, Arguments& arguments) {
           ->group("Profile");
   app.add_option("--profile-steps",
                  arguments.profile_steps,
-                 "the steps from A to B instead of ten after the first two of this start")
-      ->type_name("A:B")
+                 "the steps A:B, from A to B, instead of ten after the first two of this start")
+      ->type_name("STEPS")
       ->check(steps_from_to())
       ->needs(profile)
       ->group("Profile");
