@@ -30,11 +30,11 @@ TIME_LIMIT_S = 180  # of one recovery: a hang, on however slow a machine
 REPLICAS = 2
 # Numbers of docs/reliability.md. How often each kind comes in a round of thirty.
 KINDS = {
-    "F1": ("a rank is killed", 7), "F2": ("a host is lost with its memory", 5), "F3": ("two hosts are lost at once", 2),
+    "F1": ("a rank is killed", 6), "F2": ("a host is lost with its memory", 5), "F3": ("two hosts are lost at once", 2),
     "F4": ("a host's network is cut", 1), "F5": ("a rank stands still", 1), "F6": ("the supervisor is killed", 2),
     "F7": ("a rank is killed while the run recovers", 2), "F8": ("a rank is killed in a phase of a save", 6),
     "F9": ("a shard is corrupted, then two hosts are lost", 2), "F10": ("the disk is full, then a rank is killed", 1),
-    "F11": ("the run is stopped and started again", 1),
+    "F11": ("the run is stopped and started again", 1), "F15": ("all hosts but one are lost at once", 1),
 }
 PHASES = ["snapshot", "persist", "vote", "commit", "committed", "retention"]
 SETTINGS = [
@@ -110,6 +110,8 @@ class Campaign:
         self.struck = 0.0           # when the last fault came
         self.lost_steps = 0
         self.trained = 0
+        self.starts = []            # of each that came to train: when and which its first and last step were, and their times
+        self.stopped = False        # the next start follows a stop on request
         self.began = time.monotonic()
         (lab.folder / "hosts.txt").write_text("".join(f"{name} slots=2\n" for name in virtual.names))
 
@@ -138,6 +140,7 @@ class Campaign:
         if code != expect:
             self.fail(f"the supervisor ended with {code} instead of {expect}")
         self.look()
+        self.stopped = True
 
     def ranks(self, names=None):
         return [pid for name in names or self.hosts.names for pid in self.hosts.pids(name, "pecan-train")]
@@ -163,7 +166,13 @@ class Campaign:
             elif kind == "step":
                 if record["incarnation"] > self.incarnation:
                     self.incarnation, self.steps_here, self.commits_here = record["incarnation"], 0, 0
+                if not self.starts or record["incarnation"] != self.starts[-1]["incarnation"]:
+                    self.starts.append({"incarnation": record["incarnation"], "planned": self.stopped, "seconds": [],
+                                        "first": record["seen"], "first_step": record["step"]})
+                    self.stopped = False
                 self.step = record["step"]
+                self.starts[-1] |= {"last": record["seen"], "last_step": record["step"]}
+                self.starts[-1]["seconds"].append(record["step_ms"] / 1e3)
                 self.steps_here += 1
                 self.trained += 1
             elif kind in ("checkpoint", "snapshot") and record["committed"]:
@@ -229,11 +238,14 @@ class Campaign:
         os.kill(self.rng.choice(self.ranks()), signal.SIGKILL)
 
     def lose(self, names):
+        self.memory_goes_with(names)
         for name in names:
             self.hosts.lose(name)
         self.down += names
-        # Neighbours keep each other's copies.
-        self.memory_lost = len(names) >= REPLICAS
+
+    def memory_goes_with(self, names):
+        """Neighbours keep each other's copies; one host alone has no neighbour."""
+        self.memory_lost = len(names) >= min(REPLICAS, len(self.used_hosts()))
 
     def used_hosts(self):
         return [name for name in self.hosts.names if self.ranks([name])]
@@ -248,6 +260,7 @@ class Campaign:
             self.lose(self.neighbours())
         elif kind == "F4":
             name = self.rng.choice(self.used_hosts())
+            self.memory_goes_with([name])
             self.hosts.cut(name)
             self.down.append(name)
         elif kind == "F5":
@@ -283,6 +296,10 @@ class Campaign:
         elif kind == "F11":
             self.stop()
             self.start()
+        elif kind == "F15":
+            used = self.used_hosts()
+            used.remove(self.rng.choice(used))
+            self.lose(used)
         return ""
 
     def restart_with(self, fault):
@@ -407,6 +424,54 @@ def main():
     return 1 if e2e.failures else 0
 
 
+def goodput(campaign):
+    """Goodput of the second half of the failures, measured, and simulated with figures of the first half.
+
+    Of both halves pauses after stops on request are left out. Measured: steps that count, times the mean duration of a step,
+    over all seconds. Simulated: the failures at their times, each costing the mean pause of the first half.
+    """
+    pauses = [i for i in range(1, len(campaign.starts)) if not campaign.starts[i]["planned"]]
+    if len(pauses) < 20:
+        return "Too few failures for a goodput."
+    middle = pauses[len(pauses) // 2]
+    step_s = [statistics.fmean(s for start in half for s in start["seconds"])
+              for half in (campaign.starts[:middle], campaign.starts[middle:])]
+    pause_s = statistics.fmean(campaign.starts[i]["first"] - campaign.starts[i - 1]["last"] for i in pauses if i < middle) - step_s[0]
+
+    wall, failures = step_s[1], []
+    half = campaign.starts[middle:]
+    for i, start in enumerate(half):
+        if i and not start["planned"]:
+            failures.append(wall)
+            wall += start["first"] - half[i - 1]["last"]
+        elif i:
+            wall += step_s[1]
+        wall += start["last"] - start["first"]
+    counted = half[-1]["last_step"] - half[0]["first_step"] + 1
+    measured = counted * step_s[1] / wall
+
+    records = campaign.lab.folder / "first-half"
+    records.mkdir(exist_ok=True)
+    end = campaign.starts[middle]["incarnation"]
+    (records / "metrics.jsonl").write_text("".join(
+        json.dumps(record) + "\n" for record in campaign.metrics.records
+        if record.get("kind") not in (None, "content") and record.get("incarnation", 0) < end))
+    struck = sum(len(v) for v in campaign.outcomes.values())
+    share = sum(len(campaign.outcomes[kind]) for kind in ("F3", "F9", "F15")) / struck
+    command = [campaign.lab.bin / "pecan-plan", "simulate", "--config", campaign.lab.config, *settings(*SETTINGS), "--world", 8, "--nodes", 4,
+               "--from-run", records, "--steps", counted, *[word for t in failures for word in ("--fail-at", f"{t:.2f}")], "--step-s", f"{step_s[0]:.4f}",
+               "--detect-s", 0, "--restart-s", f"{pause_s:.3f}", "--restore-s", 0, "--startup-s", 0, "--stall-s", 0,
+               "--node-loss-share", f"{share:.3f}", "--nodes-at-once", REPLICAS, "--json"]
+    ran = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    if ran.returncode != 0:
+        return "pecan-plan simulate failed: " + ran.stderr
+    predicted = json.loads(ran.stdout)["result"]
+    return (f"Goodput over the last {len(failures)} failures: measured {100 * measured:.1f} %, predicted {100 * predicted['ettr']['mean']:.1f} % "
+            f"({100 * (predicted['ettr']['mean'] / measured - 1):+.1f} %) by `pecan-plan simulate` from figures of the failures before: a step "
+            f"{1e3 * step_s[0]:.0f} ms ({1e3 * step_s[1]:.0f} ms later), a pause {pause_s:.1f} s; steps trained again: predicted "
+            f"{predicted['lost_steps']['mean']:.0f}, measured {sum(len(s['seconds']) for s in half) - counted}.")
+
+
 def report(campaign):
     wall = time.monotonic() - campaign.began
     lines = ["| fault | times | recovery, median s | worst s |", "| --- | --- | --- | --- |"]
@@ -416,7 +481,7 @@ def report(campaign):
             lines.append(f"| {kind} {what} | {len(seconds)} | {statistics.median(seconds):.1f} | {max(seconds):.1f} |")
     total = sum(len(v) for v in campaign.outcomes.values())
     lines += ["", f"{total} faults, {total} recovered; {campaign.lost_steps} of {campaign.trained} trained steps were lost and trained again; "
-              f"{campaign.compared} restored items compared; {wall:.0f} s"]
+              f"{campaign.compared} restored items compared; {wall:.0f} s", "", goodput(campaign)]
     return "\n".join(lines)
 
 

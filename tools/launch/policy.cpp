@@ -75,10 +75,10 @@ bool calls_for_restart(Ending ending) {
   return ending != Ending::kDone && ending != Ending::kStopped && ending != Ending::kRefused;
 }
 
-RestartPolicy::Decision RestartPolicy::after_failure(std::int64_t checkpointed_step) {
+RestartPolicy::Decision RestartPolicy::after_failure(std::int64_t saved_step) {
   Decision decision;
-  if (checkpointed_step > newest_step_) {
-    newest_step_ = checkpointed_step;
+  if (saved_step > newest_step_) {
+    newest_step_ = saved_step;
     in_row_ = 0;
     decision.progress = Progress::kMade;
   }
@@ -93,6 +93,13 @@ RestartPolicy::Decision RestartPolicy::after_failure(std::int64_t checkpointed_s
                                   config_.restart_backoff_max_s);
   }
   return decision;
+}
+
+DivergencePolicy::Verdict DivergencePolicy::after(const Divergence& divergence) {
+  const bool passed = !former_ || divergence.step > *former_;
+  former_ = divergence.step;
+  if (divergence.repeatable) return Verdict::kRepeatable;
+  return passed ? Verdict::kRestart : Verdict::kNotPassed;
 }
 
 std::vector<std::string> HostRecord::after_failure(std::span<const std::string> culprits,

@@ -15,6 +15,7 @@
 #include <pecan/config/config.hpp>
 
 #include "launch/hosts.hpp"
+#include "launch/run_files.hpp"
 
 namespace pecan::launch {
 
@@ -43,7 +44,7 @@ enum class Ending : std::uint8_t {
 
 enum class Progress : std::uint8_t { kNone, kMade };
 
-/// Counts restarts in a row that bring no new checkpointed step.
+/// Counts restarts in a row that save no new step, in storage or in memory.
 class RestartPolicy {
  public:
   struct Decision {
@@ -53,17 +54,31 @@ class RestartPolicy {
     double backoff_s = 0;                 ///< to wait before it
     bool operator==(const Decision&) const = default;
   };
-  /// `checkpointed_step`: the newest of the run before the first start; below 0 without one.
-  RestartPolicy(const config::ElasticConfig& config, std::int64_t checkpointed_step)
-      : config_(config), newest_step_(checkpointed_step) {}
+  /// `saved_step`: the newest of the run before the first start; below 0 without one.
+  RestartPolicy(const config::ElasticConfig& config, std::int64_t saved_step)
+      : config_(config), newest_step_(saved_step) {}
   /// After a start that failed, or that found no hosts. The first restart after progress is
   /// immediate; the second waits restart_backoff_s, each further one twice as long.
-  [[nodiscard]] Decision after_failure(std::int64_t checkpointed_step);
+  [[nodiscard]] Decision after_failure(std::int64_t saved_step);
 
  private:
   config::ElasticConfig config_;
   std::int64_t newest_step_;
   int in_row_ = 0;
+};
+
+/// Sees to it that no start is a second repetition of one that diverged.
+class DivergencePolicy {
+ public:
+  enum class Verdict : std::uint8_t {
+    kRestart,
+    kRepeatable,  ///< give up: another start would diverge too
+    kNotPassed    ///< give up: the start after the former divergence did not get past that
+  };
+  [[nodiscard]] Verdict after(const Divergence& divergence);
+
+ private:
+  std::optional<std::int64_t> former_;  ///< step of the last one
 };
 
 /// Remembers on which hosts starts failed.

@@ -205,7 +205,7 @@ struct ElasticLayout {
 /// What pecan-launch does about failures.
 struct ElasticConfig {
   std::vector<ElasticLayout> layouts;  ///< empty: `parallel` on all slots of the hosts
-  int max_restarts = 3;                ///< in a row without a new checkpointed step
+  int max_restarts = 3;                ///< in a row that save no new step
   double restart_backoff_s = 1;        ///< before the second restart in a row; doubles
   double restart_backoff_max_s = 60;
   double heartbeat_timeout_s = 300;  ///< without progress of any rank; 0: never
