@@ -894,8 +894,8 @@ TEST_CASE("of damaged snapshots and copies all that is whole is used", "[recover
     // Of one expert's moments one block here, and another one in the copy.
     const char* const dataset = segment.value().name.copy == 0 ? "exp_avg" : "absorbed_moments";
     const auto& blocks = segment.value().index.blocks;
-    const auto damaged = std::ranges::find_if(blocks, [&](const BlockEntry& entry) {
-      return entry.unit.value > 0 && entry.block.dataset == dataset;
+    const auto damaged = std::ranges::find_if(blocks, [&](const BlockEntry& block) {
+      return block.unit.value > 0 && block.block.dataset == dataset;
     });
     if (damaged == blocks.end()) continue;  // experts of the other rank
     ++num_damaged;
@@ -1278,7 +1278,7 @@ TEST_CASE("a node that comes back with memory of a branch that was left gives no
   const RestorePlan& plan = recovered[0].report.plan;
   CHECK(plan.recovery == Version{Incarnation{1}, Step{12}});
   for (const UnitRestore& restore : plan.restores) {
-    INFO(catalog.units[std::size_t(restore.unit.value)].name << " of " << restore.version.step);
+    INFO(catalog.units[std::size_t(restore.unit.value)].name << " of " << restore.version.step.value);
     CHECK((restore.version.incarnation == Incarnation{1} || restore.version.step <= Step{8}));
   }
   // The nodes' buffers are of different versions.
