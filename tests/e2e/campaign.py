@@ -455,7 +455,7 @@ def goodput(campaign):
     end = campaign.starts[middle]["incarnation"]
     (records / "metrics.jsonl").write_text("".join(
         json.dumps(record) + "\n" for record in campaign.metrics.records
-        if record.get("kind") not in (None, "content") and record.get("incarnation", 0) < end))
+        if record.get("kind") != "content" and record.get("incarnation", 0) < end))
     struck = sum(len(v) for v in campaign.outcomes.values())
     share = sum(len(campaign.outcomes[kind]) for kind in ("F3", "F9", "F15")) / struck
     command = [campaign.lab.bin / "pecan-plan", "simulate", "--config", campaign.lab.config, *settings(*SETTINGS), "--world", 8, "--nodes", 4,
