@@ -465,7 +465,7 @@ def goodput(campaign):
     ran = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     if ran.returncode != 0:
         return "pecan-plan simulate failed: " + ran.stderr
-    predicted = json.loads(ran.stdout)["result"]
+    predicted = json.loads(ran.stdout)["simulation"]["result"]
     return (f"Goodput over the last {len(failures)} failures: measured {100 * measured:.1f} %, predicted {100 * predicted['ettr']['mean']:.1f} % "
             f"({100 * (predicted['ettr']['mean'] / measured - 1):+.1f} %) by `pecan-plan simulate` from figures of the failures before: a step "
             f"{1e3 * step_s[0]:.0f} ms ({1e3 * step_s[1]:.0f} ms later), a pause {pause_s:.1f} s; steps trained again: predicted "
