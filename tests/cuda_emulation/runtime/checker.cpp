@@ -333,31 +333,25 @@ unsigned char* take_from_arena(std::size_t num_bytes, Space space) {
   return reinterpret_cast<unsigned char*>(kArenaBase + std::exchange(next, next + num_bytes));
 }
 
-void give_back_pages(void* address, std::size_t num_bytes) {
-  const auto low = reinterpret_cast<std::uintptr_t>(address);
-  const std::uintptr_t first = (low + kPageBytes - 1) / kPageBytes * kPageBytes;
-  const std::uintptr_t last = (low + num_bytes) / kPageBytes * kPageBytes;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
-}
-
 bool is_in_device_arena(const void* address) {
   const std::uintptr_t offset = reinterpret_cast<std::uintptr_t>(address) - kArenaBase;
   return checking && offset >= kSharedBytes && offset < kPinnedStart;
 }
 
 void mark_allocated(const void* address, std::size_t num_bytes, Content content) {
-  if (!checking) return;
   const std::size_t offset = reinterpret_cast<std::uintptr_t>(address) - kArenaBase;
   std::memset(shadow.bytes + offset,
               content == Content::kDefined ? kAllocated | kDefinedContent : kAllocated,
               num_bytes);
 }
 
-void mark_freed(const void* address, std::size_t num_bytes) {
-  if (!checking) return;
-  const std::size_t offset = reinterpret_cast<std::uintptr_t>(address) - kArenaBase;
-  std::memset(shadow.bytes + offset, 0, num_bytes);
-  clear_granules(offset, num_bytes);
+void mark_freed(void* address, std::size_t num_bytes) {
+  const auto low = reinterpret_cast<std::uintptr_t>(address);
+  std::memset(shadow.bytes + (low - kArenaBase), 0, num_bytes);
+  clear_granules(low - kArenaBase, num_bytes);
+  const std::uintptr_t first = (low + kPageBytes - 1) / kPageBytes * kPageBytes;
+  const std::uintptr_t last = (low + num_bytes) / kPageBytes * kPageBytes;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
 void watch_registered(const void* address, std::size_t num_bytes) {

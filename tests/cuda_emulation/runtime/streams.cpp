@@ -18,6 +18,7 @@ struct Streams {
   std::map<cudaStream_t, std::unique_ptr<Stream>> by_handle;
   std::uint32_t next_id = 1;
   Clock host;
+  Clock destroyed;  ///< what was issued on streams that are gone
   std::uint32_t num_host_operations = 0;
   std::uint32_t host_operation = 0;
   std::deque<Operation> operations;
@@ -194,7 +195,7 @@ void host_waited_for(const Clock& clock) {
 }
 
 Clock issued_so_far() {
-  Clock clock;
+  Clock clock = streams().destroyed;
   for (const auto& [_, stream] : streams().by_handle) clock.join(stream->clock);
   return clock;
 }
