@@ -30,10 +30,7 @@ const IsaAttention& isa_attention(Isa isa) {
 }
 
 const IsaAttention& isa_attention() {
-  static const IsaAttention& widest = isa_attention(supports(Isa::kAvx512) ? Isa::kAvx512
-                                                    : supports(Isa::kAvx2) ? Isa::kAvx2
-                                                                           : Isa::kBaseline);
-  return widest;
+  return isa_attention(widest_isa());
 }
 
 }  // namespace detail
@@ -46,7 +43,7 @@ using detail::kKeyTile;
 using detail::kQueryTile;
 
 template <typename T>
-const AttentionKernels<T, MathOf<T>>& kernels_for(const detail::IsaAttention& kernels) {
+const AttentionKernels<StoredOf<T>, MathOf<T>>& kernels_for(const detail::IsaAttention& kernels) {
   if constexpr (std::is_same_v<T, BFloat16>) {
     return kernels.bf16;
   } else if constexpr (std::is_same_v<T, double>) {
@@ -213,7 +210,7 @@ void attention_forward(Context& ctx,
   const Layout layout(shape);
   with_storage_type(q_TND.dtype, [&]<typename T>(T) {
     using M = MathOf<T>;
-    const AttentionKernels<T, M>& kernels = kernels_for<T>(isa);
+    const AttentionKernels<StoredOf<T>, M>& kernels = kernels_for<T>(isa);
     const std::int64_t heads = shape.batch * shape.heads;
     parallel_for(ctx, parts, kMinParallelWork, [&](std::int64_t part) {
       Pieces<M> pieces(scratch.as<M>().data() + part * detail::forward_elements(shape));
@@ -232,16 +229,16 @@ void attention_forward(Context& ctx,
           packed_group = batch * shape.kv_groups + group;
           const std::int64_t offset = layout.key_offset(batch, group);
           pack_sequence(
-              kernels, layout, v_TGD.as<T>().data() + offset, v, true, static_cast<M*>(nullptr));
-          pack_sequence(kernels, layout, k_TGD.as<T>().data() + offset, out, false, k_transposed);
+              kernels, layout, stored<T>(v_TGD) + offset, v, true, static_cast<M*>(nullptr));
+          pack_sequence(kernels, layout, stored<T>(k_TGD) + offset, out, false, k_transposed);
         }
         detail::QueryTile tile =
             layout.tile(document_start_T, batch, item % layout.tiles * kQueryTile);
         const std::int64_t offset = layout.query_offset(batch, head, tile.query);
-        tile.ahead[0] = layout.queries(out_TND.as<T>().data(), batch, head, tile.query);
+        tile.ahead[0] = layout.queries(stored<T>(out_TND), batch, head, tile.query);
         if (item + 1 < end) {
           const std::int64_t next = item + 1;
-          tile.ahead[1] = layout.queries(q_TND.as<T>().data(),
+          tile.ahead[1] = layout.queries(stored<T>(q_TND),
                                          next / layout.tiles / shape.heads,
                                          next / layout.tiles % shape.heads,
                                          next % layout.tiles * kQueryTile);
@@ -251,10 +248,10 @@ void attention_forward(Context& ctx,
         if (head % layout.share == layout.share - 1 && next_group < shape.batch * shape.kv_groups) {
           const std::int64_t next_batch = next_group / shape.kv_groups;
           const std::int64_t in_batch = next_group % shape.kv_groups;
-          tile.ahead[2] = layout.keys(k_TGD.as<T>().data(), next_batch, in_batch, tile.query);
-          tile.ahead[3] = layout.keys(v_TGD.as<T>().data(), next_batch, in_batch, tile.query);
+          tile.ahead[2] = layout.keys(stored<T>(k_TGD), next_batch, in_batch, tile.query);
+          tile.ahead[3] = layout.keys(stored<T>(v_TGD), next_batch, in_batch, tile.query);
         }
-        kernels.pack(q_TND.as<T>().data() + offset,
+        kernels.pack(stored<T>(q_TND) + offset,
                      layout.q_stride,
                      tile.rows,
                      kQueryTile,
@@ -274,7 +271,7 @@ void attention_forward(Context& ctx,
                        shape.head_dim,
                        layout.padded,
                        M(1),
-                       out_TND.as<T>().data() + offset,
+                       stored<T>(out_TND) + offset,
                        layout.q_stride);
         between_tiles(ctx);
       }
@@ -304,11 +301,11 @@ void attention_backward(Context& ctx,
   const Layout layout(shape);
   with_storage_type(q_TND.dtype, [&]<typename T>(T) {
     using M = MathOf<T>;
-    const AttentionKernels<T, M>& kernels = kernels_for<T>(isa);
+    const AttentionKernels<StoredOf<T>, M>& kernels = kernels_for<T>(isa);
     M* const all_sums = scratch.as<M>().data() + ctx.threads * detail::backward_elements(shape);
     const auto write_sums = [&](std::int64_t item, const M* dk) {
       const std::int64_t offset = layout.key_offset(item / shape.kv_groups, item % shape.kv_groups);
-      for (T* const to : {dk_TGD.as<T>().data(), dv_TGD.as<T>().data()}) {
+      for (StoredOf<T>* const to : {stored<T>(dk_TGD), stored<T>(dv_TGD)}) {
         kernels.unpack(
             dk, shape.sequence, shape.head_dim, layout.padded, M(1), to + offset, layout.k_stride);
         dk += layout.packed;
@@ -333,8 +330,8 @@ void attention_backward(Context& ctx,
         if (packed_group != item / slices) {
           packed_group = item / slices;
           const std::int64_t offset = layout.key_offset(batch, group);
-          pack_sequence(kernels, layout, v_TGD.as<T>().data() + offset, dq, false, v_transposed);
-          pack_sequence(kernels, layout, k_TGD.as<T>().data() + offset, k, true, k_transposed);
+          pack_sequence(kernels, layout, stored<T>(v_TGD) + offset, dq, false, v_transposed);
+          pack_sequence(kernels, layout, stored<T>(k_TGD) + offset, k, true, k_transposed);
         }
         M* const dk = all_sums + (slices == 1 ? part : item) * 2 * layout.packed;
         M* const dv = dk + layout.packed;
@@ -347,7 +344,7 @@ void attention_backward(Context& ctx,
           detail::QueryTile tile =
               layout.tile(document_start_T, batch, at % layout.tiles * kQueryTile);
           const std::int64_t offset = layout.query_offset(batch, head, tile.query);
-          tile.ahead[0] = layout.queries(dq_TND.as<T>().data(), batch, head, tile.query);
+          tile.ahead[0] = layout.queries(stored<T>(dq_TND), batch, head, tile.query);
           // The next tile of this group, or else the first of the next.
           const std::int64_t next = at + 1 < last ? at + 1 : 0;
           const std::int64_t next_item = at + 1 < last ? item : item + 1;
@@ -358,15 +355,14 @@ void attention_backward(Context& ctx,
             const std::int64_t next_query = next % layout.tiles * kQueryTile;
             int place = 1;
             for (const ConstTensorView& x : {q_TND, dout_TND, out_TND}) {
-              tile.ahead[place++] =
-                  layout.queries(x.as<T>().data(), next_batch, next_head, next_query);
+              tile.ahead[place++] = layout.queries(stored<T>(x), next_batch, next_head, next_query);
             }
             // The last slice of a group also asks for keys and values of the next, tile by tile.
             const std::int64_t next_group = item / slices + 1;
             if (item % slices == slices - 1 && at / layout.tiles == layout.share - 1 &&
                 next_group < groups) {
               for (const ConstTensorView& x : {k_TGD, v_TGD}) {
-                tile.ahead[place++] = layout.keys(x.as<T>().data(),
+                tile.ahead[place++] = layout.keys(stored<T>(x),
                                                   next_group / shape.kv_groups,
                                                   next_group % shape.kv_groups,
                                                   tile.query);
@@ -374,7 +370,7 @@ void attention_backward(Context& ctx,
             }
           }
           const auto pack_queries = [&](const ConstTensorView& x, M scale, M* to) {
-            kernels.pack(x.as<T>().data() + offset,
+            kernels.pack(stored<T>(x) + offset,
                          layout.q_stride,
                          tile.rows,
                          kQueryTile,
@@ -385,8 +381,8 @@ void attention_backward(Context& ctx,
           };
           pack_queries(q_TND, M(layout.scale), q);
           pack_queries(dout_TND, M(1), dout);
-          kernels.row_dots(dout_TND.as<T>().data() + offset,
-                           out_TND.as<T>().data() + offset,
+          kernels.row_dots(stored<T>(dout_TND) + offset,
+                           stored<T>(out_TND) + offset,
                            layout.q_stride,
                            tile.rows,
                            shape.head_dim,
@@ -409,7 +405,7 @@ void attention_backward(Context& ctx,
                          shape.head_dim,
                          layout.padded,
                          M(layout.scale),
-                         dq_TND.as<T>().data() + offset,
+                         stored<T>(dq_TND) + offset,
                          layout.q_stride);
           between_tiles(ctx);
         }

@@ -87,7 +87,7 @@ struct AttentionKernels {
 struct IsaAttention {
   AttentionKernels<float, float> f32;
   AttentionKernels<double, double> f64;
-  AttentionKernels<BFloat16, float> bf16;
+  AttentionKernels<Bf16Bits, float> bf16;
 };
 
 [[nodiscard]] const IsaAttention& isa_attention(Isa isa);

@@ -7,6 +7,7 @@
 
 #include "ops/attention_kernels.hpp"
 #include "ops/attention_tiles.hpp"
+#include "ops/vector_bf16.inl"
 #include "ops/vector_exp.inl"
 
 namespace pecan::ops::detail {
@@ -64,29 +65,6 @@ inline std::int64_t larger(std::int64_t a, std::int64_t b) {
   return a > b ? a : b;
 }
 
-inline float widened(float x) {
-  return x;
-}
-inline double widened(double x) {
-  return x;
-}
-inline float widened(const BFloat16& x) {
-  return __builtin_bit_cast(float, std::uint32_t(x.bits) << 16U);
-}
-inline void round_to(float x, float& to) {
-  to = x;
-}
-inline void round_to(double x, double& to) {
-  to = x;
-}
-/// As BFloat16(float) does.
-inline void round_to(float x, BFloat16& to) {
-  const std::uint32_t wide = __builtin_bit_cast(std::uint32_t, x);
-  const std::uint32_t rounded = wide + 0x7FFFU + ((wide >> 16U) & 1U);
-  const std::uint32_t kept = (wide & 0x7FFFFFFFU) > 0x7F800000U ? (wide | 0x00400000U) : rounded;
-  to.bits = std::uint16_t(kept >> 16U);
-}
-
 template <typename T, typename M>
 void pack(const T* x,
           std::int64_t stride,
@@ -102,9 +80,9 @@ void pack(const T* x,
     std::int64_t d = 0;
     for (; d + kStep <= dim; d += kStep) {
 #pragma omp simd
-      for (std::int64_t l = 0; l < kStep; ++l) row[d + l] = scale * widened(from[d + l]);
+      for (std::int64_t l = 0; l < kStep; ++l) row[d + l] = scale * wide(from[d + l]);
     }
-    for (; d < dim; ++d) row[d] = scale * widened(from[d]);
+    for (; d < dim; ++d) row[d] = scale * wide(from[d]);
     for (; d < padded; ++d) row[d] = 0;
   }
   for (std::int64_t d = rows * padded; d < tile_rows * padded; ++d) to[d] = 0;
@@ -124,9 +102,9 @@ void unpack(const M* x,
     std::int64_t d = 0;
     for (; d + kStep <= dim; d += kStep) {
 #pragma omp simd
-      for (std::int64_t l = 0; l < kStep; ++l) round_to(scale * from[d + l], row[d + l]);
+      for (std::int64_t l = 0; l < kStep; ++l) put(row[d + l], scale * from[d + l]);
     }
-    for (; d < dim; ++d) round_to(scale * from[d], row[d]);
+    for (; d < dim; ++d) put(row[d], scale * from[d]);
   }
 }
 
@@ -137,7 +115,7 @@ void row_dots(
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (std::int64_t d = 0; d < dim; ++d)
-      sum += double(widened(x[i * stride + d])) * double(widened(y[i * stride + d]));
+      sum += double(wide(x[i * stride + d])) * double(wide(y[i * stride + d]));
     sums[i] = M(sum);
   }
 }
@@ -515,6 +493,6 @@ constexpr AttentionKernels<T, M> kTable{
 
 extern const IsaAttention PECAN_ISA_KERNELS;
 const IsaAttention PECAN_ISA_KERNELS{
-    kTable<float, float>, kTable<double, double>, kTable<BFloat16, float>};
+    kTable<float, float>, kTable<double, double>, kTable<Bf16Bits, float>};
 
 }  // namespace pecan::ops::detail
