@@ -42,27 +42,27 @@ void* __libc_calloc(std::size_t count, std::size_t num_bytes);
 void* __libc_realloc(void* block, std::size_t num_bytes);
 void* __libc_memalign(std::size_t alignment, std::size_t num_bytes);
 
-void* malloc(std::size_t num_bytes) {
+void* malloc(std::size_t num_bytes) noexcept {
   pecan::test::note_block(num_bytes, __builtin_return_address(0));
   return __libc_malloc(num_bytes);
 }
-void* calloc(std::size_t count, std::size_t num_bytes) {
+void* calloc(std::size_t count, std::size_t num_bytes) noexcept {
   pecan::test::note_block(count * num_bytes, __builtin_return_address(0));
   return __libc_calloc(count, num_bytes);
 }
-void* realloc(void* block, std::size_t num_bytes) {
+void* realloc(void* block, std::size_t num_bytes) noexcept {
   pecan::test::note_block(num_bytes, __builtin_return_address(0));
   return __libc_realloc(block, num_bytes);
 }
-void* aligned_alloc(std::size_t alignment, std::size_t num_bytes) {
+void* aligned_alloc(std::size_t alignment, std::size_t num_bytes) noexcept {
   pecan::test::note_block(num_bytes, __builtin_return_address(0));
   return __libc_memalign(alignment, num_bytes);
 }
-void* memalign(std::size_t alignment, std::size_t num_bytes) {
+void* memalign(std::size_t alignment, std::size_t num_bytes) noexcept {
   pecan::test::note_block(num_bytes, __builtin_return_address(0));
   return __libc_memalign(alignment, num_bytes);
 }
-int posix_memalign(void** block, std::size_t alignment, std::size_t num_bytes) {
+int posix_memalign(void** block, std::size_t alignment, std::size_t num_bytes) noexcept {
   pecan::test::note_block(num_bytes, __builtin_return_address(0));
   *block = __libc_memalign(alignment, num_bytes);
   return *block == nullptr ? ENOMEM : 0;
