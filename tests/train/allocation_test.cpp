@@ -9,7 +9,8 @@
 #include "train/lab.hpp"
 
 /// Counts big blocks that anything in this process asks the C library for: malloc and its kin are
-/// replaced by calls of the same functions by their other names. A sanitizer has its own.
+/// replaced by calls of the same functions by their other names. What oneDNN itself asks for is
+/// counted apart and not limited. A sanitizer has its own.
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
 #define PECAN_COUNTS_BLOCKS 1
 #endif
