@@ -96,7 +96,7 @@ Blocks blocks_of_run(Lab& lab, std::vector<std::string> settings, int steps) {
 }  // namespace
 
 #ifdef PECAN_COUNTS_BLOCKS
-TEST_CASE("no step asks for a big block of memory", "[allocation]") {
+TEST_CASE("training asks for no big block in a step", "[allocation]") {
   Lab lab;
   for (const char* const dtype : {"false", "true"}) {
     for (const int threads : {1, 2}) {
