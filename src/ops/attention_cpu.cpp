@@ -18,15 +18,7 @@ extern const IsaAttention kAvx2Attention;
 extern const IsaAttention kAvx512Attention;
 
 const IsaAttention& isa_attention(Isa isa) {
-  switch (isa) {
-    case Isa::kAvx2:
-      return kAvx2Attention;
-    case Isa::kAvx512:
-      return kAvx512Attention;
-    case Isa::kBaseline:
-      break;
-  }
-  return kBaselineAttention;
+  return table_of(isa, kBaselineAttention, kAvx2Attention, kAvx512Attention);
 }
 
 const IsaAttention& isa_attention() {
@@ -192,6 +184,27 @@ void pack_sequence(const AttentionKernels<T, M>& kernels,
   }
 }
 
+/// Packs the rows of a query tile in q or dout, which begin at x.
+template <typename T, typename M>
+void pack_queries(const AttentionKernels<T, M>& kernels,
+                  const Layout& layout,
+                  const detail::QueryTile& tile,
+                  const T* x,
+                  M scale,
+                  M* to) {
+  kernels.pack(x, layout.q_stride, tile.rows, kQueryTile, tile.dim, tile.padded, scale, to);
+}
+/// Unpacks them to out or dq.
+template <typename T, typename M>
+void unpack_queries(const AttentionKernels<T, M>& kernels,
+                    const Layout& layout,
+                    const detail::QueryTile& tile,
+                    const M* x,
+                    M scale,
+                    T* to) {
+  kernels.unpack(x, tile.rows, tile.dim, tile.padded, scale, to, layout.q_stride);
+}
+
 }  // namespace
 
 void attention_forward(Context& ctx,
@@ -251,14 +264,7 @@ void attention_forward(Context& ctx,
           tile.ahead[2] = layout.keys(stored<T>(k_TGD), next_batch, in_batch, tile.query);
           tile.ahead[3] = layout.keys(stored<T>(v_TGD), next_batch, in_batch, tile.query);
         }
-        kernels.pack(stored<T>(q_TND) + offset,
-                     layout.q_stride,
-                     tile.rows,
-                     kQueryTile,
-                     shape.head_dim,
-                     layout.padded,
-                     M(layout.scale),
-                     q);
+        pack_queries(kernels, layout, tile, stored<T>(q_TND) + offset, M(layout.scale), q);
         kernels.forward(tile,
                         q,
                         k_transposed,
@@ -266,13 +272,7 @@ void attention_forward(Context& ctx,
                         scores,
                         out,
                         lse_BNS.as<M>().data() + layout.row_offset(batch, head, tile.query));
-        kernels.unpack(out,
-                       tile.rows,
-                       shape.head_dim,
-                       layout.padded,
-                       M(1),
-                       stored<T>(out_TND) + offset,
-                       layout.q_stride);
+        unpack_queries(kernels, layout, tile, out, M(1), stored<T>(out_TND) + offset);
         between_tiles(ctx);
       }
     });
@@ -369,18 +369,8 @@ void attention_backward(Context& ctx,
               }
             }
           }
-          const auto pack_queries = [&](const ConstTensorView& x, M scale, M* to) {
-            kernels.pack(stored<T>(x) + offset,
-                         layout.q_stride,
-                         tile.rows,
-                         kQueryTile,
-                         shape.head_dim,
-                         layout.padded,
-                         scale,
-                         to);
-          };
-          pack_queries(q_TND, M(layout.scale), q);
-          pack_queries(dout_TND, M(1), dout);
+          pack_queries(kernels, layout, tile, stored<T>(q_TND) + offset, M(layout.scale), q);
+          pack_queries(kernels, layout, tile, stored<T>(dout_TND) + offset, M(1), dout);
           kernels.row_dots(stored<T>(dout_TND) + offset,
                            stored<T>(out_TND) + offset,
                            layout.q_stride,
@@ -400,13 +390,7 @@ void attention_backward(Context& ctx,
                            dq,
                            dk,
                            dv);
-          kernels.unpack(dq,
-                         tile.rows,
-                         shape.head_dim,
-                         layout.padded,
-                         M(layout.scale),
-                         stored<T>(dq_TND) + offset,
-                         layout.q_stride);
+          unpack_queries(kernels, layout, tile, dq, M(layout.scale), stored<T>(dq_TND) + offset);
           between_tiles(ctx);
         }
         if (slices == 1) write_sums(item, dk);

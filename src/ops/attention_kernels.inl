@@ -27,10 +27,6 @@ constexpr int kBlockRows = 4;
 #endif
 static_assert(kQueryTile % kBlockRows == 0 && kKeyTile % kQueryTile == 0);
 
-/// Loops over rows go in steps of so many elements, whole vectors of every instruction set; their
-/// constant length makes straight code.
-constexpr std::int64_t kStep = 16;
-
 template <typename M>
 struct VectorOf;
 template <>

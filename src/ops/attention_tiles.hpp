@@ -12,14 +12,16 @@ namespace pecan::ops::detail {
 /// diagonal.
 inline constexpr std::int64_t kQueryTile = 64;
 inline constexpr std::int64_t kKeyTile = 64;
+/// Loops over rows go in steps of so many elements, whole vectors of every instruction set; their
+/// constant length makes straight code.
+inline constexpr std::int64_t kStep = 16;
 
 [[nodiscard]] inline std::int64_t query_tiles(const AttentionShape& shape) {
   return (shape.sequence + kQueryTile - 1) / kQueryTile;
 }
 
-/// Elements from one packed row to the next: whole vectors of every instruction set.
+/// Elements from one packed row to the next, which loops over rows rely on.
 [[nodiscard]] inline std::int64_t padded_dim(const AttentionShape& shape) {
-  constexpr std::int64_t kStep = 16;
   return (shape.head_dim + kStep - 1) / kStep * kStep;
 }
 
