@@ -12,8 +12,6 @@
 /// replaced by calls of the same functions by their other names. What oneDNN itself asks for is
 /// counted apart and not limited. A sanitizer has its own.
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
-#define PECAN_COUNTS_BLOCKS 1
-#endif
 
 namespace pecan::test {
 namespace {
@@ -23,7 +21,6 @@ constexpr std::size_t kBigBlock = 32 << 10;
 std::atomic<std::int64_t> big_blocks{0};
 std::atomic<std::int64_t> big_blocks_of_products{0};
 
-#ifdef PECAN_COUNTS_BLOCKS
 void note_block(std::size_t num_bytes, const void* caller) {
   if (num_bytes < kBigBlock) return;
   Dl_info library{};
@@ -31,12 +28,10 @@ void note_block(std::size_t num_bytes, const void* caller) {
                          std::strstr(library.dli_fname, "libdnnl") != nullptr;
   (by_onednn ? big_blocks_of_products : big_blocks).fetch_add(1, std::memory_order_relaxed);
 }
-#endif
 
 }  // namespace
 }  // namespace pecan::test
 
-#ifdef PECAN_COUNTS_BLOCKS
 extern "C" {
 void* __libc_malloc(std::size_t num_bytes);
 void* __libc_calloc(std::size_t count, std::size_t num_bytes);
@@ -69,7 +64,6 @@ int posix_memalign(void** block, std::size_t alignment, std::size_t num_bytes) n
   return *block == nullptr ? ENOMEM : 0;
 }
 }
-#endif
 
 namespace pecan::test {
 namespace {
@@ -95,7 +89,6 @@ Blocks blocks_of_run(Lab& lab, std::vector<std::string> settings, int steps) {
 
 }  // namespace
 
-#ifdef PECAN_COUNTS_BLOCKS
 TEST_CASE("training asks for no big block in a step", "[allocation]") {
   Lab lab;
   for (const char* const dtype : {"false", "true"}) {
@@ -121,6 +114,7 @@ TEST_CASE("training asks for no big block in a step", "[allocation]") {
     }
   }
 }
-#endif
 
 }  // namespace pecan::test
+
+#endif
