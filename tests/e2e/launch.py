@@ -394,19 +394,19 @@ def set_aside(t):
                           "checkpoint.non_persistent_save_interval=1", "elastic.layouts=[{world_size: 2}]"])
             run.agent, run.environment = virtual.agent, {**t.environment, **virtual.environment()}
             run.mpi_options += virtual.mpi_options()
-            run.start('fault.inject=["kill step=40 rank=1 start=0", "kill step=40 rank=1 start=1", "kill step=40 rank=1 start=2"]')
-            run.finish(0, "a host that fails three times")
+            run.start('fault.inject=["kill step=40 node=h2 start=every"]')
+            run.finish(0, "a host that fails in every start")
     except hosts.CannotMakeHosts as problem:
         print(f"skipped: no virtual hosts here ({problem})", flush=True)
         t.lab.skipped = True
         return
     starts = [[h["host"] for h in s["hosts"]] for s in events(run.run_dir, "start")]
-    check(starts == [["h1", "h2"]] * 3 + [["h1", "h3"]], f"three starts with it, and one without: {starts}")
+    # A fourth start with it, and another snapshot that was whole when the rank died, are a matter of moments.
+    check(len(starts) >= 4 and starts == [["h1", "h2"]] * (len(starts) - 1) + [["h1", "h3"]], f"starts with it, and one without: {starts}")
     turns = [(e["event"], e["host"]) for e in events(run.run_dir, "host_set_aside", "host_taken_back")]
-    check(turns == [("host_set_aside", "h2"), ("host_taken_back", "h2"), ("host_set_aside", "h2")], f"which is told: {turns}")
+    check(turns[:3] == [("host_set_aside", "h2"), ("host_taken_back", "h2"), ("host_set_aside", "h2")], f"which is told: {turns}")
     steps = [r["step"] for r in e2e.records(run.run_dir, "recovery")]
-    # Which snapshot was whole when the rank died, and which checkpoint, is a matter of moments.
-    check(len(steps) == 3 and min(steps[:2]) > 20 >= steps[2], f"from memory as long as it is there, then from storage: {steps}")
+    check(len(steps) == len(starts) - 1 and min(steps[:-1]) > 20 >= steps[-1], f"from memory as long as it is there, then from storage: {steps}")
 
 
 def over_ssh(t):
