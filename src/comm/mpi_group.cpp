@@ -107,6 +107,15 @@ class MpiTransport final : public Transport {
           "MPI_Irecv");
     return request;
   }
+  [[nodiscard]] bool is_on_one_node() override {
+    MPI_Comm node = MPI_COMM_NULL;
+    check(MPI_Comm_split_type(communicator_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &node),
+          "MPI_Comm_split_type");
+    int num_members = 0;
+    check(MPI_Comm_size(node, &num_members), "MPI_Comm_size");
+    check(MPI_Comm_free(&node), "MPI_Comm_free");
+    return num_members == size_;
+  }
   [[nodiscard]] std::unique_ptr<Transport> split(std::span<const int> members, int index) override {
     MPI_Comm part = MPI_COMM_NULL;
     check(MPI_Comm_split(communicator_, members.front(), index, &part), "MPI_Comm_split");
@@ -163,10 +172,12 @@ MpiEnvironment::~MpiEnvironment() {
 std::unique_ptr<Group> MpiEnvironment::world(GroupOptions options) {
   MPI_Comm communicator = MPI_COMM_NULL;
   check(MPI_Comm_dup(MPI_COMM_WORLD, &communicator), "MPI_Comm_dup");
-  return std::make_unique<PeerGroup>(
-      std::make_unique<MpiTransport>(communicator, state_->abort_flag),
-      state_->abort_flag,
-      options);
+  auto world =
+      std::make_unique<PeerGroup>(std::make_unique<MpiTransport>(communicator, state_->abort_flag),
+                                  state_->abort_flag,
+                                  options);
+  world->open_window();
+  return world;
 }
 
 void MpiEnvironment::abort(int exit_code) {

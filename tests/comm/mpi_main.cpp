@@ -1,6 +1,6 @@
 /// Runs the conformance body over MPI and over threads: both must pass, with the same bits. Started
-/// by mpirun. With an argument, one rank misbehaves instead: what its peers do is checked from
-/// outside.
+/// by mpirun. With --shared-memory first, MPI's ranks share memory. With another argument, one rank
+/// misbehaves instead: what its peers do is checked from outside.
 
 #include <chrono>
 #include <csignal>
@@ -110,17 +110,24 @@ int main(int argc, char** argv) {
   using namespace std::chrono_literals;
   comm::MpiEnvironment mpi(&argc, &argv);
   try {
+    comm::GroupOptions options{.timeout = 40s};
+    if (argc > 1 && std::string_view(argv[1]) == "--shared-memory") {
+      options.shared_memory = true;
+      --argc, ++argv;
+    }
     if (argc > 1 && std::string_view(argv[1]) == "--stay-away") {
-      const auto world = mpi.world({.timeout = 500ms});
+      options.timeout = 500ms;
+      const auto world = mpi.world(options);
       comm::test::stay_away(*world);
       return 0;
     }
     if (argc > 2 && std::string_view(argv[1]) == "--stop-in") {
-      const auto world = mpi.world({.timeout = 1s});
+      options.timeout = 1s;
+      const auto world = mpi.world(options);
       comm::test::stop_in(*world, argv[2]);
       return 0;
     }
-    const auto world = mpi.world({.timeout = 40s});
+    const auto world = mpi.world(options);
     return comm::test::check(*world);
   } catch (const Error& error) {
     std::printf("%s\n", error.what());
