@@ -188,8 +188,9 @@ bool Exchange::send_frame() {
   }
   bool moved = false;
   if (!personal_sent_) {
-    if (send_turn_ < personal_chunks_ && !send_personal(send_turn_)) return false;
-    personal_sent_ = moved = true;
+    moved = send_turn_ < personal_chunks_;
+    if (moved && !send_personal(send_turn_)) return false;
+    personal_sent_ = true;
   }
   const bool has_common = send_turn_ >= lag_ && send_turn_ - lag_ < common_chunks_;
   if (has_common && !send_common(send_turn_ - lag_)) return moved;
@@ -237,8 +238,9 @@ bool Exchange::receive_turn() {
   }
   bool moved = false;
   if (!sum_received_) {
-    if (receive_turn_ < sum_chunks_ && !receive_sum(receive_turn_)) return false;
-    sum_received_ = moved = true;
+    moved = receive_turn_ < sum_chunks_;
+    if (moved && !receive_sum(receive_turn_)) return false;
+    sum_received_ = true;
   }
   if (receive_turn_ >= lag_ && receive_turn_ - lag_ < gathered_chunks_) {
     const Taken taken = receive_gathered(receive_turn_ - lag_);

@@ -30,7 +30,7 @@ class Bench {
   void run(std::int64_t bytes, int repeats) {
     const std::int64_t count = bytes / std::int64_t(sizeof(float)) / size_ * size_;
     const Counts equal(std::size_t(size_), count / size_);
-    std::vector<float> a(std::size_t(count), 0.5F), b(std::size_t(count));
+    std::vector<float> a(std::size_t(count), 0.5F), b(a.size());
     const TensorView whole = view_of(std::span(a)), other = view_of(std::span(b));
     const TensorView part = other.rows(0, count / size_);
     const TensorView place = whole.rows(rank_ * (count / size_), count / size_);

@@ -314,10 +314,10 @@ class Checker {
 
     // On one member nearly alone.
     Counts uneven(std::size_t(size_), 3);
-    uneven[0] = (Index{1} << 17) + 5;
+    uneven[0] = (Index{1} << 16) + 5;
     check_reduce_scatter<float>(uneven, ReduceOp::kSum);
     check_all_gather<float>(uneven);
-    check_broadcast<double>(last, (Index{1} << 16) + 7);
+    check_broadcast<double>(last, (Index{1} << 15) + 7);
   }
 
   /// Messages round a ring arrive in the order in which they were sent, in spite of different

@@ -50,15 +50,13 @@ std::vector<test::Conformance> conform(int size, GroupOptions options) {
 TEST_CASE("groups that share memory conform, with the bits of those that do not", "[comm]") {
   for (int size = 1; size <= 8; ++size) {
     CAPTURE(size);
+    // Pieces so small that most collectives take many; with the usual ones see comm_mpi_test.
+    const auto shared = conform(size, {.shared_memory = true, .piece_bytes = 4096});
+    for (const auto& result : shared) CHECK(result.failures == std::vector<std::string>{});
+    if (size != 3 && size != 4) continue;
     const auto by_messages = conform(size, {});
-    // Pieces so small that most collectives take many, and large ones.
-    for (const std::size_t piece_bytes : {std::size_t{4096}, kPieceBytes}) {
-      CAPTURE(piece_bytes);
-      const auto shared = conform(size, {.shared_memory = true, .piece_bytes = piece_bytes});
-      for (std::size_t rank = 0; rank < shared.size(); ++rank) {
-        CHECK(shared[rank].failures == std::vector<std::string>{});
-        CHECK(shared[rank].digest == by_messages[rank].digest);
-      }
+    for (std::size_t rank = 0; rank < shared.size(); ++rank) {
+      CHECK(shared[rank].digest == by_messages[rank].digest);
     }
   }
 }
@@ -275,7 +273,9 @@ TEST_CASE("who does not take what is sent through memory is named", "[comm]") {
           },
           {.timeout = 200ms, .shared_memory = true}),
       CommError);
-  CHECK(said.find("(dispatch, step 0): data was not taken by rank 2") != std::string::npos);
+  CAPTURE(said);
+  CHECK(said.find("rank 0 waited 0.2 s in broadcast #2 (dispatch") != std::string::npos);
+  CHECK(said.find("): data was not taken by rank 2;") != std::string::npos);
 }
 
 std::size_t num_descriptors() {
