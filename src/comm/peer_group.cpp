@@ -14,6 +14,7 @@
 #include <pecan/device/context.hpp>
 
 #include "comm/reduce.hpp"
+#include "comm/stream_copy.hpp"
 
 namespace pecan::comm {
 namespace {
@@ -79,7 +80,12 @@ void post_all_gather(PeerOperation& operation,
 }
 
 void copy(std::span<const std::byte> from, std::span<std::byte> to) {
-  if (!from.empty()) std::memmove(to.data(), from.data(), from.size());
+  if (from.empty() || from.data() == to.data()) return;
+  if (from.size() >= kStreamedBytes) {
+    stream_copy(from, to);
+  } else {
+    std::memcpy(to.data(), from.data(), from.size());
+  }
 }
 
 void validate_view(const Context& ctx, const ConstTensorView& view, std::string_view name) {

@@ -31,14 +31,13 @@ void reduce(std::span<const std::byte* const> pieces,
             std::byte* output,
             std::int64_t num_elements,
             Combine combine) {
-  // Partial sums stay in the nearest cache; and output, which may be a piece, is written last.
-  constexpr std::int64_t kChunk = 8192 / std::int64_t(sizeof(Sum));
-  std::array<Sum, std::size_t(kChunk)> sums;
-  for (std::int64_t begin = 0; begin < num_elements; begin += kChunk) {
-    const std::int64_t count = std::min(kChunk, num_elements - begin);
+  // Partial sums stay in registers; and output, which may be a piece, is written last.
+  constexpr std::int64_t kBlock = 128 / std::int64_t(sizeof(Sum));
+  const auto reduce_block = [&](std::int64_t begin, auto count) {
     const auto elements_of = [&](const std::byte* piece) {
       return reinterpret_cast<const T*>(piece) + begin;
     };
+    std::array<Sum, std::size_t(kBlock)> sums;
     const T* first = elements_of(pieces[0]);
     for (std::int64_t i = 0; i < count; ++i) sums[std::size_t(i)] = Sum(first[i]);
     for (const std::byte* piece : pieces.subspan(1)) {
@@ -49,7 +48,12 @@ void reduce(std::span<const std::byte* const> pieces,
     }
     T* to = reinterpret_cast<T*>(output) + begin;
     for (std::int64_t i = 0; i < count; ++i) to[i] = T(sums[std::size_t(i)]);
+  };
+  std::int64_t begin = 0;
+  for (; begin + kBlock <= num_elements; begin += kBlock) {
+    reduce_block(begin, std::integral_constant<std::int64_t, kBlock>());
   }
+  reduce_block(begin, num_elements - begin);
 }
 
 template <typename T, typename Sum = T>

@@ -7,6 +7,7 @@
 #include <pecan/core/error.hpp>
 
 #include "comm/reduce.hpp"
+#include "comm/stream_copy.hpp"
 
 namespace pecan::comm {
 namespace {
@@ -146,12 +147,16 @@ Exchange::Exchange(Window& window, ExchangeParts parts)
   if (parts_.reduction) {
     sum_chunks_ = num_chunks(parts_.reduction->own.size(), chunk_bytes(parts_.reduction->chunks));
   }
+  std::size_t num_gathered_bytes = 0;
   for (std::size_t from = 0; from < parts_.gathered.size(); ++from) {
     if (int(from) == window.rank_) continue;
+    num_gathered_bytes += parts_.gathered[from].size();
     gathered_chunks_ =
         std::max(gathered_chunks_,
                  num_chunks(parts_.gathered[from].size(), chunk_bytes(parts_.gathered_chunks)));
   }
+  // What is gathered in the place of what was given is in the caches.
+  gathers_past_caches_ = num_gathered_bytes >= kStreamedBytes && !parts_.common_is_reduced;
   window_.sending_.push_back(this);
   window_.receiving_.push_back(this);
 }
@@ -287,7 +292,11 @@ Exchange::Taken Exchange::receive_gathered(std::size_t chunk) {
       all = false;
       continue;
     }
-    std::memcpy(to.data(), data, to.size());
+    if (gathers_past_caches_) {
+      stream_copy({data, to.size()}, to);
+    } else {
+      std::memcpy(to.data(), data, to.size());
+    }
     window_.take(from);
     count = chunk + 1;
     some = true;

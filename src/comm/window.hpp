@@ -85,6 +85,7 @@ class Exchange {
   std::size_t lag_ = 0;
   std::size_t personal_chunks_ = 0, common_chunks_ = 0, sum_chunks_ = 0, gathered_chunks_ = 0;
   std::size_t send_turn_ = 0, receive_turn_ = 0;
+  bool gathers_past_caches_ = false;
   bool personal_sent_ = false, sum_received_ = false;  // of this turn
   std::size_t num_reduced_ = 0;
   std::vector<std::size_t> num_gathered_;  // chunks of each member
