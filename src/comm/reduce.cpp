@@ -1,6 +1,5 @@
 #include "comm/reduce.hpp"
 
-#include <algorithm>
 #include <array>
 #include <cstring>
 #include <type_traits>
