@@ -386,7 +386,8 @@ Pending PeerGroup::all_gather_v(Context& ctx,
   if (input.data != own.data()) validate_apart(input, output, kName);
   auto operation = begin_collective(kName, tag);
   copy({input.data, input.num_bytes()}, own);
-  if (peers_.window) {
+  // Between two, messages are ahead for the same reason as in all_to_all_v.
+  if (peers_.window && size() > 2) {
     ExchangeParts parts;
     parts.common = own;
     parts.gathered = list_of<std::byte>(pieces, output.data, size());
@@ -417,15 +418,8 @@ Pending PeerGroup::all_to_all_v(Context& ctx,
                  receive_counts[own]);
   auto operation = begin_collective(kName, tag);
   const Pieces sent(send_counts, input.dtype), received(receive_counts, input.dtype);
-  if (peers_.window) {
-    copy(sent.of(input.data, rank().value), received.of(output.data, rank().value));
-    ExchangeParts parts;
-    parts.personal = list_of<const std::byte>(sent, input.data, size());
-    parts.gathered = list_of<std::byte>(received, output.data, size());
-    parts.gathered_chunks = ExchangeParts::Chunks::kPersonal;
-    operation->exchange(std::move(parts));
-    return launch(std::move(operation));
-  }
+  // By messages also where members share memory: what each gives is for one other alone, and MPI
+  // copies it once between processes of a node, where a window copies twice (docs/performance.md).
   for_each_peer(*peers_.transport,
                 [&](int peer) { operation->receive(received.of(output.data, peer), peer); });
   for_each_peer(*peers_.transport,
