@@ -35,7 +35,7 @@ class Bench {
     const TensorView part = other.rows(0, count / size_);
     const TensorView place = whole.rows(rank_ * (count / size_), count / size_);
     compare("all_reduce", bytes, repeats, [&](Group& group) {
-      return group.all_reduce(ctx_, whole, ReduceOp::kMax, kTag);
+      return group.all_reduce(ctx_, whole, ReduceOp::kSum, kTag);
     });
     compare("reduce_scatter_v", bytes, repeats, [&](Group& group) {
       return group.reduce_scatter_v(ctx_, whole, equal, part, ReduceOp::kSum, kTag);
