@@ -189,6 +189,15 @@ void render(const Manual& manual, const Command& program, Renderer& out) {
 
 }  // namespace
 
+std::vector<ExitCode> exit_codes_of_runs() {
+  using enum ExitCode;
+  return {kDone, kUsage, kData, kCheckpoint, kWatchdog, kDivergence, kInternal, kStoppedOnRequest};
+}
+
+Entry variables_of_configuration(std::string_view more) {
+  return {"any NAME", fmt::format("replaces ${{NAME}} in a value of the configuration{}", more)};
+}
+
 std::string_view meaning_of(ExitCode code) {
   switch (code) {
     case ExitCode::kDone:
@@ -202,7 +211,7 @@ std::string_view meaning_of(ExitCode code) {
     case ExitCode::kWatchdog:
       return "a peer is stuck or lost; the message names it";
     case ExitCode::kDivergence:
-      return "numerical divergence: a loss or gradient is not finite";
+      return "numerical divergence: a loss, gradient or weight that is not to be believed";
     case ExitCode::kInternal:
       return "internal error, or standard output cannot be written";
     case ExitCode::kStoppedOnRequest:

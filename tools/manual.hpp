@@ -56,6 +56,10 @@ struct Manual {
 [[nodiscard]] std::string to_text(const Manual& manual, const Command& program);
 /// The manual as a page for man(1).
 [[nodiscard]] std::string to_man_page(const Manual& manual, const Command& program);
+/// The exit codes of a run, which pecan-train and pecan-launch share.
+[[nodiscard]] std::vector<ExitCode> exit_codes_of_runs();
+/// The variables that a configuration reads; `more` is said of them too.
+[[nodiscard]] Entry variables_of_configuration(std::string_view more = {});
 /// What one exit code means, in the words that all programs share.
 [[nodiscard]] std::string_view meaning_of(ExitCode code);
 

@@ -41,24 +41,21 @@ tools::Manual manual() {
            "rank makes progress for elastic.heartbeat_timeout_s is ended, whatever mpirun does.",
            "It gives up after elastic.max_restarts restarts in a row that saved no new "
            "step, with the exit code of the last failure. Exit codes 2 and 3 of pecan-train "
-           "lead to no restart.",
+           "lead to no restart, nor does 6 where another start would be fed the same data from the "
+           "same state and diverge too, or has not got past a divergence before.",
            "FILE has a host a line, as Open MPI's hostfiles: a name and slots=N, one where it is "
            "not said. The order of the lines is the order in which hosts are taken. --agent names "
            "a "
-           "program that is called as PROGRAM HOST COMMAND, by mpirun too; without it ssh is used, "
-           "or nothing where all hosts are this machine.",
+           "program that is called as PROGRAM HOST COMMAND, by mpirun too; it may have arguments "
+           "of "
+           "its own, like \"ssh -p 2222\". Without it ssh is used, or nothing where all hosts are "
+           "this "
+           "machine.",
            "SIGTERM, SIGINT and SIGUSR1 stop the run after a whole step and a last checkpoint, "
            "with "
            "exit code 75; a second one ends it at once. If pecan-launch itself is killed, mpirun "
            "ends too, and a new pecan-launch takes over."},
-      .exit_codes = {ExitCode::kDone,
-                     ExitCode::kUsage,
-                     ExitCode::kData,
-                     ExitCode::kCheckpoint,
-                     ExitCode::kWatchdog,
-                     ExitCode::kDivergence,
-                     ExitCode::kInternal,
-                     ExitCode::kStoppedOnRequest},
+      .exit_codes = tools::exit_codes_of_runs(),
       .environment =
           {{"PATH", "where mpirun and ssh are found"},
            {"OMPI_*",
@@ -66,14 +63,15 @@ tools::Manual manual() {
             "unless they are set already"},
            {"PECAN_FAULT, OMP_NUM_THREADS", "are passed on to all hosts"},
            {"PECAN_SUPERVISED", "is set for pecan-train, so that its processes are known again"},
-           {"any NAME",
-            "replaces ${NAME} in a value of the configuration; for other hosts add -- -x NAME"}},
+           tools::variables_of_configuration("; for other hosts add -- -x NAME")},
       .files = {{"DIR/events.jsonl",
                  "one record a line: starts, failures, hosts lost and back, downtime, lost steps"},
                 {"DIR/heartbeat/", "where each rank is; written by pecan-train"},
                 {"DIR/launch.lock", "held by the pecan-launch that supervises the run"}},
       .examples =
           {{"Supervise a run", "pecan-launch --config my.yaml --hosts hosts.txt --run-dir runs/my"},
+           {"With an ssh configuration of its own",
+            "pecan-launch --config my.yaml --hosts hosts.txt --agent \"ssh -F cluster.ssh\""},
            {"With an option of mpirun",
             "pecan-launch --config my.yaml --hosts hosts.txt -- --mca btl_tcp_if_include eth1"}},
       .see_also = {"pecan-train(1)",
@@ -120,6 +118,8 @@ std::string neighbour() {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // A stop that is asked for while the configuration is read is one, too.
+  launch::hold_signals();
   return tools::run_program("pecan-launch", [&] {
     Arguments arguments;
     tools::CommandLine line(manual());

@@ -46,7 +46,7 @@ tools::Manual manual() {
                      ExitCode::kData,
                      ExitCode::kCheckpoint,
                      ExitCode::kInternal},
-      .environment = {{"any NAME", "replaces ${NAME} in a value of the configuration"}},
+      .environment = {tools::variables_of_configuration()},
       .files = {{"data.tokenizer_model",
                  "is read for the vocabulary's size, unless "
                  "model.vocab_size says it"},
@@ -64,17 +64,23 @@ tools::Manual manual() {
       .see_also = {"pecan-train(1)", "docs/formats/plan.md"}};
 }
 
+/// Defines an option that may be left out.
+CLI::Option* add_figure(CLI::App& app,
+                        const char* name,
+                        std::optional<double>& value,
+                        const char* description,
+                        const char* group,
+                        const CLI::Validator& check) {
+  return app.add_option(name, value, description)->check(check)->type_name("X")->group(group);
+}
+
 /// Defines the options of the figures.
-void add_figures(tools::CommandLine& line, checkpoint::RunFigures& figures) {
+void add_figures(CLI::App& app, checkpoint::RunFigures& figures) {
   const auto add = [&](const char* name,
                        std::optional<double>& value,
                        const char* what,
                        const char* description) {
-    line.app()
-        .add_option(name, value, description)
-        ->check(tools::above_zero(what))
-        ->type_name("X")
-        ->group("Figures of the machine");
+    add_figure(app, name, value, description, "Figures of the machine", tools::above_zero(what));
   };
   add("--step-ms",
       figures.step_ms,
@@ -102,22 +108,20 @@ CLI::App& add_simulate(tools::CommandLine& line,
   CLI::App& app =
       *line.app().add_subcommand("simulate", "how much time failures and saves leave for training");
   app.fallthrough();
-  const auto seconds = [&](const char* name,
-                           std::optional<double>& value,
-                           const char* description,
-                           const char* group,
-                           CLI::Validator check) {
-    return app.add_option(name, value, description)->check(check)->type_name("X")->group(group);
-  };
   const char* failures = "Failures";
   const CLI::Validator above = tools::above_zero("seconds");
-  CLI::Option* mtbf = seconds(
-      "--mtbf", request.mtbf_s, "mean seconds between failures of the whole job", failures, above);
-  seconds("--node-mtbf",
-          request.node_mtbf_s,
-          "mean seconds between failures of one node, in place of --mtbf",
-          failures,
-          above)
+  CLI::Option* mtbf = add_figure(app,
+                                 "--mtbf",
+                                 request.mtbf_s,
+                                 "mean seconds between failures of the whole job",
+                                 failures,
+                                 above);
+  add_figure(app,
+             "--node-mtbf",
+             request.node_mtbf_s,
+             "mean seconds between failures of one node, in place of --mtbf",
+             failures,
+             above)
       ->excludes(mtbf);
   app.add_option("--fail-at",
                  request.failures_s,
@@ -174,37 +178,35 @@ CLI::App& add_simulate(tools::CommandLine& line,
   app.add_option("--from-run", from_run, "run directory whose metrics give what is not given here")
       ->type_name("DIR")
       ->group(figures);
-  seconds("--step-s", given.step, "a step without saves", figures, above);
-  seconds("--snapshot-s", given.snapshot, "a partial save, to host memory", figures, from_zero);
-  seconds(
-      "--persist-s", given.persist, "a partial save, from there to storage", figures, from_zero);
-  seconds(
-      "--full-snapshot-s", given.full_snapshot, "a full save, to host memory", figures, from_zero);
-  seconds("--full-persist-s", given.full_persist, "a full save, to storage", figures, from_zero);
-  seconds("--commit-s", given.commit, "from all parts written to the manifest", figures, from_zero);
-  seconds("--stall-s",
-          given.stall,
-          "that training waits for a save (left out: the snapshot less a step)",
-          figures,
-          from_zero);
-  seconds("--replicate-s",
-          given.replicate,
-          "from a whole snapshot to its replicas on other nodes",
-          figures,
-          from_zero);
-  seconds("--startup-s",
-          given.startup,
-          "from the beginning to the first step, once (left out: 0)",
-          figures,
-          from_zero);
-  seconds("--detect-s", given.detect, "from a failure to its being noticed", figures, from_zero);
-  seconds("--restart-s", given.restart, "from there to the start of recovery", figures, from_zero);
-  seconds("--restore-s", given.restore, "of a recovery that reads storage", figures, from_zero);
-  seconds("--restore-memory-s",
-          given.restore_memory,
-          "of one that reads memory alone (left out: as --restore-s)",
-          figures,
-          from_zero);
+  add_figure(app, "--step-s", given.step, "a step without saves", figures, above);
+  struct Figure {
+    const char* name;
+    std::optional<double>& value;
+    const char* description;
+  };
+  for (const Figure& figure : {
+           Figure{"--snapshot-s", given.snapshot, "a partial save, to host memory"},
+           Figure{"--persist-s", given.persist, "a partial save, from there to storage"},
+           Figure{"--full-snapshot-s", given.full_snapshot, "a full save, to host memory"},
+           Figure{"--full-persist-s", given.full_persist, "a full save, to storage"},
+           Figure{"--commit-s", given.commit, "from all parts written to the manifest"},
+           Figure{"--stall-s",
+                  given.stall,
+                  "that training waits for a save (left out: the snapshot less a step)"},
+           Figure{"--replicate-s",
+                  given.replicate,
+                  "from a whole snapshot to its replicas on other nodes"},
+           Figure{"--startup-s",
+                  given.startup,
+                  "from the beginning to the first step, once (left out: 0)"},
+           Figure{"--detect-s", given.detect, "from a failure to its being noticed"},
+           Figure{"--restart-s", given.restart, "from there to the start of recovery"},
+           Figure{"--restore-s", given.restore, "of a recovery that reads storage"},
+           Figure{"--restore-memory-s",
+                  given.restore_memory,
+                  "of one that reads memory alone (left out: as --restore-s)"},
+       })
+    add_figure(app, figure.name, figure.value, figure.description, figures, from_zero);
   return app;
 }
 
@@ -224,7 +226,7 @@ int main(int argc, char** argv) {
         ->type_name("N")
         ->group("Plan");
     line.app().add_flag("--json", json, "machine-readable (docs/formats/plan.md)")->group("Plan");
-    add_figures(line, figures);
+    add_figures(line.app(), figures);
     train::SimulationRequest request;
     std::string from_run;
     const CLI::App& simulate = add_simulate(line, request, from_run);

@@ -1,5 +1,6 @@
 // pecan-train: trains a model on the processes that mpirun started.
 
+#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -34,6 +35,8 @@ struct Arguments {
   bool resume_from_failure = false;
   bool dump_config = false;
   bool dry_run = false;
+  bool profile = false;
+  std::string profile_steps;
 };
 
 tools::Manual manual() {
@@ -44,6 +47,7 @@ tools::Manual manual() {
       .synopsis = {"mpirun -n N pecan-train --config FILE [--config FILE2 ...]",
                    "        [--set key.path=value ...] [--run-dir DIR]",
                    "        [--resume-from-failure | --resume DIR] [--allow-reinit-expert]",
+                   "        [--profile [--profile-steps STEPS]]",
                    "pecan-train --config FILE --dump-config | --dry-run"},
       .description =
           {"Trains on the N processes that mpirun started. The model, its layout over the "
@@ -58,25 +62,19 @@ tools::Manual manual() {
            "A run directory that holds an earlier run is refused without a resume option. SIGUSR1, "
            "which mpirun forwards, stops all processes together after a whole step and a last "
            "checkpoint."},
-      .exit_codes = {ExitCode::kDone,
-                     ExitCode::kUsage,
-                     ExitCode::kData,
-                     ExitCode::kCheckpoint,
-                     ExitCode::kWatchdog,
-                     ExitCode::kDivergence,
-                     ExitCode::kInternal,
-                     ExitCode::kStoppedOnRequest},
+      .exit_codes = tools::exit_codes_of_runs(),
       .environment =
           {{"OMPI_ALLOW_RUN_AS_ROOT, OMPI_ALLOW_RUN_AS_ROOT_CONFIRM",
             "both 1 let Open MPI's mpirun start as root"},
            {"OMPI_MCA_*",
             "Open MPI's parameters; mpi_yield_when_idle is set to 1 unless it is set already"},
            {"PECAN_FAULT", "failures on purpose beside those of fault.inject, with ; between them"},
-           {"any NAME", "replaces ${NAME} in a value of the configuration"}},
+           tools::variables_of_configuration()},
       .files = {{"DIR/config.yaml", "the resolved configuration of the newest start"},
                 {"DIR/metrics.jsonl",
                  "one record a line: steps, evaluations, checkpoints, recoveries"},
                 {"DIR/checkpoints/step-NNNNNNNN/", "manifest and HDF5 shards of one checkpoint"},
+                {"DIR/profile/", "with --profile: a trace of each rank, and a table of rank 0"},
                 {"DIR/skipped_data.json", "samples that training passes over after rollbacks"},
                 {"DIR/lock.json", "which start of the run may write"},
                 {"DIR/heartbeat/", "where each rank is; pecan-launch reads it"}},
@@ -87,6 +85,26 @@ tools::Manual manual() {
             "mpirun -n 4 pecan-train --config my.yaml --run-dir runs/my --resume-from-failure"}},
       .see_also = {
           "pecan-launch(1)", "pecan-plan(1)", "pecan-data(1)", "pecan-inspect(1)", "mpirun(1)"}};
+}
+
+/// The steps of "5:15"; nothing for any other text.
+std::optional<train::ProfileOptions> parse_steps(std::string_view text) {
+  std::int64_t first = 0, last = 0;
+  const char* end = text.data() + text.size();
+  const auto [colon, first_error] = std::from_chars(text.data(), end, first);
+  if (first_error != std::errc{} || colon == end || *colon != ':') return {};
+  const auto [rest, last_error] = std::from_chars(colon + 1, end, last);
+  if (last_error != std::errc{} || rest != end || first < 1 || last < first) return {};
+  return train::ProfileOptions{Step{first}, Step{last}};
+}
+
+CLI::Validator steps_from_to() {
+  return {[](const std::string& text) {
+            return parse_steps(text)
+                       ? std::string()
+                       : fmt::format("'{}' is not A:B with 1 <= A <= B, as 5:15 is", text);
+          },
+          ""};
 }
 
 void describe_arguments(tools::CommandLine& line, Arguments& arguments) {
@@ -111,6 +129,19 @@ void describe_arguments(tools::CommandLine& line, Arguments& arguments) {
                arguments.run.allow_reinit_expert,
                "where no copy of an expert is left, go on with that expert as a fresh run begins")
       ->group("Run");
+  auto* profile =
+      app.add_flag("--profile",
+                   arguments.profile,
+                   "write where the time of some steps goes, as a trace for Perfetto and "
+                   "a table, to the run directory")
+          ->group("Profile");
+  app.add_option("--profile-steps",
+                 arguments.profile_steps,
+                 "the steps A:B, from A to B, instead of ten after the first two of this start")
+      ->type_name("STEPS")
+      ->check(steps_from_to())
+      ->needs(profile)
+      ->group("Profile");
   app.add_flag("--dump-config", arguments.dump_config, "print the resolved configuration and exit")
       ->group("Instead of training");
   app.add_flag("--dry-run",
@@ -205,6 +236,10 @@ int main(int argc, char** argv) {
     if (arguments.resume_from_failure) arguments.run.resume = checkpoint::ResumeMode::kFromFailure;
     if (!arguments.run.resume_path.empty())
       arguments.run.resume = checkpoint::ResumeMode::kFromPath;
+    if (arguments.profile) {
+      arguments.run.profile =
+          parse_steps(arguments.profile_steps).value_or(train::ProfileOptions{});
+    }
     arguments.run.out = &std::cout;
     arguments.run.terminal = writes_to_terminal();
 

@@ -153,6 +153,7 @@ struct Checkpointer::Impl {
         fingerprint(catalog.model_fingerprint()),
         cycle(1),
         seconds(start.seconds ? std::move(start.seconds) : steady_seconds),
+        profiler(start.profiler),
         on_phase(std::move(start.on_phase)),
         retention(
             fs, root, {config.keep_latest_k, config.save_retain_interval, config.fallback_copies}) {
@@ -279,6 +280,12 @@ struct Checkpointer::Impl {
     save.persisted = std::move(selection.persist);
   }
 
+  /// Of a background thread, in the profile if there is one.
+  [[nodiscard]] ProfileSpan span(ProfileThread thread, std::string_view name, Step step) const {
+    return {profiler != nullptr ? profiler->track(thread) : nullptr,
+            {.kind = SpanKind::kSave, .name = name, .step = step}};
+  }
+
   void pass(SavePhase phase_of_save, Step step) const {
     if (on_phase) on_phase(phase_of_save, step);
   }
@@ -340,10 +347,12 @@ struct Checkpointer::Impl {
     std::int64_t num_bytes = 0;
     pass(SavePhase::kSnapshot, save.facts.step);
     if (status.ok()) {
+      ProfileSpan timed = span(ProfileThread::kCopier, "snapshot", save.facts.step);
       status = guarded([&] {
         num_bytes = std::int64_t(buffers[buffer].copy(MutatedIn::kUpdate));
         return Status{};
       });
+      timed.moved(num_bytes);
     }
     const double copy_ms = ms_since(begin);
     {
@@ -354,7 +363,10 @@ struct Checkpointer::Impl {
       if (copy_ms > 0) outcome.bytes_per_ms = double(num_bytes) / copy_ms;
       changed.notify_all();
     }
-    if (status.ok()) status = guarded([&] { return buffers[buffer].seal(save.memory_header); });
+    if (status.ok()) {
+      const ProfileSpan timed = span(ProfileThread::kCopier, "seal", save.facts.step);
+      status = guarded([&] { return buffers[buffer].seal(save.memory_header); });
+    }
     {
       // Before the writer starts: whoever hears that all is written hears that all is copied.
       const std::lock_guard lock(mutex);
@@ -432,12 +444,14 @@ struct Checkpointer::Impl {
     Status status = copied;
     pass(SavePhase::kPersist, save.facts.step);
     if (status.ok()) {
+      ProfileSpan timed = span(ProfileThread::kWriter, "persist", save.facts.step);
       status = guarded([&] {
         const Result<std::int64_t> written =
             write_part(fs, root, catalog, save.persist, buffers[buffer], save.record.version, rank);
         if (written.ok()) num_bytes = written.value();
         return written.status();
       });
+      timed.moved(num_bytes);
     }
     pass(SavePhase::kVote, save.facts.step);
     const std::lock_guard lock(mutex);
@@ -472,6 +486,7 @@ struct Checkpointer::Impl {
   void close(Manifest header) {
     const Generation& save = closing->save;
     const auto begin = Clock::now();
+    const ProfileSpan timed = span(ProfileThread::kKeeper, "commit", save.facts.step);
     Status status;
     if (closing->intact) {
       status = guarded([&] {
@@ -529,6 +544,7 @@ struct Checkpointer::Impl {
   /// Keeper thread.
   void sweep(Step committed) {
     pass(SavePhase::kRetention, committed);
+    const ProfileSpan timed = span(ProfileThread::kKeeper, "sweep", committed);
     const Status status = guarded([&] { return retention.sweep(); });
     if (!status.ok()) {
       PECAN_LOG(kWarn,
@@ -660,6 +676,7 @@ struct Checkpointer::Impl {
   std::vector<SaveRecord> records;
   double forward_backward_ms = 0;
   std::function<double()> seconds;
+  Profiler* profiler;
   std::function<void(SavePhase, Step)> on_phase;
   mutable double snapshot_at = 0;  ///< by this rank's clock
   mutable double storage_at = 0;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <new>
 #include <span>
@@ -117,6 +118,12 @@ herr_t driver_read(H5FD_t* file,
   return 0;
 }
 
+bool lies_in(std::span<const std::byte> part, std::span<const std::byte> whole) {
+  const std::less_equal<> ordered;
+  return ordered(whole.data(), part.data()) &&
+         ordered(part.data() + part.size(), whole.data() + whole.size());
+}
+
 herr_t driver_write(H5FD_t* file,
                     H5FD_mem_t /*type*/,
                     hid_t /*transfer*/,
@@ -127,7 +134,10 @@ herr_t driver_write(H5FD_t* file,
   H5Target& target = *driver_file(file).target;
   return change(target, [&] {
     target.num_bytes = std::max<std::uint64_t>(target.num_bytes, address + size);
-    return target.file->write_at(address, {static_cast<const std::byte*>(buffer), size});
+    const std::span bytes(static_cast<const std::byte*>(buffer), size);
+    // The library's own buffers are not: it hands on the caller's where nothing is converted.
+    return lies_in(bytes, target.stable) ? target.file->write_behind(address, bytes)
+                                         : target.file->write_at(address, bytes);
   });
 }
 

@@ -2,8 +2,10 @@
 /// HDF5 over FileSystem: the process-wide lock, checked calls, owning handles and the virtual file
 /// driver.
 
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -81,6 +83,8 @@ struct H5Target {
   std::uint64_t num_bytes = 0;  ///< size of the file
   bool discard = false;         ///< drop all writes from now on
   Status error;                 ///< first failure of the file
+  /// Memory that stays as it is until the file is synced: writes from it may go on behind.
+  std::span<const std::byte> stable{};
 };
 
 /// A file access property list that reads and writes through `target`, which must outlive the HDF5

@@ -94,7 +94,10 @@ MemorySources::MemorySources(const std::string& directory,
   if (nodes.is_first_of_node(exchange.rank())) {
     fields.push_back(pack(mine));
     for (const auto& [name, segment] : here)
-      fields.push_back(pack({name, to_json(segment.header), to_json(segment.index)}));
+      fields.push_back(pack({name,
+                             to_hex(segment.description_hash),
+                             to_json(segment.header),
+                             to_json(segment.index)}));
   }
   const std::vector<std::string> texts = exchange.gather(pack(fields));
   for (std::size_t r = 0; r < texts.size(); ++r) {
@@ -103,10 +106,21 @@ MemorySources::MemorySources(const std::string& directory,
     for (std::string& damage : unpack(of_rank[0])) damages.push_back(std::move(damage));
     for (std::size_t i = 1; i < of_rank.size(); ++i) {
       const std::vector<std::string> parts = unpack(of_rank[i]);
-      segments_.push_back({nodes.of(Rank{std::int32_t(r)}),
+      const int node = nodes.of(Rank{std::int32_t(r)});
+      if (node == nodes.of(exchange.rank())) {
+        // Read here already, unless the file has become another one since.
+        const auto stored = here.find(parts[0]);
+        if (stored != here.end() && to_hex(stored->second.description_hash) == parts[1]) {
+          const StoredSegment& own = stored->second;
+          segments_.push_back({node, own.name, own.header, own.index});
+          here_.emplace(segments_.size() - 1, std::move(stored->second));
+          continue;
+        }
+      }
+      segments_.push_back({node,
                            SegmentName::parse(parts[0]).value(),
-                           parse_manifest(parts[1]).value(),
-                           parse_rank_index(parts[2]).value()});
+                           parse_manifest(parts[2]).value(),
+                           parse_rank_index(parts[3]).value()});
     }
   }
   for (std::size_t s = 0; s < segments_.size(); ++s) {
@@ -117,9 +131,6 @@ MemorySources::MemorySources(const std::string& directory,
       const ShardBlock& block = segment.index.blocks[b].block;
       of_version[block.item + "/" + block.dataset].push_back({s, b});
     }
-    if (segment.node != nodes.of(exchange.rank())) continue;
-    const auto stored = here.find(segment.name.file_name());
-    if (stored != here.end()) here_.emplace(s, std::move(stored->second));
   }
 }
 

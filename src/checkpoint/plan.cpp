@@ -92,8 +92,8 @@ SavePlan extend_plan(const StateCatalog& catalog, SavePlan plan, const SaveReque
     const StateItem& item = catalog.items[i];
     const std::optional<int> slot = wanted.slot(item);
     for (std::size_t b = 0; b < item.blocks.size(); ++b) {
-      const bool is_known = known != plan.writes.end() &&
-                            known->item.value == std::int32_t(i) && known->block == int(b);
+      const bool is_known = known != plan.writes.end() && known->item.value == std::int32_t(i) &&
+                            known->block == int(b);
       if (is_known) ++known;
       if (is_known || !slot) continue;
       const StateBlock& part = item.blocks[b];
@@ -112,6 +112,12 @@ SavePlan extend_plan(const StateCatalog& catalog, SavePlan plan, const SaveReque
   const std::vector<std::uint64_t>& loads =
       request.sharding == WriteSharding::kEqual ? non_expert_bytes : plan.rank_bytes;
   Replicas replicas;
+  // Dealing goes on where the plan that is extended ended, so that nobody gets two first turns.
+  for (const PlannedWrite& write : plan.writes) {
+    const StateItem& item = catalog.items[std::size_t(write.item.value)];
+    const auto& holders = item.blocks[std::size_t(write.block)].holders;
+    if (is_expert(item) && holders.size() > 1) static_cast<void>(replicas.of(item.unit, holders));
+  }
   for (Pending& next : pending) {
     const StateItem& item = catalog.items[std::size_t(next.write.item.value)];
     const auto& holders = item.blocks[std::size_t(next.write.block)].holders;

@@ -8,6 +8,7 @@
 
 #include <pecan/core/hash.hpp>
 
+#include "checkpoint/segment_memory.hpp"
 #include "checkpoint/worker.hpp"
 
 namespace pecan::checkpoint {
@@ -73,15 +74,35 @@ struct Replicator::Outgoing {
 struct Replicator::Incoming {
   enum class State : std::uint8_t { kIdle, kPreamble, kContent, kChecking };
   Rank owner;
-  std::vector<Segment> buffers{};
+  std::size_t max_blocks = 0;
+  std::deque<SegmentMemory> buffers{};
   int buffer = 0;  ///< being filled
   State state = State::kIdle;
   std::array<std::int64_t, kPreambleSize> preamble{};
   std::string description{};
   Stream<std::byte> stream{};
 
-  [[nodiscard]] std::span<std::byte> payload() const {
-    return buffers[std::size_t(buffer)].payload().first(std::size_t(preamble[kPayloadBytes]));
+  /// Where what comes in place of a buffer goes that could not grow; else empty.
+  std::vector<std::byte> discarded{};
+  std::string why_discarded{};
+
+  /// Room for what the preamble announces: the owner's buffer may have grown beyond the plan.
+  void make_room() {
+    discarded.clear();
+    try {
+      static_cast<void>(
+          buffers[std::size_t(buffer)].reserve(std::size_t(preamble[kPayloadBytes]), max_blocks));
+      buffers[std::size_t(buffer)].begin();
+    } catch (const CheckpointError& e) {
+      // It has been sent, and is taken.
+      why_discarded = e.what();
+      discarded.resize(std::max<std::size_t>(1, std::size_t(preamble[kPayloadBytes])));
+    }
+  }
+  [[nodiscard]] std::span<std::byte> payload() {
+    const auto num_bytes = std::size_t(preamble[kPayloadBytes]);
+    if (!discarded.empty()) return std::span(discarded).first(num_bytes);
+    return buffers[std::size_t(buffer)].segment()->payload().first(num_bytes);
   }
   /// Compares the checksums and makes what came a snapshot. Any thread.
   Status commit();
@@ -96,14 +117,15 @@ struct Replicator::Checks {
 };
 
 Status Replicator::Incoming::commit() {
+  if (!discarded.empty()) return Status::failure(StatusCode::kNoSpace, why_discarded);
   const auto manifest_bytes = std::size_t(preamble[kManifestBytes]);
   const Result<Manifest> header = parse_manifest(description.substr(0, manifest_bytes));
   if (!header.ok()) return header.status();
   const Result<RankIndex> index = parse_rank_index(description.substr(manifest_bytes));
   if (!index.ok()) return index.status();
-  Segment& segment = buffers[std::size_t(buffer)];
-  const Status whole = segment.verify(index.value(), payload().size());
-  return whole.ok() ? segment.commit(header.value(), index.value()) : whole;
+  SegmentMemory& memory = buffers[std::size_t(buffer)];
+  const Status whole = memory.segment()->verify(index.value(), payload().size());
+  return whole.ok() ? memory.seal(header.value(), index.value()) : whole;
 }
 
 Replicator::Replicator(const Replication& replication,
@@ -127,14 +149,12 @@ Replicator::Replicator(const Replication& replication,
     outgoing_.push_back(std::make_unique<Outgoing>(Outgoing{nodes.keeper(rank, copy)}));
   for (const auto& [owner, copy] : nodes.kept_by(rank, num_copies)) {
     const SnapshotMemory& reserved = memory[std::size_t(owner.value)];
-    auto incoming = std::make_unique<Incoming>(Incoming{owner});
+    auto incoming = std::make_unique<Incoming>(Incoming{owner, reserved.max_blocks});
     for (int b = 0; b < reserved.num_buffers; ++b) {
       const SegmentName name{run_id, host, owner, b, copy};
-      const std::size_t capacity = b == 0 ? reserved.first : reserved.others;
-      std::optional<Segment> segment =
-          Segment::adopt(directory, name, capacity, reserved.max_blocks);
-      if (!segment) segment.emplace(directory, name, capacity, reserved.max_blocks);
-      incoming->buffers.push_back(*std::move(segment));
+      incoming->buffers.emplace_back(directory, name);
+      static_cast<void>(incoming->buffers.back().reserve(b == 0 ? reserved.first : reserved.others,
+                                                         reserved.max_blocks));
     }
     incoming_.push_back(std::move(incoming));
   }
@@ -143,7 +163,7 @@ Replicator::Replicator(const Replication& replication,
 Replicator::~Replicator() = default;
 
 void Replicator::invalidate(int buffer) {
-  for (const auto& incoming : incoming_) incoming->buffers[std::size_t(buffer)].invalidate();
+  for (const auto& incoming : incoming_) incoming->buffers[std::size_t(buffer)].begin();
 }
 
 void Replicator::begin(int buffer) {
@@ -204,13 +224,7 @@ void Replicator::progress() {
         from.state = Incoming::State::kIdle;
         continue;
       }
-      const auto& room = from.buffers[std::size_t(from.buffer)];
-      PECAN_VALIDATE(std::size_t(from.preamble[kPayloadBytes]) <= room.payload().size(),
-                     InternalError,
-                     "rank {} sends a snapshot of {} bytes for a buffer of {}",
-                     from.owner,
-                     from.preamble[kPayloadBytes],
-                     room.payload().size());
+      from.make_room();
       from.description.resize(
           std::size_t(from.preamble[kManifestBytes] + from.preamble[kIndexBytes]));
       from.stream.add(chunks_of(std::as_writable_bytes(std::span(from.description))));
@@ -254,14 +268,15 @@ Status Replicator::status() const {
 
 void Replicator::remove() {
   for (const auto& incoming : incoming_) {
-    for (Segment& buffer : incoming->buffers) static_cast<void>(buffer.remove());
+    for (SegmentMemory& buffer : incoming->buffers) buffer.remove();
   }
 }
 
 bool keeps_copy(
     const SegmentName& name, const Nodes& nodes, int node, int num_copies, int num_buffers) {
-  return name.copy > 0 && name.copy <= num_copies && name.rank.value < nodes.num_ranks() &&
-         name.buffer < num_buffers && nodes.of(nodes.keeper(name.rank, name.copy)) == node;
+  return name.copy > 0 && name.copy <= num_copies && name.copy < nodes.size() &&
+         name.rank.value < nodes.num_ranks() && name.buffer < num_buffers &&
+         nodes.of(nodes.keeper(name.rank, name.copy)) == node;
 }
 
 }  // namespace pecan::checkpoint

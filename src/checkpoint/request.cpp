@@ -185,9 +185,10 @@ std::vector<SnapshotMemory> plan_snapshot_memory(const StateCatalog& catalog,
            plan_save(catalog, full_request(grid, settings, settings.storage.experts, Step{0})));
   if (settings.memory.experts >= grid.num_experts) {
     partial = full;
-  } else if (config.pec.selection == "sequential") {
-    add_rotation(catalog, config, grid, settings, partial);
   } else {
+    if (config.pec.selection == "sequential")
+      add_rotation(catalog, config, grid, settings, partial);
+    // After failures even a rotation meets selections that it does not come by itself.
     add_extremes(catalog, grid, settings, partial);
   }
   std::vector<SnapshotMemory> memory;

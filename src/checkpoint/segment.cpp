@@ -185,7 +185,9 @@ Status check_header(const std::string& path, const Header& header, std::uint64_t
 
 /// How the description contradicts itself or the file's name; empty if it does not.
 std::string contradiction(const StoredSegment& segment) {
-  const auto& [name, path, header, index, offsets, file] = segment;
+  const SegmentName& name = segment.name;
+  const Manifest& header = segment.header;
+  const RankIndex& index = segment.index;
   if (header.run_id != name.run_id)
     return fmt::format("its name is of another run than its content, {}", shortened(header.run_id));
   if (index.rank != name.rank)
@@ -225,6 +227,7 @@ Status read_description(const Header& header, StoredSegment& segment) {
   }
   segment.header = std::move(manifest).value();
   segment.index = std::move(index).value();
+  segment.description_hash = header[kDescriptionHash];
   if (const std::string why = contradiction(segment); !why.empty())
     return corrupt(segment.path, why);
   std::optional<PayloadLayout> layout = lay_out(segment.index.blocks, header[kPayloadBytes]);

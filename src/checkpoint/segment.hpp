@@ -89,8 +89,6 @@ class Segment {
   /// Whether the first `num_bytes` of the payload are the blocks of `index`, by their checksums:
   /// kCorrupt. Before commit().
   [[nodiscard]] Status verify(const RankIndex& index, std::size_t num_bytes) const;
-  /// Makes a snapshot that must not be used again unfindable.
-  void invalidate() { begin(); }
   /// Gives back what a smaller payload does not need; between begin and commit.
   Status shrink_payload(std::size_t payload_capacity);
   /// Removes the file, at the end of the run.
@@ -110,6 +108,7 @@ struct StoredSegment {
   std::string path;
   Manifest header;
   RankIndex index;
+  std::uint64_t description_hash = 0;  ///< XXH3 of header and index as they stand in the file
   std::vector<std::uint64_t> offsets;  ///< of each block, in the file
   std::unique_ptr<File> file;
 };

@@ -10,6 +10,7 @@
 
 #include <pecan/checkpoint/shard.hpp>
 
+#include "checkpoint/gathering_file.hpp"
 #include "checkpoint/h5_driver.hpp"
 #include "checkpoint/seal.hpp"
 
@@ -336,6 +337,7 @@ struct ShardWriter::Impl {
     const haddr_t offset = H5Dget_offset(dataset.get());
     if (offset == HADDR_UNDEF) throw_h5_failure("asking where data lies");
     written.push_back({offset, data});
+    target.stable = data;
     h5_checked(H5Dwrite(dataset.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, data.data()),
                fmt::format("writing dataset {}", name));
     // Data is allocated ascending; the device writes it while the next is copied and hashed.
@@ -359,7 +361,7 @@ ShardWriter::~ShardWriter() {
 Status ShardWriter::open() {
   Result<std::unique_ptr<File>> file = impl_->fs.open(impl_->path, OpenMode::kCreateNew);
   if (!file.ok()) return impl_->failed = file.status();
-  impl_->file = std::move(file).value();
+  impl_->file = std::make_unique<GatheringFile>(std::move(file).value());
   impl_->target.file = impl_->file.get();
   return impl_->run([&] { impl_->create(); });
 }

@@ -2,6 +2,10 @@
 
 namespace pecan {
 
+Status File::write_behind(std::uint64_t offset, std::span<const std::byte> bytes) {
+  return write_at(offset, bytes);
+}
+
 void File::start_writeback(std::uint64_t /*offset*/, std::uint64_t /*num_bytes*/) {}
 namespace {
 

@@ -1,6 +1,6 @@
 #include "core/system_call.hpp"
 
-#include <system_error>
+#include <pecan/core/text.hpp>
 
 namespace pecan {
 
@@ -48,10 +48,8 @@ Status failure(std::string_view action, const std::string& path, int error) {
     default:
       break;
   }
-  return Status::failure(
-      code,
-      fmt::format(
-          "{} {} failed: {}{}", action, path, std::generic_category().message(error), hint));
+  return Status::failure(code,
+                         fmt::format("{} {} failed: {}{}", action, path, errno_text(error), hint));
 }
 
 }  // namespace pecan

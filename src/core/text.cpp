@@ -1,4 +1,5 @@
 #include <cstdint>
+#include <system_error>
 
 #include <fmt/format.h>
 
@@ -43,6 +44,10 @@ std::string shortened(std::string_view text) {
   std::size_t end = kMaxShownBytes;
   while (end > 0 && !starts_character(text[end])) --end;
   return fmt::format("{}... ({} bytes)", text.substr(0, end), text.size());
+}
+
+std::string errno_text(int error) {
+  return std::generic_category().message(error);
 }
 
 bool nests_deeper(std::string_view json, int limit) {

@@ -1,7 +1,6 @@
 #include "data/mapped_file.hpp"
 
 #include <cerrno>
-#include <system_error>
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -9,6 +8,7 @@
 #include <unistd.h>
 
 #include <pecan/core/error.hpp>
+#include <pecan/core/text.hpp>
 
 namespace pecan::data {
 
@@ -18,7 +18,7 @@ MappedFile::MappedFile(std::string path) : path_(std::move(path)) {
                  DataError,
                  "cannot open {}: {}; check the path and its permissions",
                  path_,
-                 std::generic_category().message(errno));
+                 errno_text(errno));
   struct stat status {};
   const bool regular = ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
   void* address = nullptr;
@@ -38,7 +38,7 @@ MappedFile::MappedFile(std::string path) : path_(std::move(path)) {
                  "cannot map {} ({} bytes): {}; check the limit of virtual memory",
                  path_,
                  size_,
-                 std::generic_category().message(error));
+                 errno_text(error));
   data_ = static_cast<std::byte*>(address);
 }
 

@@ -21,6 +21,14 @@ int ModelDims::num_moe_layers() const {
   return int(std::ranges::count(is_moe, true));
 }
 
+std::int64_t ModelDims::head_tokens() const {
+  constexpr std::int64_t kLogits = std::int64_t{1} << 21U;
+  constexpr std::int64_t kLeast = 128;
+  const std::int64_t by_vocabulary =
+      std::max(kLeast, kLogits / std::max<std::int64_t>(1, local_vocab()));
+  return std::min(tokens(), head_piece > 0 ? head_piece : by_vocabulary);
+}
+
 std::int64_t ModelDims::capacity() const {
   return capacity_factor > 0 ? ops::expert_capacity(tokens(), topk, num_experts, capacity_factor)
                              : 0;

@@ -18,9 +18,20 @@ using parallel::Pass;
 
 namespace {
 
+ProfileSpan phase(const Context& ctx, std::string_view name, LayerId layer = kNoLayer) {
+  return {ctx.profile, {.kind = SpanKind::kPhase, .name = name, .layer = layer}};
+}
+
 ops::VocabShard vocab_shard(const ModelDims& dims, Rank tp_rank) {
   const std::int64_t first = tp_rank.value * dims.local_vocab();
   return {first, std::clamp<std::int64_t>(dims.vocab - first, 0, dims.local_vocab()), dims.vocab};
+}
+
+/// Calls body(first, count) for the pieces in which tokens pass the head.
+template <typename Body>
+void for_each_head_piece(const ModelDims& dims, Body body) {
+  for (std::int64_t first = 0; first < dims.tokens(); first += dims.head_tokens())
+    body(first, std::min(dims.head_tokens(), dims.tokens() - first));
 }
 
 /// Whether layers take turns in one place, and backward computes again what they held.
@@ -62,11 +73,11 @@ Activations Activations::plan(const ModelDims& dims, device::Arena& arena) {
   (void)arena.allocate(DType::kU8, {std::int64_t(end - arena.mark())});
   memory.normed_tH = allocate({own_tokens, dims.hidden});
   memory.norm = NormStatistics::plan(dims, own_tokens, arena);
-  memory.logits_TV = allocate({tokens, dims.local_vocab()});
+  memory.logits_CV = allocate({dims.head_tokens(), dims.local_vocab()});
   memory.loss_T = arena.allocate(DType::kF64, {tokens});
   if (dims.tp > 1) {
-    memory.max_T = arena.allocate(DType::kF64, {tokens});
-    memory.sums_2T = arena.allocate(DType::kF64, {2, tokens});
+    memory.max_C = arena.allocate(DType::kF64, {dims.head_tokens()});
+    memory.sums_2C = arena.allocate(DType::kF64, {2 * dims.head_tokens()});
   }
   memory.d_stream_tH = allocate({own_tokens, dims.hidden});
   memory.d_normed_tH = allocate({own_tokens, dims.hidden});
@@ -113,9 +124,11 @@ comm::SentBytes plan_traffic(const ModelDims& dims,
   // Embedding and head together: rows go in at one end and come out at the other.
   exchange(1, 1, 1);
   if (dims.tp > 1) {
-    for (const std::int64_t numbers : {dims.tokens(), 2 * dims.tokens()})
-      sent[Purpose::kLoss] +=
-          comm::plan_all_reduce_sent(numbers, DType::kF64, dims.tp, position.tp);
+    for_each_head_piece(dims, [&](std::int64_t, std::int64_t count) {
+      for (const std::int64_t numbers : {count, 2 * count})
+        sent[Purpose::kLoss] +=
+            comm::plan_all_reduce_sent(numbers, DType::kF64, dims.tp, position.tp);
+    });
   }
   for (const bool is_moe : dims.is_moe) {
     exchange(again ? 2 : 1, 2, again ? 2 : 1);
@@ -240,11 +253,13 @@ void Transformer::embed(Context& ctx, const Batch& batch) {
   ops::add(ctx, memory_.d_normed_tH, x_tH, x_tH);
 }
 
-BatchResult Transformer::forward_to_logits(Context& ctx, const Batch& batch) {
+BatchResult Transformer::forward_stream(Context& ctx, const Batch& batch) {
+  const ProfileSpan forward = phase(ctx, "forward");
   BatchResult result;
   embed(ctx, batch);
   const TokenPlaces places = places_of(batch);
   for (std::size_t i = 0; i < attention_.size(); ++i) {
+    const ProfileSpan layer = phase(ctx, "layer", LayerId{std::int32_t(i)});
     before_forward(ctx, i + 1);
     const TensorView before = memory_.stream_tH[2 * i];
     const TensorView between = memory_.stream_tH[2 * i + 1];
@@ -259,11 +274,31 @@ BatchResult Transformer::forward_to_logits(Context& ctx, const Batch& batch) {
   }
   before_forward(ctx, attention_.size() + 1);
   norm_.forward(ctx, memory_.stream_tH.back(), memory_.norm, memory_.normed_tH);
-  // first_TH keeps the gathered rows for the head's weight gradient.
-  const ConstTensorView normed_TH =
-      stream_.gather(ctx, memory_.normed_tH, memory_.whole.first_TH, kNoLayer, Pass::kForward);
-  ops::matmul_forward(ctx, normed_TH, head_->weight, memory_.logits_TV);
   return result;
+}
+
+ConstTensorView Transformer::head_input(Context& ctx) {
+  return stream_.gather(ctx, memory_.normed_tH, memory_.whole.first_TH, kNoLayer, Pass::kForward);
+}
+
+template <typename Body>
+void Transformer::for_each_piece(Context& ctx,
+                                 const Batch& batch,
+                                 ConstTensorView normed_TH,
+                                 Body body) {
+  for_each_head_piece(dims_, [&](std::int64_t first, std::int64_t count) {
+    HeadPiece piece{first,
+                    memory_.logits_CV.rows(0, count),
+                    batch.labels_T.rows(first, count),
+                    batch.mask_T.data == nullptr ? batch.mask_T : batch.mask_T.rows(first, count),
+                    memory_.loss_T.rows(first, count)};
+    if (dims_.tp > 1) {
+      piece.max_C = memory_.max_C.rows(0, count);
+      piece.sums_2C = memory_.sums_2C.rows(0, 2 * count).reshaped({2, count});
+    }
+    ops::matmul_forward(ctx, normed_TH.rows(first, count), head_->weight, piece.logits_CV);
+    body(piece);
+  });
 }
 
 void Transformer::recompute_layer(Context& ctx, std::size_t i, const TokenPlaces& places) {
@@ -279,59 +314,68 @@ double Transformer::sum_of_loss(Context& ctx) const {
   return stream_.tp().rank().value == 0 ? ops::sum(ctx, memory_.loss_T) : 0;
 }
 
-void Transformer::measure_loss(Context& ctx, const Batch& batch) {
+void Transformer::measure_loss(Context& ctx, const HeadPiece& piece) {
   const comm::Tag tag{comm::Purpose::kLoss};
-  ops::cross_entropy_max(ctx, memory_.logits_TV, vocab_, memory_.max_T);
-  stream_.tp().all_reduce(ctx, memory_.max_T, comm::ReduceOp::kMax, tag).wait();
+  ops::cross_entropy_max(ctx, piece.logits_CV, vocab_, piece.max_C);
+  stream_.tp().all_reduce(ctx, piece.max_C, comm::ReduceOp::kMax, tag).wait();
   ops::cross_entropy_sums(
-      ctx, memory_.logits_TV, vocab_, batch.labels_T, batch.mask_T, memory_.max_T, memory_.sums_2T);
-  stream_.tp().all_reduce(ctx, memory_.sums_2T, comm::ReduceOp::kSum, tag).wait();
-  ops::cross_entropy_from_sums(ctx, memory_.sums_2T, batch.mask_T, memory_.loss_T);
+      ctx, piece.logits_CV, vocab_, piece.labels_C, piece.mask_C, piece.max_C, piece.sums_2C);
+  stream_.tp().all_reduce(ctx, piece.sums_2C, comm::ReduceOp::kSum, tag).wait();
+  ops::cross_entropy_from_sums(ctx, piece.sums_2C, piece.mask_C, piece.loss_C);
 }
 
 BatchResult Transformer::forward(Context& ctx, const Batch& batch) {
   begin_step();
-  BatchResult result = forward_to_logits(ctx, batch);
-  if (dims_.tp > 1) {
-    measure_loss(ctx, batch);
-  } else {
+  BatchResult result = forward_stream(ctx, batch);
+  for_each_piece(ctx, batch, head_input(ctx), [&](const HeadPiece& piece) {
+    if (dims_.tp > 1) return measure_loss(ctx, piece);
     ops::cross_entropy_forward(
-        ctx, memory_.logits_TV, dims_.vocab, batch.labels_T, batch.mask_T, memory_.loss_T);
-  }
+        ctx, piece.logits_CV, dims_.vocab, piece.labels_C, piece.mask_C, piece.loss_C);
+  });
   result.loss_sum = sum_of_loss(ctx);
   return result;
 }
 
-BatchResult Transformer::forward_backward(Context& ctx, const Batch& batch, double loss_scale) {
-  BatchResult result = forward_to_logits(ctx, batch);
-  const double scale = loss_scale * batch.loss_weight / double(dims_.tokens());
-  if (dims_.tp > 1) {
-    measure_loss(ctx, batch);
-    ops::cross_entropy_backward(ctx,
-                                memory_.logits_TV,
-                                vocab_,
-                                batch.labels_T,
-                                batch.mask_T,
-                                memory_.max_T,
-                                memory_.sums_2T,
-                                scale);
-  } else {
-    ops::cross_entropy_forward_backward(
-        ctx, memory_.logits_TV, dims_.vocab, batch.labels_T, batch.mask_T, scale, memory_.loss_T);
-  }
-  result.loss_sum = sum_of_loss(ctx);
+void Transformer::pass_head(Context& ctx, const Batch& batch, double scale) {
+  const ProfileSpan head = phase(ctx, "head");
+  const ConstTensorView normed_TH = head_input(ctx);
+  const TensorView d_normed_TH = stream_.part(memory_.d_normed_tH, memory_.whole.second_TH);
+  for_each_piece(ctx, batch, normed_TH, [&](const HeadPiece& piece) {
+    const std::int64_t count = piece.logits_CV.shape[0];
+    if (dims_.tp > 1) {
+      measure_loss(ctx, piece);
+      ops::cross_entropy_backward(ctx,
+                                  piece.logits_CV,
+                                  vocab_,
+                                  piece.labels_C,
+                                  piece.mask_C,
+                                  piece.max_C,
+                                  piece.sums_2C,
+                                  scale);
+    } else {
+      ops::cross_entropy_forward_backward(
+          ctx, piece.logits_CV, dims_.vocab, piece.labels_C, piece.mask_C, scale, piece.loss_C);
+    }
+    ops::matmul_backward_weight(
+        ctx, piece.logits_CV, normed_TH.rows(piece.first, count), head_->grad);
+    ops::matmul_backward_input(ctx,
+                               piece.logits_CV,
+                               head_->weight,
+                               d_normed_TH.rows(piece.first, count),
+                               Accumulate::kOverwrite);
+  });
+}
 
+BatchResult Transformer::forward_backward(Context& ctx, const Batch& batch, double loss_scale) {
+  BatchResult result = forward_stream(ctx, batch);
   const std::size_t last_stage = attention_.size() + 1;
   before_backward(ctx, last_stage);
+  pass_head(ctx, batch, loss_scale * batch.loss_weight / double(dims_.tokens()));
+  result.loss_sum = sum_of_loss(ctx);
+
+  const ProfileSpan backward = phase(ctx, "backward");
   const WholeStream& whole = memory_.whole;
   const TensorView d_tH = memory_.d_stream_tH;
-  const ConstTensorView normed_TH = stream_.shares() ? whole.first_TH : memory_.normed_tH;
-  ops::matmul_backward_weight(ctx, memory_.logits_TV, normed_TH, head_->grad);
-  ops::matmul_backward_input(ctx,
-                             memory_.logits_TV,
-                             head_->weight,
-                             stream_.part(memory_.d_normed_tH, whole.second_TH),
-                             Accumulate::kOverwrite);
   stream_.reduce(ctx, memory_.d_normed_tH, whole.second_TH, kNoLayer, Pass::kBackward);
   norm_.backward(ctx,
                  memory_.d_normed_tH,
@@ -342,6 +386,7 @@ BatchResult Transformer::forward_backward(Context& ctx, const Batch& batch, doub
   after_backward(ctx, last_stage);
   const TokenPlaces places = places_of(batch);
   for (std::size_t i = attention_.size(); i-- > 0;) {
+    const ProfileSpan layer = phase(ctx, "layer backward", LayerId{std::int32_t(i)});
     before_backward(ctx, i + 1);
     if (recomputes(dims_)) recompute_layer(ctx, i, places);
     const TensorView between = memory_.stream_tH[2 * i + 1];

@@ -2,10 +2,13 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 
 void adamw_update(Context& ctx,
@@ -13,8 +16,10 @@ void adamw_update(Context& ctx,
                   ConstTensorView g,
                   TensorView p,
                   TensorView m,
-                  TensorView v) {
+                  TensorView v,
+                  TensorView rounded_p) {
   const Checks check("adamw_update");
+  const Timed timed(ctx, check, [&] { return moves(g, p, p, m, m, v, v); });
   check.floating("p", p.dtype);
   for (const ConstTensorView& x : {g, ConstTensorView(m), ConstTensorView(v)}) {
     check.is_true(x.dtype == p.dtype && x.num_elements() == p.num_elements(),
@@ -27,9 +32,16 @@ void adamw_update(Context& ctx,
   check.disjoint("m", m, "g", g);
   check.disjoint("m", m, "v", v);
   check.disjoint("v", v, "g", g);
+  if (rounded_p.data != nullptr) {
+    check.is_true(p.dtype == DType::kF32 && rounded_p.dtype == DType::kBF16,
+                  "rounded_p is bf16, of p in f32");
+    check.is_true(rounded_p.num_elements() == p.num_elements(), "p and rounded_p differ in size");
+    for (const ConstTensorView& x : {g, ConstTensorView(p), ConstTensorView(m), ConstTensorView(v)})
+      check.disjoint("rounded_p", rounded_p, "g, p, m or v", x);
+  }
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
-      return cpu::adamw_update(ctx, options, g, p, m, v);
+      return cpu::adamw_update(ctx, options, g, p, m, v, rounded_p);
     case DeviceKind::kCuda:
       break;
   }

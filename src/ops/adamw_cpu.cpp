@@ -4,40 +4,57 @@
 #include "ops/cpu.hpp"
 
 namespace pecan::ops::cpu {
+namespace {
+
+/// With root = sqrt(1 - beta2^n), sqrt(v / (1 - beta2^n)) + eps is (sqrt(v) + eps root) / root, so
+/// that an element costs one division.
+template <typename T>
+detail::AdamWFactors<T> factors_of(const AdamWOptions& options) {
+  const double count = double(options.update_count);
+  const double root = std::sqrt(1 - std::pow(options.beta2, count));
+  return {.grad_scale = T(options.grad_scale),
+          .keep = T(1 - options.lr * options.weight_decay),
+          .beta1 = T(options.beta1),
+          .beta2 = T(options.beta2),
+          .rest1 = T(1 - options.beta1),
+          .rest2 = T(1 - options.beta2),
+          .step = T(options.lr * root / (1 - std::pow(options.beta1, count))),
+          .eps = T(options.eps * root)};
+}
+
+}  // namespace
 
 void adamw_update(Context& ctx,
                   const AdamWOptions& options,
                   ConstTensorView g,
                   TensorView p,
                   TensorView m,
-                  TensorView v) {
+                  TensorView v,
+                  TensorView rounded_p) {
+  const detail::ExactKernels& kernels = detail::exact_kernels();
   with_float_type(p.dtype, [&]<typename T>(T) {
-    const double count = double(options.update_count);
-    const double correction1 = 1 - std::pow(options.beta1, count);
-    const double correction2 = 1 - std::pow(options.beta2, count);
-    const T grad_scale = T(options.grad_scale);
-    const T keep = T(1 - options.lr * options.weight_decay);
-    const T beta1 = T(options.beta1);
-    const T beta2 = T(options.beta2);
-    const T rest1 = T(1 - options.beta1);
-    const T rest2 = T(1 - options.beta2);
-    const T step = T(options.lr / correction1);
-    const T root2 = T(std::sqrt(correction2));
-    const T eps = T(options.eps);
+    const auto factors = factors_of<T>(options);
     const T* gradient = g.as<T>().data();
     T* parameter = p.as<T>().data();
     T* first = m.as<T>().data();
     T* second = v.as<T>().data();
+    detail::Bf16Bits* rounded = rounded_p.data == nullptr ? nullptr : stored<BFloat16>(rounded_p);
     parallel_ranges(ctx, p.num_elements(), [&](std::int64_t begin, std::int64_t end) {
-#pragma omp simd
-      for (std::int64_t i = begin; i < end; ++i) {
-        const T scaled = grad_scale * gradient[i];
-        const T new_first = beta1 * first[i] + rest1 * scaled;
-        const T new_second = beta2 * second[i] + rest2 * (scaled * scaled);
-        first[i] = new_first;
-        second[i] = new_second;
-        parameter[i] =
-            keep * parameter[i] - step * (new_first / (std::sqrt(new_second) / root2 + eps));
+      if constexpr (std::is_same_v<T, float>) {
+        kernels.adamw_f32(factors,
+                          gradient + begin,
+                          parameter + begin,
+                          first + begin,
+                          second + begin,
+                          rounded == nullptr ? nullptr : rounded + begin,
+                          end - begin);
+      } else {
+        kernels.adamw_f64(factors,
+                          gradient + begin,
+                          parameter + begin,
+                          first + begin,
+                          second + begin,
+                          end - begin);
       }
     });
   });

@@ -5,10 +5,13 @@
 #include "ops/attention_tiles.hpp"
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 namespace {
 
@@ -49,6 +52,16 @@ void check_documents(const Checks& check,
   }
 }
 
+/// Of one product of queries and keys, over the pairs that attend to each other.
+std::int64_t flops_of_product(const AttentionShape& shape,
+                              const ConstTensorView& document_start_T) {
+  std::int64_t pairs = shape.batch * shape.sequence * (shape.sequence + 1) / 2;
+  if (document_start_T.data != nullptr) {
+    for (const std::int32_t start : document_start_T.as<std::int32_t>()) pairs -= start;
+  }
+  return 2 * pairs * shape.heads * shape.head_dim;
+}
+
 }  // namespace
 
 void plan_attention(Context& ctx, const AttentionShape& shape, DType dtype) {
@@ -70,6 +83,13 @@ void attention_forward(Context& ctx,
                        TensorView out_TND,
                        TensorView lse_BNS) {
   const Checks check("attention_forward");
+  const Timed timed(ctx, check, [&] {
+    constexpr std::int64_t kProducts = 2;  // scores, and the values that they weigh
+    Work work = moves(q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
+    work.flops = kProducts * flops_of_product(shape, document_start_T);
+    work.dtype = q_TND.dtype;
+    return work;
+  });
   check_tensors(check, shape, q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
   check_documents(check, shape, document_start_T);
   check.disjoint("lse", lse_BNS, "out", out_TND);
@@ -100,6 +120,13 @@ void attention_backward(Context& ctx,
                         TensorView dk_TGD,
                         TensorView dv_TGD) {
   const Checks check("attention_backward");
+  const Timed timed(ctx, check, [&] {
+    constexpr std::int64_t kProducts = 5;  // scores again, and gradients of weights, q, k and v
+    Work work = moves(dout_TND, q_TND, k_TGD, v_TGD, out_TND, lse_BNS, dq_TND, dk_TGD, dv_TGD);
+    work.flops = kProducts * flops_of_product(shape, document_start_T);
+    work.dtype = q_TND.dtype;
+    return work;
+  });
   check_tensors(check, shape, q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
   check_documents(check, shape, document_start_T);
   check.is("dout", dout_TND, q_TND.dtype, q_TND.shape);

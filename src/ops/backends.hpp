@@ -14,7 +14,8 @@ void adamw_update(Context& ctx,
                   ConstTensorView g,
                   TensorView p,
                   TensorView m,
-                  TensorView v);
+                  TensorView v,
+                  TensorView rounded_p);
 void attention_forward(Context& ctx,
                        const AttentionShape& shape,
                        ConstTensorView document_start_T,

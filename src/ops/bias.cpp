@@ -2,14 +2,18 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 
 void add_bias(Context& ctx, ConstTensorView b_O, TensorView y_TO) {
   const Checks check("add_bias");
+  const Timed timed(ctx, check, [&] { return moves(b_O, y_TO, y_TO); });
   check.storable("y", y_TO.dtype);
   check.num_dims("y", y_TO.shape, 2);
   check.is_true(b_O.dtype == y_TO.dtype || b_O.dtype == master_of(y_TO.dtype),
@@ -27,6 +31,7 @@ void add_bias(Context& ctx, ConstTensorView b_O, TensorView y_TO) {
 
 void bias_backward(Context& ctx, ConstTensorView dy_TO, TensorView db_O) {
   const Checks check("bias_backward");
+  const Timed timed(ctx, check, [&] { return moves(dy_TO, db_O, db_O); });
   check.storable("dy", dy_TO.dtype);
   check.num_dims("dy", dy_TO.shape, 2);
   check.is("db", db_O, master_of(dy_TO.dtype), {dy_TO.shape[1]});

@@ -5,10 +5,13 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 
 std::int64_t expert_capacity(std::int64_t tokens,
@@ -29,6 +32,8 @@ std::int64_t drop_over_capacity(Context& ctx,
                                 TensorView counts_E,
                                 TensorView kept_ids_TK) {
   const Checks check("drop_over_capacity");
+  const Timed timed(
+      ctx, check, [&] { return moves(topk_ids_TK, weights_TK, counts_E, kept_ids_TK); });
   check.is_true(capacity >= 0, "the capacity is negative");
   check.num_dims("topk_ids", topk_ids_TK.shape, 2);
   check.num_dims("counts", counts_E.shape, 1);

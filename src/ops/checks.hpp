@@ -12,6 +12,7 @@ namespace pecan::ops::detail {
 class Checks {
  public:
   explicit Checks(std::string_view op) : op_(op) {}
+  [[nodiscard]] std::string_view op() const { return op_; }
   /// f32 or f64.
   void floating(std::string_view name, DType dtype) const;
   /// f32, f64 or bf16: what activations and weights may be stored in.

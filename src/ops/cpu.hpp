@@ -9,6 +9,8 @@
 
 #include <pecan/ops/types.hpp>
 
+#include "ops/vector_kernels.hpp"
+
 namespace pecan::ops::cpu {
 
 /// Calls body(T{}) for T = float or double, whichever `dtype` (checked before) is.
@@ -35,6 +37,26 @@ void with_storage_type(DType dtype, Body&& body) {
   }
 }
 
+/// A storage type as the vector kernels see it: bf16 is its bits.
+template <typename T>
+using StoredOf = std::conditional_t<std::is_same_v<T, BFloat16>, detail::Bf16Bits, T>;
+
+/// The elements of x, a tensor of T.
+template <typename T>
+const StoredOf<T>* stored(const ConstTensorView& x) {
+  return reinterpret_cast<const StoredOf<T>*>(x.as<T>().data());
+}
+template <typename T>
+StoredOf<T>* stored(const TensorView& x) {
+  return reinterpret_cast<StoredOf<T>*>(x.as<T>().data());
+}
+
+/// The vector kernels for tensors of T in this CPU's widest instruction set.
+template <typename T>
+const detail::StorageKernels<StoredOf<T>>& kernels_of() {
+  return detail::storage_kernels<StoredOf<T>>(detail::widest_isa());
+}
+
 /// Below this many element operations starting threads costs more than it brings.
 inline constexpr std::int64_t kMinParallelWork = 1 << 15;
 
@@ -59,19 +81,14 @@ void parallel_ranges(const Context& ctx, std::int64_t count, Body&& body) {
   });
 }
 
-/// Elements that are converted from and to bf16 at once.
-inline constexpr std::int64_t kWidePiece = 512;
-
-/// Calls body(begin, count) for pieces of [begin, end).
+/// Calls body(begin, count) for strips of the columns of rows x width elements, whose sums over all
+/// rows each body keeps.
 template <typename Body>
-void for_each_piece(std::int64_t begin, std::int64_t end, Body&& body) {
-  for (std::int64_t at = begin; at < end; at += kWidePiece) body(at, std::min(kWidePiece, end - at));
-}
-
-template <typename To, typename From>
-void convert(const From* from, std::int64_t count, To* to) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < count; ++i) to[i] = To(from[i]);
+void for_each_column_strip(const Context& ctx, std::int64_t width, std::int64_t rows, Body&& body) {
+  constexpr std::int64_t kStrip = detail::kSumColumns;
+  parallel_for(ctx, (width + kStrip - 1) / kStrip, rows * width, [&](std::int64_t strip) {
+    body(strip * kStrip, std::min(kStrip, width - strip * kStrip));
+  });
 }
 
 }  // namespace pecan::ops::cpu

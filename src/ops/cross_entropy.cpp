@@ -2,10 +2,13 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 namespace {
 
@@ -94,6 +97,7 @@ void cross_entropy_forward(Context& ctx,
                            ConstTensorView mask_T,
                            TensorView loss_T) {
   const Checks check("cross_entropy_forward");
+  const Timed timed(ctx, check, [&] { return moves(logits_TV, labels_T, mask_T, loss_T); });
   check_loss(check, logits_TV, vocab_size, labels_T, mask_T, loss_T);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
@@ -112,6 +116,8 @@ void cross_entropy_forward_backward(Context& ctx,
                                     double scale,
                                     TensorView loss_T) {
   const Checks check("cross_entropy_forward_backward");
+  const Timed timed(
+      ctx, check, [&] { return moves(logits_TV, logits_TV, labels_T, mask_T, loss_T); });
   check_loss(check, logits_TV, vocab_size, labels_T, mask_T, loss_T);
   check_apart(check, "logits", logits_TV, labels_T, mask_T);
   switch (ctx.device.kind) {
@@ -129,6 +135,7 @@ void cross_entropy_max(Context& ctx,
                        VocabShard shard,
                        TensorView max_T) {
   const Checks check("cross_entropy_max");
+  const Timed timed(ctx, check, [&] { return moves(logits_TV, max_T); });
   check_logits(check, logits_TV);
   check.holds("logits", logits_TV.shape[1], shard);
   check.is("max", max_T, DType::kF64, {logits_TV.shape[0]});
@@ -150,6 +157,7 @@ void cross_entropy_sums(Context& ctx,
                         ConstTensorView max_T,
                         TensorView sums_2T) {
   const Checks check("cross_entropy_sums");
+  const Timed timed(ctx, check, [&] { return moves(logits_TV, labels_T, mask_T, max_T, sums_2T); });
   check_shard(check, logits_TV, shard, labels_T, mask_T, max_T, sums_2T);
   check.disjoint("sums", sums_2T, "logits", logits_TV);
   check.disjoint("sums", sums_2T, "max", max_T);
@@ -168,6 +176,7 @@ void cross_entropy_from_sums(Context& ctx,
                              ConstTensorView mask_T,
                              TensorView loss_T) {
   const Checks check("cross_entropy_from_sums");
+  const Timed timed(ctx, check, [&] { return moves(sums_2T, mask_T, loss_T); });
   check.num_dims("loss", loss_T.shape, 1);
   const std::int64_t tokens = loss_T.shape[0];
   check.is("loss", loss_T, DType::kF64, {tokens});
@@ -196,6 +205,8 @@ void cross_entropy_backward(Context& ctx,
                             ConstTensorView sums_2T,
                             double scale) {
   const Checks check("cross_entropy_backward");
+  const Timed timed(
+      ctx, check, [&] { return moves(logits_TV, logits_TV, labels_T, mask_T, max_T, sums_2T); });
   check_shard(check, logits_TV, shard, labels_T, mask_T, max_T, sums_2T);
   check.disjoint("logits", logits_TV, "max", max_T);
   check.disjoint("logits", logits_TV, "sums", sums_2T);

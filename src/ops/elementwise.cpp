@@ -2,14 +2,18 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 
 void fill(Context& ctx, double value, TensorView y) {
   const Checks check("fill");
+  const Timed timed(ctx, check, [&] { return moves(y); });
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       return cpu::fill(ctx, value, y);
@@ -21,6 +25,7 @@ void fill(Context& ctx, double value, TensorView y) {
 
 void copy(Context& ctx, ConstTensorView x, TensorView y) {
   const Checks check("copy");
+  const Timed timed(ctx, check, [&] { return moves(x, y); });
   check.is("y", y, x.dtype, x.shape);
   check.same_or_disjoint("y", y, "x", x);
   switch (ctx.device.kind) {
@@ -34,6 +39,7 @@ void copy(Context& ctx, ConstTensorView x, TensorView y) {
 
 void cast(Context& ctx, ConstTensorView x, TensorView y) {
   const Checks check("cast");
+  const Timed timed(ctx, check, [&] { return moves(x, y); });
   check.storable("x", x.dtype);
   check.storable("y", y.dtype);
   check.is("y", y, y.dtype, x.shape);
@@ -53,6 +59,7 @@ void cast(Context& ctx, ConstTensorView x, TensorView y) {
 
 void add(Context& ctx, ConstTensorView a, ConstTensorView b, TensorView y) {
   const Checks check("add");
+  const Timed timed(ctx, check, [&] { return moves(a, b, y); });
   check.storable("a", a.dtype);
   check.is("b", b, a.dtype, a.shape);
   check.is("y", y, a.dtype, a.shape);
@@ -69,6 +76,7 @@ void add(Context& ctx, ConstTensorView a, ConstTensorView b, TensorView y) {
 
 void axpy(Context& ctx, double alpha, ConstTensorView x, TensorView y) {
   const Checks check("axpy");
+  const Timed timed(ctx, check, [&] { return moves(x, y, y); });
   check.storable("y", y.dtype);
   check.is("y", y, y.dtype, x.shape);
   check.is_true(x.dtype == y.dtype || x.dtype == master_of(y.dtype),
@@ -89,6 +97,7 @@ void axpy(Context& ctx, double alpha, ConstTensorView x, TensorView y) {
 
 void scale(Context& ctx, double alpha, TensorView y) {
   const Checks check("scale");
+  const Timed timed(ctx, check, [&] { return moves(y, y); });
   check.storable("y", y.dtype);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "ops/backends.hpp"
@@ -15,19 +16,35 @@ void fill_as(Context& ctx, double value, const TensorView& y) {
   });
 }
 
+/// In pieces large enough for memset not to read what it overwrites.
+void zero(Context& ctx, const TensorView& y) {
+  constexpr std::int64_t kPiece = 1 << 20;
+  const auto bytes = std::int64_t(y.num_bytes());
+  parallel_for(ctx, (bytes + kPiece - 1) / kPiece, bytes, [&](std::int64_t piece) {
+    std::memset(y.data + piece * kPiece, 0, std::size_t(std::min(kPiece, bytes - piece * kPiece)));
+  });
+}
+
 template <typename From, typename To>
 void cast_as(Context& ctx, const ConstTensorView& x, const TensorView& y) {
   const From* from = x.as<From>().data();
   To* to = y.as<To>().data();
   parallel_ranges(ctx, y.num_elements(), [&](std::int64_t begin, std::int64_t end) {
+    if constexpr (std::is_same_v<From, BFloat16> && std::is_same_v<To, float>) {
+      kernels_of<From>().widen(stored<From>(x) + begin, to + begin, end - begin);
+    } else if constexpr (std::is_same_v<From, float> && std::is_same_v<To, BFloat16>) {
+      kernels_of<To>().narrow(from + begin, stored<To>(y) + begin, end - begin);
+    } else {
 #pragma omp simd
-    for (std::int64_t i = begin; i < end; ++i) to[i] = To(MathOf<From>(from[i]));
+      for (std::int64_t i = begin; i < end; ++i) to[i] = To(MathOf<From>(from[i]));
+    }
   });
 }
 
 }  // namespace
 
 void fill(Context& ctx, double value, TensorView y) {
+  if (value == 0 && !std::signbit(value)) return zero(ctx, y);
   switch (y.dtype) {
     case DType::kF32:
       return fill_as<float>(ctx, value, y);
@@ -60,13 +77,11 @@ void cast(Context& ctx, ConstTensorView x, TensorView y) {
 
 void add(Context& ctx, ConstTensorView a, ConstTensorView b, TensorView y) {
   with_storage_type(y.dtype, [&]<typename T>(T) {
-    using M = MathOf<T>;
-    const T* left = a.as<T>().data();
-    const T* right = b.as<T>().data();
-    T* sum = y.as<T>().data();
+    const auto* left = stored<T>(a);
+    const auto* right = stored<T>(b);
+    auto* sum = stored<T>(y);
     parallel_ranges(ctx, y.num_elements(), [&](std::int64_t begin, std::int64_t end) {
-#pragma omp simd
-      for (std::int64_t i = begin; i < end; ++i) sum[i] = T(M(left[i]) + M(right[i]));
+      kernels_of<T>().add(left + begin, right + begin, sum + begin, end - begin);
     });
   });
 }
@@ -74,29 +89,26 @@ void add(Context& ctx, ConstTensorView a, ConstTensorView b, TensorView y) {
 void axpy(Context& ctx, double alpha, ConstTensorView x, TensorView y) {
   with_storage_type(y.dtype, [&]<typename T>(T) {
     using M = MathOf<T>;
-    const auto add_from = [&]<typename From>(From) {
-      const From* from = x.as<From>().data();
-      T* to = y.as<T>().data();
-      parallel_ranges(ctx, y.num_elements(), [&](std::int64_t begin, std::int64_t end) {
-#pragma omp simd
-        for (std::int64_t i = begin; i < end; ++i) to[i] = T(M(to[i]) + M(alpha) * M(from[i]));
-      });
-    };
+    auto* to = stored<T>(y);
     if (x.dtype == y.dtype) {
-      add_from(T{});
+      const auto* from = stored<T>(x);
+      parallel_ranges(ctx, y.num_elements(), [&](std::int64_t begin, std::int64_t end) {
+        kernels_of<T>().axpy(M(alpha), from + begin, to + begin, end - begin);
+      });
     } else {
-      add_from(M{});
+      const M* from = x.as<M>().data();
+      parallel_ranges(ctx, y.num_elements(), [&](std::int64_t begin, std::int64_t end) {
+        kernels_of<T>().axpy_wide(M(alpha), from + begin, to + begin, end - begin);
+      });
     }
   });
 }
 
 void scale(Context& ctx, double alpha, TensorView y) {
   with_storage_type(y.dtype, [&]<typename T>(T) {
-    using M = MathOf<T>;
-    T* data = y.as<T>().data();
+    auto* data = stored<T>(y);
     parallel_ranges(ctx, y.num_elements(), [&](std::int64_t begin, std::int64_t end) {
-#pragma omp simd
-      for (std::int64_t i = begin; i < end; ++i) data[i] = T(M(data[i]) * M(alpha));
+      kernels_of<T>().scale(MathOf<T>(alpha), data + begin, end - begin);
     });
   });
 }

@@ -2,11 +2,14 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
 using detail::bytes_of;
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 namespace {
 
@@ -41,6 +44,7 @@ void embedding_forward(Context& ctx,
                        VocabShard shard,
                        TensorView y_TH) {
   const Checks check("embedding_forward");
+  const Timed timed(ctx, check, [&] { return moves(tokens_T, y_TH, y_TH); });
   check_lookup(check, tokens_T, w_VH, shard, y_TH.dtype, y_TH);
   check.disjoint("y", y_TH, "w", bytes_of(w_VH));
   switch (ctx.device.kind) {
@@ -58,6 +62,7 @@ void embedding_backward(Context& ctx,
                         VocabShard shard,
                         const ParamStorage& dw_VH) {
   const Checks check("embedding_backward");
+  const Timed timed(ctx, check, [&] { return moves(tokens_T, dy_TH, dy_TH, dy_TH); });
   check_lookup(check, tokens_T, dw_VH, shard, master_of(dy_TH.dtype), dy_TH);
   check.disjoint("dw", bytes_of(dw_VH), "dy", dy_TH);
   switch (ctx.device.kind) {

@@ -60,6 +60,7 @@ void embedding_backward(Context& ctx,
     const std::int64_t num_tokens = tokens_T.num_elements();
     const std::int32_t* tokens = tokens_T.as<std::int32_t>().data();
     const T* dy = dy_TH.as<T>().data();
+    const auto* stored_dy = stored<T>(dy_TH);
     // Tokens repeat, so threads share columns out, not tokens: every sum keeps its order.
     const std::int64_t strip = (width + ctx.threads - 1) / ctx.threads;
     parallel_for(ctx, ctx.threads, num_tokens * width, [&](std::int64_t part) {
@@ -69,7 +70,7 @@ void embedding_backward(Context& ctx,
         if (!shard.holds(tokens[t])) continue;
         const Row<M> row = row_of<M>(dw_VH, tokens[t] - shard.first);
         if (row.stride == 1) {
-          for (std::int64_t h = begin; h < end; ++h) row.first[h] += M(dy[t * width + h]);
+          kernels_of<T>().accumulate(stored_dy + t * width + begin, row.first + begin, end - begin);
         } else {
           for (std::int64_t h = begin; h < end; ++h) {
             row.first[h * row.stride] += M(dy[t * width + h]);

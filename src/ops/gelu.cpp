@@ -2,14 +2,18 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 
 void gelu_forward(Context& ctx, ConstTensorView x_TF, TensorView h_TF) {
   const Checks check("gelu_forward");
+  const Timed timed(ctx, check, [&] { return moves(x_TF, h_TF); });
   check.storable("x", x_TF.dtype);
   check.is("h", h_TF, x_TF.dtype, x_TF.shape);
   check.same_or_disjoint("h", h_TF, "x", x_TF);
@@ -24,6 +28,7 @@ void gelu_forward(Context& ctx, ConstTensorView x_TF, TensorView h_TF) {
 
 void gelu_backward(Context& ctx, ConstTensorView dh_TF, ConstTensorView x_TF, TensorView dx_TF) {
   const Checks check("gelu_backward");
+  const Timed timed(ctx, check, [&] { return moves(dh_TF, x_TF, dx_TF); });
   check.storable("x", x_TF.dtype);
   check.is("dh", dh_TF, x_TF.dtype, x_TF.shape);
   check.is("dx", dx_TF, x_TF.dtype, x_TF.shape);

@@ -5,10 +5,14 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
+using detail::bytes_added_to;
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 namespace {
 
@@ -57,6 +61,7 @@ void layer_norm_forward(Context& ctx,
                         TensorView mean_T,
                         TensorView rstd_T) {
   const Checks check("layer_norm_forward");
+  const Timed timed(ctx, check, [&] { return moves(x_TH, w_H, b_H, y_TH, mean_T, rstd_T); });
   check_rows(check, x_TH, w_H, mean_T, rstd_T);
   check.is("b", b_H, w_H.dtype, w_H.shape);
   check.is("y", y_TH, x_TH.dtype, x_TH.shape);
@@ -84,6 +89,11 @@ void layer_norm_backward(Context& ctx,
                          TensorView dw_H,
                          TensorView db_H) {
   const Checks check("layer_norm_backward");
+  const Timed timed(ctx, check, [&] {
+    Work work = moves(dy_TH, x_TH, w_H, mean_T, rstd_T, dx_TH, dw_H, dw_H, db_H, db_H);
+    work.bytes += bytes_added_to(dx_TH, accumulate);
+    return work;
+  });
   check_rows(check, x_TH, w_H, mean_T, rstd_T);
   check.is("dy", dy_TH, x_TH.dtype, x_TH.shape);
   check.is("dx", dx_TH, x_TH.dtype, x_TH.shape);

@@ -3,11 +3,16 @@
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
 #include "ops/gemm.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
+using detail::bytes_added_to;
+using detail::bytes_in;
 using detail::bytes_of;
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 namespace {
 
@@ -27,6 +32,14 @@ void check_product(const Checks& check,
   check.is("the output side", y_TO, x_TI.dtype, {tokens, w_OI.shape()[0]});
 }
 
+/// Of y_TO = x_TI w_OI^T and of both its gradients.
+Work product(const ConstTensorView& x_TI, const ParamStorage& w_OI, const ConstTensorView& y_TO) {
+  Work work = moves(x_TI, w_OI, y_TO);
+  work.flops = 2 * x_TI.shape[0] * w_OI.shape().num_elements();
+  work.dtype = x_TI.dtype;
+  return work;
+}
+
 }  // namespace
 
 void plan_matmul(Context& ctx, DType dtype) {
@@ -37,6 +50,7 @@ void plan_matmul(Context& ctx, DType dtype) {
 
 void matmul_forward(Context& ctx, ConstTensorView x_TI, const ParamStorage& w_OI, TensorView y_TO) {
   const Checks check("matmul_forward");
+  const Timed timed(ctx, check, [&] { return product(x_TI, w_OI, y_TO); });
   check_product(check, x_TI, w_OI, x_TI.dtype, y_TO);
   check.disjoint("y", y_TO, "x", x_TI);
   check.disjoint("y", y_TO, "w", bytes_of(w_OI));
@@ -56,6 +70,11 @@ void matmul_backward_input(Context& ctx,
                            TensorView dx_TI,
                            Accumulate accumulate) {
   const Checks check("matmul_backward_input");
+  const Timed timed(ctx, check, [&] {
+    Work work = product(dx_TI, w_OI, dy_TO);
+    work.bytes += bytes_added_to(dx_TI, accumulate);
+    return work;
+  });
   check_product(check, dx_TI, w_OI, dx_TI.dtype, dy_TO);
   check.disjoint("dx", dx_TI, "dy", dy_TO);
   check.disjoint("dx", dx_TI, "w", bytes_of(w_OI));
@@ -74,6 +93,11 @@ void matmul_backward_weight(Context& ctx,
                             ConstTensorView x_TI,
                             const ParamStorage& dw_OI) {
   const Checks check("matmul_backward_weight");
+  const Timed timed(ctx, check, [&] {
+    Work work = product(x_TI, dw_OI, dy_TO);
+    work.bytes += bytes_in(dw_OI);
+    return work;
+  });
   check_product(check, x_TI, dw_OI, master_of(x_TI.dtype), dy_TO);
   check.disjoint("dw", bytes_of(dw_OI), "dy", dy_TO);
   check.disjoint("dw", bytes_of(dw_OI), "x", x_TI);

@@ -5,10 +5,14 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
+using detail::bytes_added_to;
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 namespace {
 
@@ -45,6 +49,8 @@ void permute_plan(Context& ctx,
                   TensorView order_P,
                   TensorView positions_TK) {
   const Checks check("permute_plan");
+  const Timed timed(
+      ctx, check, [&] { return moves(topk_ids_TK, counts_E, order_P, positions_TK); });
   check.num_dims("topk_ids", topk_ids_TK.shape, 2);
   check.num_dims("counts", counts_E.shape, 1);
   check.is("topk_ids", topk_ids_TK, DType::kI32, topk_ids_TK.shape);
@@ -80,6 +86,7 @@ void permute_forward(Context& ctx,
                      ConstTensorView order_P,
                      TensorView rows_PH) {
   const Checks check("permute_forward");
+  const Timed timed(ctx, check, [&] { return moves(order_P, rows_PH, rows_PH); });
   check.storable("x", x_TH.dtype);
   check.num_dims("x", x_TH.shape, 2);
   check.num_dims("order", order_P.shape, 1);
@@ -108,6 +115,11 @@ void permute_backward(Context& ctx,
                       TensorView dx_TH,
                       Accumulate accumulate) {
   const Checks check("permute_backward");
+  const Timed timed(ctx, check, [&] {
+    Work work = moves(drows_PH, positions_TK, dx_TH);
+    work.bytes += bytes_added_to(dx_TH, accumulate);
+    return work;
+  });
   check_slots(check, drows_PH, positions_TK, dx_TH);
   check.disjoint("dx", dx_TH, "drows", drows_PH);
   check.disjoint("dx", dx_TH, "positions", positions_TK);
@@ -127,6 +139,11 @@ void unpermute_forward(Context& ctx,
                        TensorView y_TH,
                        Accumulate accumulate) {
   const Checks check("unpermute_forward");
+  const Timed timed(ctx, check, [&] {
+    Work work = moves(rows_PH, positions_TK, weights_TK, y_TH);
+    work.bytes += bytes_added_to(y_TH, accumulate);
+    return work;
+  });
   check_slots(check, rows_PH, positions_TK, y_TH);
   check.is("weights", weights_TK, master_of(rows_PH.dtype), positions_TK.shape);
   check.disjoint("y", y_TH, "rows", rows_PH);
@@ -149,6 +166,9 @@ void unpermute_backward(Context& ctx,
                         TensorView drows_PH,
                         TensorView dweights_TK) {
   const Checks check("unpermute_backward");
+  const Timed timed(ctx, check, [&] {
+    return moves(dy_TH, rows_PH, positions_TK, weights_TK, drows_PH, dweights_TK);
+  });
   check_slots(check, rows_PH, positions_TK, dy_TH);
   check.is("weights", weights_TK, master_of(rows_PH.dtype), positions_TK.shape);
   check.is("drows", drows_PH, rows_PH.dtype, rows_PH.shape);

@@ -5,25 +5,6 @@
 #include "ops/cpu.hpp"
 
 namespace pecan::ops::cpu {
-namespace {
-
-/// Columns that are summed together: a token's sum of several rows is rounded once.
-constexpr std::int64_t kStrip = 128;
-
-template <typename Body>
-void for_each_strip(std::int64_t width, Body&& body) {
-  for (std::int64_t begin = 0; begin < width; begin += kStrip)
-    body(begin, std::min(kStrip, width - begin));
-}
-
-/// sums += weight * row.
-template <typename T, typename M>
-void add_row(M weight, const T* row, std::int64_t count, M* sums) {
-#pragma omp simd
-  for (std::int64_t h = 0; h < count; ++h) sums[h] += weight * M(row[h]);
-}
-
-}  // namespace
 
 void permute_plan(Context& /*ctx*/,
                   ConstTensorView topk_ids_TK,
@@ -81,22 +62,19 @@ void permute_backward(Context& ctx,
                       TensorView dx_TH,
                       Accumulate accumulate) {
   with_storage_type(dx_TH.dtype, [&]<typename T>(T) {
-    using M = MathOf<T>;
     const std::int64_t width = dx_TH.shape[1];
     const std::int64_t k = positions_TK.shape[1];
     const std::int32_t* positions = positions_TK.as<std::int32_t>().data();
-    const T* drows = drows_PH.as<T>().data();
+    const auto* drows = stored<T>(drows_PH);
+    auto* dx = stored<T>(dx_TH);
     parallel_for(ctx, dx_TH.shape[0], drows_PH.num_elements(), [&](std::int64_t t) {
-      T* dx = dx_TH.as<T>().data() + t * width;
-      for_each_strip(width, [&](std::int64_t begin, std::int64_t count) {
-        M sums[kStrip] = {};
-        if (accumulate == Accumulate::kAdd) add_row(M(1), dx + begin, count, sums);
-        for (std::int64_t i = 0; i < k; ++i) {
-          if (positions[t * k + i] < 0) continue;
-          add_row(M(1), drows + positions[t * k + i] * width + begin, count, sums);
-        }
-        for (std::int64_t h = 0; h < count; ++h) dx[begin + h] = T(sums[h]);
-      });
+      kernels_of<T>().sum_rows(drows,
+                               positions + t * k,
+                               nullptr,
+                               k,
+                               accumulate == Accumulate::kAdd,
+                               dx + t * width,
+                               width);
     });
   });
 }
@@ -113,18 +91,16 @@ void unpermute_forward(Context& ctx,
     const std::int64_t k = positions_TK.shape[1];
     const std::int32_t* positions = positions_TK.as<std::int32_t>().data();
     const M* weights = weights_TK.as<M>().data();
-    const T* rows = rows_PH.as<T>().data();
+    const auto* rows = stored<T>(rows_PH);
+    auto* y = stored<T>(y_TH);
     parallel_for(ctx, y_TH.shape[0], rows_PH.num_elements(), [&](std::int64_t t) {
-      T* y = y_TH.as<T>().data() + t * width;
-      for_each_strip(width, [&](std::int64_t begin, std::int64_t count) {
-        M sums[kStrip] = {};
-        if (accumulate == Accumulate::kAdd) add_row(M(1), y + begin, count, sums);
-        for (std::int64_t i = 0; i < k; ++i) {
-          if (positions[t * k + i] < 0) continue;
-          add_row(weights[t * k + i], rows + positions[t * k + i] * width + begin, count, sums);
-        }
-        for (std::int64_t h = 0; h < count; ++h) y[begin + h] = T(sums[h]);
-      });
+      kernels_of<T>().sum_rows(rows,
+                               positions + t * k,
+                               weights + t * k,
+                               k,
+                               accumulate == Accumulate::kAdd,
+                               y + t * width,
+                               width);
     });
   });
 }
@@ -143,23 +119,18 @@ void unpermute_backward(Context& ctx,
     const std::int32_t* positions = positions_TK.as<std::int32_t>().data();
     const M* weights = weights_TK.as<M>().data();
     M* dweights = dweights_TK.as<M>().data();
+    const auto* dy = stored<T>(dy_TH);
+    const auto* rows = stored<T>(rows_PH);
+    auto* drows = stored<T>(drows_PH);
     parallel_for(ctx, dy_TH.shape[0], 2 * rows_PH.num_elements(), [&](std::int64_t t) {
-      const T* dy = dy_TH.as<T>().data() + t * width;
       for (std::int64_t i = 0; i < k; ++i) {
         if (positions[t * k + i] < 0) {
           dweights[t * k + i] = 0;
           continue;
         }
         const std::int64_t offset = positions[t * k + i] * width;
-        const T* row = rows_PH.as<T>().data() + offset;
-        T* drow = drows_PH.as<T>().data() + offset;
-        double dot = 0;
-#pragma omp simd reduction(+ : dot)
-        for (std::int64_t h = 0; h < width; ++h) dot += double(dy[h]) * double(row[h]);
-        dweights[t * k + i] = M(dot);
-        const M weight = weights[t * k + i];
-#pragma omp simd
-        for (std::int64_t h = 0; h < width; ++h) drow[h] = T(weight * M(dy[h]));
+        dweights[t * k + i] = M(kernels_of<T>().dot_and_scale(
+            weights[t * k + i], dy + t * width, rows + offset, drows + offset, width));
       }
     });
   });

@@ -2,10 +2,13 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 
 void init_normal(Context& ctx,
@@ -16,6 +19,7 @@ void init_normal(Context& ctx,
                  std::uint64_t stream,
                  double std_dev) {
   const Checks check("init_normal");
+  const Timed timed(ctx, check, [&] { return moves(block_storage); });
   check.floating("the parameter", block_storage.dtype());
   check.is_true(Block{offset, block_storage.shape()}.fits(global_shape),
                 "the block does not lie inside the parameter");
@@ -30,6 +34,7 @@ void init_normal(Context& ctx,
 
 void init_constant(Context& ctx, const ParamStorage& storage, double value) {
   const Checks check("init_constant");
+  const Timed timed(ctx, check, [&] { return moves(storage); });
   check.floating("the parameter", storage.dtype());
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:

@@ -2,14 +2,18 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 
 double sum(Context& ctx, ConstTensorView x) {
   const Checks check("sum");
+  const Timed timed(ctx, check, [&] { return moves(x); });
   check.floating("x", x.dtype);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
@@ -22,6 +26,7 @@ double sum(Context& ctx, ConstTensorView x) {
 
 double sum_of_squares(Context& ctx, ConstTensorView x) {
   const Checks check("sum_of_squares");
+  const Timed timed(ctx, check, [&] { return moves(x); });
   check.floating("x", x.dtype);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
@@ -34,6 +39,7 @@ double sum_of_squares(Context& ctx, ConstTensorView x) {
 
 std::int64_t count_non_finite(Context& ctx, ConstTensorView x) {
   const Checks check("count_non_finite");
+  const Timed timed(ctx, check, [&] { return moves(x); });
   check.storable("x", x.dtype);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
@@ -46,6 +52,7 @@ std::int64_t count_non_finite(Context& ctx, ConstTensorView x) {
 
 double max_abs(Context& ctx, ConstTensorView x) {
   const Checks check("max_abs");
+  const Timed timed(ctx, check, [&] { return moves(x); });
   check.floating("x", x.dtype);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:

@@ -37,10 +37,7 @@ double sum(Context& ctx, ConstTensorView x) {
   with_float_type(x.dtype, [&]<typename T>(T) {
     const T* data = x.as<T>().data();
     const auto block = [&](std::int64_t begin, std::int64_t end) {
-      double partial = 0;
-#pragma omp simd reduction(+ : partial)
-      for (std::int64_t i = begin; i < end; ++i) partial += double(data[i]);
-      return partial;
+      return kernels_of<T>().sum(data + begin, end - begin);
     };
     result = reduce_blocks<double>(ctx, x.num_elements(), block, kPlus);
   });
@@ -52,10 +49,7 @@ double sum_of_squares(Context& ctx, ConstTensorView x) {
   with_float_type(x.dtype, [&]<typename T>(T) {
     const T* data = x.as<T>().data();
     const auto block = [&](std::int64_t begin, std::int64_t end) {
-      double partial = 0;
-#pragma omp simd reduction(+ : partial)
-      for (std::int64_t i = begin; i < end; ++i) partial += double(data[i]) * double(data[i]);
-      return partial;
+      return kernels_of<T>().sum_of_squares(data + begin, end - begin);
     };
     result = reduce_blocks<double>(ctx, x.num_elements(), block, kPlus);
   });
@@ -65,12 +59,9 @@ double sum_of_squares(Context& ctx, ConstTensorView x) {
 std::int64_t count_non_finite(Context& ctx, ConstTensorView x) {
   std::int64_t result = 0;
   with_storage_type(x.dtype, [&]<typename T>(T) {
-    const T* data = x.as<T>().data();
+    const auto* data = stored<T>(x);
     const auto block = [&](std::int64_t begin, std::int64_t end) {
-      std::int64_t partial = 0;
-      for (std::int64_t i = begin; i < end; ++i)
-        partial += std::isfinite(MathOf<T>(data[i])) ? 0 : 1;
-      return partial;
+      return kernels_of<T>().count_non_finite(data + begin, end - begin);
     };
     result = reduce_blocks<std::int64_t>(ctx, x.num_elements(), block, kPlus);
   });

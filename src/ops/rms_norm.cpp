@@ -2,10 +2,14 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
+using detail::bytes_added_to;
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 namespace {
 
@@ -32,6 +36,7 @@ void rms_norm_forward(Context& ctx,
                       TensorView y_TH,
                       TensorView rstd_T) {
   const Checks check("rms_norm_forward");
+  const Timed timed(ctx, check, [&] { return moves(x_TH, w_H, y_TH, rstd_T); });
   check_rows(check, x_TH, w_H, rstd_T);
   check.is("y", y_TH, x_TH.dtype, x_TH.shape);
   check.is_true(eps >= 0, "eps is negative or NaN");
@@ -58,6 +63,11 @@ void rms_norm_backward(Context& ctx,
                        Accumulate accumulate,
                        TensorView dw_H) {
   const Checks check("rms_norm_backward");
+  const Timed timed(ctx, check, [&] {
+    Work work = moves(dy_TH, x_TH, w_H, rstd_T, dx_TH, dw_H, dw_H);
+    work.bytes += bytes_added_to(dx_TH, accumulate);
+    return work;
+  });
   check_rows(check, x_TH, w_H, rstd_T);
   check.is("dy", dy_TH, x_TH.dtype, x_TH.shape);
   check.is("dx", dx_TH, x_TH.dtype, x_TH.shape);

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 
 #include "ops/backends.hpp"
 #include "ops/cpu.hpp"
@@ -15,18 +14,12 @@ void rms_norm_forward(Context& ctx,
   with_storage_type(x_TH.dtype, [&]<typename T>(T) {
     using M = MathOf<T>;
     const std::int64_t width = w_H.num_elements();
+    const auto* x = stored<T>(x_TH);
     const M* w = w_H.as<M>().data();
+    auto* y = stored<T>(y_TH);
     M* rstd = rstd_T.as<M>().data();
     parallel_for(ctx, rstd_T.num_elements(), x_TH.num_elements(), [&](std::int64_t t) {
-      const T* x = x_TH.as<T>().data() + t * width;
-      T* y = y_TH.as<T>().data() + t * width;
-      double squares = 0;
-#pragma omp simd reduction(+ : squares)
-      for (std::int64_t h = 0; h < width; ++h) squares += double(x[h]) * double(x[h]);
-      const M r = M(1 / std::sqrt(squares / double(width) + eps));
-      rstd[t] = r;
-#pragma omp simd
-      for (std::int64_t h = 0; h < width; ++h) y[h] = T(M(x[h]) * r * w[h]);
+      rstd[t] = kernels_of<T>().rms_norm(x + t * width, w, eps, y + t * width, width);
     });
   });
 }
@@ -41,53 +34,28 @@ void rms_norm_backward(Context& ctx,
                        TensorView dw_H) {
   with_storage_type(x_TH.dtype, [&]<typename T>(T) {
     using M = MathOf<T>;
-    constexpr std::int64_t kStrip = 64;
     const std::int64_t width = w_H.num_elements();
     const std::int64_t rows = rstd_T.num_elements();
-    const T* dy = dy_TH.as<T>().data();
-    const T* x = x_TH.as<T>().data();
+    const auto* dy = stored<T>(dy_TH);
+    const auto* x = stored<T>(x_TH);
     const M* w = w_H.as<M>().data();
     const M* rstd = rstd_T.as<M>().data();
-    T* dx = dx_TH.as<T>().data();
+    auto* dx = stored<T>(dx_TH);
     M* dw = dw_H.as<M>().data();
     // dw comes first, as dx may take dy's place.
-    parallel_for(ctx, (width + kStrip - 1) / kStrip, rows * width, [&](std::int64_t strip) {
-      const std::int64_t begin = strip * kStrip;
-      const std::int64_t count = std::min(kStrip, width - begin);
-      double sums[kStrip] = {};
-      for (std::int64_t t = 0; t < rows; ++t) {
-        const T* dy_row = dy + t * width + begin;
-        const T* x_row = x + t * width + begin;
-        const M r = rstd[t];
-#pragma omp simd
-        for (std::int64_t h = 0; h < count; ++h) {
-          sums[h] += double(M(dy_row[h]) * (M(x_row[h]) * r));
-        }
-      }
+    for_each_column_strip(ctx, width, rows, [&](std::int64_t begin, std::int64_t count) {
+      double sums[detail::kSumColumns] = {};
+      kernels_of<T>().rms_norm_columns(dy + begin, x + begin, rstd, rows, width, count, sums);
       for (std::int64_t h = 0; h < count; ++h) dw[begin + h] += M(sums[h]);
     });
     parallel_for(ctx, rows, rows * width, [&](std::int64_t t) {
-      const T* dy_row = dy + t * width;
-      const T* x_row = x + t * width;
-      T* dx_row = dx + t * width;
-      const M r = rstd[t];
-      double dot = 0;
-#pragma omp simd reduction(+ : dot)
-      for (std::int64_t h = 0; h < width; ++h) {
-        dot += double(M(dy_row[h]) * w[h]) * double(x_row[h]);
-      }
-      const M along = M(dot / double(width) * double(r) * double(r));
-      if (accumulate == Accumulate::kAdd) {
-#pragma omp simd
-        for (std::int64_t h = 0; h < width; ++h) {
-          dx_row[h] = T(M(dx_row[h]) + r * (M(dy_row[h]) * w[h] - M(x_row[h]) * along));
-        }
-      } else {
-#pragma omp simd
-        for (std::int64_t h = 0; h < width; ++h) {
-          dx_row[h] = T(r * (M(dy_row[h]) * w[h] - M(x_row[h]) * along));
-        }
-      }
+      kernels_of<T>().rms_norm_backward(dy + t * width,
+                                        x + t * width,
+                                        w,
+                                        rstd[t],
+                                        accumulate == Accumulate::kAdd,
+                                        dx + t * width,
+                                        width);
     });
   });
 }

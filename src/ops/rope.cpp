@@ -2,10 +2,13 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 namespace {
 
@@ -40,6 +43,7 @@ void check_rotation(const Checks& check,
 
 void rope_table(Context& ctx, double rotary_base, TensorView table_SD) {
   const Checks check("rope_table");
+  const Timed timed(ctx, check, [&] { return moves(table_SD); });
   check.floating("the table", table_SD.dtype);
   check.num_dims("the table", table_SD.shape, 2);
   check.is_true(table_SD.shape[1] % 2 == 0,
@@ -59,6 +63,7 @@ void rope_forward(Context& ctx,
                   ConstTensorView positions_T,
                   TensorView x_TND) {
   const Checks check("rope_forward");
+  const Timed timed(ctx, check, [&] { return moves(table_SD, positions_T, x_TND, x_TND); });
   check_rotation(check, table_SD, positions_T, x_TND);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
@@ -74,6 +79,7 @@ void rope_backward(Context& ctx,
                    ConstTensorView positions_T,
                    TensorView dx_TND) {
   const Checks check("rope_backward");
+  const Timed timed(ctx, check, [&] { return moves(table_SD, positions_T, dx_TND, dx_TND); });
   check_rotation(check, table_SD, positions_T, dx_TND);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:

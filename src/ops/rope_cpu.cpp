@@ -18,28 +18,15 @@ void rotate(Context& ctx,
     const std::int64_t sequence = table_SD.shape[0];
     const std::int64_t heads = x_TND.shape[1];
     const std::int64_t dim = x_TND.shape[2];
-    const std::int64_t half = dim / 2;
     const M* table = table_SD.as<M>().data();
     const std::int32_t* positions =
         positions_T.data == nullptr ? nullptr : positions_T.as<std::int32_t>().data();
-    T* x = x_TND.as<T>().data();
+    auto* x = stored<T>(x_TND);
     const M sign = turn == Turn::kForward ? M(1) : M(-1);
     parallel_for(ctx, x_TND.shape[0], x_TND.num_elements(), [&](std::int64_t t) {
       const std::int64_t position = positions == nullptr ? t % sequence : positions[t];
       const M* cosines = table + position * dim;
-      const M* sines = cosines + half;
-      for (std::int64_t n = 0; n < heads; ++n) {
-        T* first = x + (t * heads + n) * dim;
-        T* second = first + half;
-#pragma omp simd
-        for (std::int64_t i = 0; i < half; ++i) {
-          const M a = M(first[i]);
-          const M b = M(second[i]);
-          const M sine = sign * sines[i];
-          first[i] = T(a * cosines[i] - b * sine);
-          second[i] = T(b * cosines[i] + a * sine);
-        }
-      }
+      kernels_of<T>().rotate(sign, cosines, cosines + dim / 2, heads, dim, x + t * heads * dim);
     });
   });
 }

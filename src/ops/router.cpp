@@ -2,10 +2,13 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 namespace {
 
@@ -75,6 +78,8 @@ void router_forward(Context& ctx,
                     TensorView weights_TK,
                     TensorView probs_TE) {
   const Checks check("router_forward");
+  const Timed timed(
+      ctx, check, [&] { return moves(logits_TE, bias_E, topk_ids_TK, weights_TK, probs_TE); });
   check_choice(check, logits_TE, topk_ids_TK);
   check_options(check, options, logits_TE.shape[1], topk_ids_TK.shape[1]);
   if (bias_E.data != nullptr) {
@@ -111,6 +116,7 @@ void router_counts(Context& ctx,
                    BalanceGroups groups,
                    TensorView counts_GE) {
   const Checks check("router_counts");
+  const Timed timed(ctx, check, [&] { return moves(topk_ids_TK, counts_GE); });
   check_choice(check, logits_TE, topk_ids_TK);
   check_ids(topk_ids_TK, logits_TE.shape[1]);
   check_options(check, options, logits_TE.shape[1], topk_ids_TK.shape[1]);
@@ -135,6 +141,7 @@ RouterLosses router_losses(Context& ctx,
                            BalanceGroups groups,
                            BalanceScales scales) {
   const Checks check("router_losses");
+  const Timed timed(ctx, check, [&] { return moves(logits_TE, probs_TE, counts_GE); });
   check.floating("logits", logits_TE.dtype);
   check.num_dims("logits", logits_TE.shape, 2);
   check.is("probs", probs_TE, logits_TE.dtype, logits_TE.shape);
@@ -161,6 +168,9 @@ void router_backward(Context& ctx,
                      double z_coeff,
                      TensorView dlogits_TE) {
   const Checks check("router_backward");
+  const Timed timed(ctx, check, [&] {
+    return moves(logits_TE, probs_TE, topk_ids_TK, weights_TK, dweights_TK, counts_GE, dlogits_TE);
+  });
   check_choice(check, logits_TE, topk_ids_TK);
   check_ids(topk_ids_TK, logits_TE.shape[1]);
   check_options(check, options, logits_TE.shape[1], topk_ids_TK.shape[1]);

@@ -167,7 +167,8 @@ void router_forward(Context& ctx,
           weights[i] = T(options.scaling_factor * double(probs[ids[i]]) / chosen);
         }
       } else {
-        sum = kernels.exp_sum(logits, probs, num_experts, T(1), kernels.max(logits, num_experts));
+        const T row_largest = kernels.max(logits, num_experts);
+        sum = kernels.exp_sum(logits, probs, num_experts, T(1), row_largest);
         if (options.scores == RouterScores::kSoftmaxThenTopk) {
           for (std::int64_t i = 0; i < k; ++i) {
             weights[i] = T(options.scaling_factor * double(probs[ids[i]]) / sum);
@@ -176,13 +177,14 @@ void router_forward(Context& ctx,
           // The chosen ones may all lie far below the largest logit: they get a shift of their own.
           double largest = double(logits[ids[0]]);
           for (std::int64_t i = 1; i < k; ++i) largest = std::max(largest, double(logits[ids[i]]));
+          const bool is_known = largest == double(row_largest);
+          const auto exponential = [&](std::int64_t i) {
+            return is_known ? double(probs[ids[i]]) : std::exp(double(logits[ids[i]]) - largest);
+          };
           double chosen = 0;
+          for (std::int64_t i = 0; i < k; ++i) chosen += exponential(i);
           for (std::int64_t i = 0; i < k; ++i) {
-            chosen += std::exp(double(logits[ids[i]]) - largest);
-          }
-          for (std::int64_t i = 0; i < k; ++i) {
-            weights[i] =
-                T(options.scaling_factor * std::exp(double(logits[ids[i]]) - largest) / chosen);
+            weights[i] = T(options.scaling_factor * exponential(i) / chosen);
           }
         }
       }

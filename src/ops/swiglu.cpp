@@ -2,14 +2,18 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/timed.hpp"
 
 namespace pecan::ops {
 
 using detail::Checks;
+using detail::moves;
+using detail::Timed;
 using device::DeviceKind;
 
 void swiglu_forward(Context& ctx, ConstTensorView gate_TF, ConstTensorView up_TF, TensorView h_TF) {
   const Checks check("swiglu_forward");
+  const Timed timed(ctx, check, [&] { return moves(gate_TF, up_TF, h_TF); });
   check.storable("gate", gate_TF.dtype);
   check.is("up", up_TF, gate_TF.dtype, gate_TF.shape);
   check.is("h", h_TF, gate_TF.dtype, gate_TF.shape);
@@ -31,6 +35,7 @@ void swiglu_backward(Context& ctx,
                      TensorView dgate_TF,
                      TensorView dup_TF) {
   const Checks check("swiglu_backward");
+  const Timed timed(ctx, check, [&] { return moves(dh_TF, gate_TF, up_TF, dgate_TF, dup_TF); });
   check.storable("gate", gate_TF.dtype);
   check.is("up", up_TF, gate_TF.dtype, gate_TF.shape);
   check.is("dh", dh_TF, gate_TF.dtype, gate_TF.shape);

@@ -5,6 +5,26 @@ namespace pecan::ops::detail {
 extern const IsaKernels kBaselineKernels;
 extern const IsaKernels kAvx2Kernels;
 extern const IsaKernels kAvx512Kernels;
+extern const ExactKernels kBaselineExact;
+extern const ExactKernels kAvx2Exact;
+extern const ExactKernels kAvx512Exact;
+
+namespace {
+
+template <typename Table>
+const Table& table_of(Isa isa, const Table& baseline, const Table& avx2, const Table& avx512) {
+  switch (isa) {
+    case Isa::kAvx2:
+      return avx2;
+    case Isa::kAvx512:
+      return avx512;
+    case Isa::kBaseline:
+      break;
+  }
+  return baseline;
+}
+
+}  // namespace
 
 bool supports(Isa isa) {
 #if defined(__x86_64__)
@@ -26,22 +46,26 @@ bool supports(Isa isa) {
 }
 
 const IsaKernels& isa_kernels(Isa isa) {
-  switch (isa) {
-    case Isa::kAvx2:
-      return kAvx2Kernels;
-    case Isa::kAvx512:
-      return kAvx512Kernels;
-    case Isa::kBaseline:
-      break;
-  }
-  return kBaselineKernels;
+  return table_of(isa, kBaselineKernels, kAvx2Kernels, kAvx512Kernels);
+}
+
+const ExactKernels& exact_kernels(Isa isa) {
+  return table_of(isa, kBaselineExact, kAvx2Exact, kAvx512Exact);
+}
+
+Isa widest_isa() {
+  static const Isa widest = supports(Isa::kAvx512) ? Isa::kAvx512
+                            : supports(Isa::kAvx2) ? Isa::kAvx2
+                                                   : Isa::kBaseline;
+  return widest;
 }
 
 const IsaKernels& isa_kernels() {
-  static const IsaKernels& widest = isa_kernels(supports(Isa::kAvx512) ? Isa::kAvx512
-                                                : supports(Isa::kAvx2) ? Isa::kAvx2
-                                                                       : Isa::kBaseline);
-  return widest;
+  return isa_kernels(widest_isa());
+}
+
+const ExactKernels& exact_kernels() {
+  return exact_kernels(widest_isa());
 }
 
 }  // namespace pecan::ops::detail

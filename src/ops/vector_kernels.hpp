@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "ops/vector_storage.hpp"
+
 namespace pecan::ops::detail {
 
 enum class Isa : std::uint8_t { kBaseline, kAvx2, kAvx512 };
@@ -16,15 +18,6 @@ struct VectorKernels {
   /// <= 2e-7, results below the
   /// normal range are 0, and arguments above 88 count as 88.
   double (*exp_sum)(const T* x, T* y, std::int64_t n, T scale, T shift);
-  /// h = silu(gate) * up; h may be gate or up.
-  void (*swiglu)(const T* gate, const T* up, T* h, std::int64_t n);
-  /// Gradients of swiglu; outputs may be inputs.
-  void (*swiglu_backward)(
-      const T* dh, const T* gate, const T* up, T* dgate, T* dup, std::int64_t n);
-  /// h = gelu(x) in the tanh form; h may be x.
-  void (*gelu)(const T* x, T* h, std::int64_t n);
-  /// Gradient of gelu; dx may be an input.
-  void (*gelu_backward)(const T* dh, const T* x, T* dx, std::int64_t n);
 };
 
 /// Columns of the right-hand tile of multiply_tile.
@@ -33,6 +26,9 @@ inline constexpr std::int64_t kTileColumns = 64;
 struct IsaKernels {
   VectorKernels<float> f32;
   VectorKernels<double> f64;
+  StorageKernels<float> of_f32;
+  StorageKernels<double> of_f64;
+  StorageKernels<Bf16Bits> of_bf16;
   /// c[i][j] += sum over p, ascending, of a[i * a_row + p * a_column] * b[p * kTileColumns + j], j
   /// < columns.
   void (*multiply_tile)(std::int64_t rows,
@@ -48,9 +44,14 @@ struct IsaKernels {
 
 /// Whether this CPU runs `isa`.
 [[nodiscard]] bool supports(Isa isa);
+/// The widest instruction set that this CPU runs.
+[[nodiscard]] Isa widest_isa();
 [[nodiscard]] const IsaKernels& isa_kernels(Isa isa);
 /// Those of the widest instruction set that this CPU runs.
 [[nodiscard]] const IsaKernels& isa_kernels();
+
+[[nodiscard]] const ExactKernels& exact_kernels(Isa isa);
+[[nodiscard]] const ExactKernels& exact_kernels();
 
 template <typename T>
 [[nodiscard]] const VectorKernels<T>& vector_kernels() {
@@ -58,6 +59,18 @@ template <typename T>
     return isa_kernels().f32;
   } else {
     return isa_kernels().f64;
+  }
+}
+
+template <typename T>
+[[nodiscard]] const StorageKernels<T>& storage_kernels(Isa isa) {
+  const IsaKernels& kernels = isa_kernels(isa);
+  if constexpr (sizeof(T) == sizeof(Bf16Bits)) {
+    return kernels.of_bf16;
+  } else if constexpr (sizeof(T) == sizeof(float)) {
+    return kernels.of_f32;
+  } else {
+    return kernels.of_f64;
   }
 }
 

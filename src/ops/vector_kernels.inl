@@ -65,59 +65,6 @@ double exp_sum(const T* x, T* y, std::int64_t n, T scale, T shift) {
   return sum;
 }
 
-template <typename T>
-void swiglu(const T* gate, const T* up, T* h, std::int64_t n) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) h[i] = gate[i] * sigmoid_of(gate[i]) * up[i];
-}
-
-template <typename T>
-void swiglu_backward(const T* dh, const T* gate, const T* up, T* dgate, T* dup, std::int64_t n) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) {
-    const T sigmoid = sigmoid_of(gate[i]);
-    const T silu = gate[i] * sigmoid;
-    const T d = dh[i];
-    const T d_gate = d * up[i] * (sigmoid + silu * (T(1) - sigmoid));
-    dup[i] = d * silu;
-    dgate[i] = d_gate;
-  }
-}
-
-/// (1 + tanh(u)) / 2 = sigmoid(2 u), where 2 u = c x (1 + a x^2) is the argument of gelu.
-constexpr double kGeluC = 1.5957691216057307118;  // 2 sqrt(2/pi)
-constexpr double kGeluA = 0.044715;
-
-/// Beyond +-20 the sigmoid is 0 or 1 to rounding in both types; farther out the exponential of f64
-/// and the square of x would overflow.
-template <typename T>
-inline T near(T x) {
-  x = x > T(20) ? T(20) : x;
-  return x < T(-20) ? T(-20) : x;
-}
-
-template <typename T>
-void gelu(const T* x, T* h, std::int64_t n) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) {
-    const T v = near(x[i]);
-    h[i] = (x[i] > T(0) ? x[i] : v) * sigmoid_of(T(kGeluC) * v * (T(1) + T(kGeluA) * v * v));
-  }
-}
-
-template <typename T>
-void gelu_backward(const T* dh, const T* x, T* dx, std::int64_t n) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) {
-    const T v = near(x[i]);
-    const T square = T(kGeluA) * v * v;
-    const T e = exp_of(-T(kGeluC) * v * (T(1) + square));
-    const T s = T(1) / (T(1) + e);
-    // e s = 1 - s, without the difference of nearly equal numbers.
-    dx[i] = dh[i] * (s + v * s * (e * s) * (T(kGeluC) * (T(1) + T(3) * square)));
-  }
-}
-
 void multiply_tile(std::int64_t rows,
                    std::int64_t columns,
                    std::int64_t depth,
@@ -138,13 +85,60 @@ void multiply_tile(std::int64_t rows,
   }
 }
 
+}  // namespace
+}  // namespace pecan::ops::detail
+
+#include "ops/vector_activation.inl"
+#include "ops/vector_elementwise.inl"
+#include "ops/vector_loss.inl"
+#include "ops/vector_norm.inl"
+
+namespace pecan::ops::detail {
+namespace {
+
 template <typename T>
-constexpr VectorKernels<T> kTable{
-    max_of<T>, exp_sum<T>, swiglu<T>, swiglu_backward<T>, gelu<T>, gelu_backward<T>};
+constexpr VectorKernels<T> kTable{max_of<T>, exp_sum<T>};
+
+template <typename T>
+constexpr StorageKernels<T> kStorageTable{widen<T>,
+                                          narrow<T>,
+                                          add<T>,
+                                          axpy<T, T>,
+                                          axpy<T, Wide<T>>,
+                                          scale_by<T>,
+                                          add_wide<T>,
+                                          accumulate<T>,
+                                          sum_of<T>,
+                                          sum_of_squares<T>,
+                                          count_non_finite<T>,
+                                          add_columns<T>,
+                                          rotate<T>,
+                                          sum_rows<T>,
+                                          dot_and_scale<T>,
+                                          swiglu<T>,
+                                          swiglu_backward<T>,
+                                          gelu<T>,
+                                          gelu_backward<T>,
+                                          rms_norm<T>,
+                                          rms_norm_backward<T>,
+                                          rms_norm_columns<T>,
+                                          layer_norm<T>,
+                                          layer_norm_backward<T>,
+                                          layer_norm_columns<T>,
+                                          row_largest<T>,
+                                          row_exp_sum<T>,
+                                          row_exp_sum_below<T>,
+                                          softmax_gradient<T>,
+                                          softmax_and_gradient};
 
 }  // namespace
 
 extern const IsaKernels PECAN_ISA_KERNELS;
-const IsaKernels PECAN_ISA_KERNELS{kTable<float>, kTable<double>, multiply_tile};
+const IsaKernels PECAN_ISA_KERNELS{kTable<float>,
+                                   kTable<double>,
+                                   kStorageTable<float>,
+                                   kStorageTable<double>,
+                                   kStorageTable<Bf16Bits>,
+                                   multiply_tile};
 
 }  // namespace pecan::ops::detail

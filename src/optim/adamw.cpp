@@ -1,7 +1,6 @@
 #include <algorithm>
 
 #include <pecan/ops/adamw.hpp>
-#include <pecan/ops/elementwise.hpp>
 
 #include <pecan/optim/adamw.hpp>
 
@@ -42,8 +41,8 @@ void AdamW::update(Context& ctx,
                       param.owned_grad.flat(),
                       param.master.flat(),
                       exp_avg(param).flat(),
-                      exp_avg_sq(param).flat());
-    if (param.is_derived()) ops::cast(ctx, param.master.flat(), param.owned_weight.flat());
+                      exp_avg_sq(param).flat(),
+                      param.is_derived() ? param.owned_weight.flat() : TensorView{});
   }
 }
 

@@ -46,9 +46,9 @@ GradientExchange::GradientExchange(ParamSet& params, MeshGroups& groups, Overlap
     : params_(params), groups_(groups), overlap_(overlap) {}
 GradientExchange::~GradientExchange() = default;
 
-void GradientExchange::begin_step() {
+void GradientExchange::begin_step(Context& ctx) {
   PECAN_EXPECTS(under_way_.empty());
-  params_.zero_grads();
+  params_.zero_grads(ctx);
 }
 
 void GradientExchange::before_backward(Context& ctx, int stage) {
@@ -61,7 +61,7 @@ void GradientExchange::before_backward(Context& ctx, int stage) {
     return true;
   });
   for (const Bucket& bucket : params_.buckets()) {
-    if (of_one_stage(bucket) && bucket.first_stage == stage) params_.zero_grads(bucket);
+    if (of_one_stage(bucket) && bucket.first_stage == stage) params_.zero_grads(ctx, bucket);
   }
 }
 

@@ -1,5 +1,6 @@
 #include <algorithm>
-#include <cstring>
+
+#include <pecan/ops/elementwise.hpp>
 
 #include <pecan/parallel/params.hpp>
 
@@ -136,15 +137,14 @@ ParamSet::ParamSet(device::Device device,
   }
 }
 
-void ParamSet::zero_grads() {
+void ParamSet::zero_grads(Context& ctx) {
   for (const device::Buffer* buffer : {&grads_, &summed_}) {
-    if (buffer->size() > 0) std::memset(buffer->data(), 0, buffer->size());
+    ops::fill(ctx, 0, {buffer->data(), DType::kU8, Shape{std::int64_t(buffer->size())}});
   }
 }
 
-void ParamSet::zero_grads(const Bucket& bucket) {
-  const TensorView all = grads(bucket);
-  if (all.num_bytes() > 0) std::memset(all.data, 0, all.num_bytes());
+void ParamSet::zero_grads(Context& ctx, const Bucket& bucket) {
+  ops::fill(ctx, 0, grads(bucket));
 }
 
 Param& ParamSet::at(std::string_view name) {

@@ -178,6 +178,15 @@ void check_faults(std::span<const config::Fault> faults, const config::Config& c
         name_of(fault.kind),
         fault.first_step,
         config.training.train_iters);
+    PECAN_VALIDATE(
+        fault.phase.empty() || fault.first_step < config.training.train_iters,
+        ConfigError,
+        "the fault {} in phase {} of a save from step {} on would never strike: the last save, at "
+        "the end (training.train_iters={}), has no phases; use an earlier step",
+        name_of(fault.kind),
+        fault.phase,
+        fault.first_step,
+        config.training.train_iters);
   }
 }
 

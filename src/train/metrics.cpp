@@ -1,6 +1,5 @@
 #include <cerrno>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 
@@ -9,6 +8,7 @@
 #include <pecan/core/build_info.hpp>
 #include <pecan/core/hash.hpp>
 #include <pecan/core/log.hpp>
+#include <pecan/core/text.hpp>
 
 #include <pecan/checkpoint/exactness.hpp>
 
@@ -39,7 +39,7 @@ struct MetricsWriter::Impl {
       PECAN_LOG(kWarn,
                 "[train] {} cannot be written ({}); metrics are lost from here on",
                 path,
-                std::strerror(errno));
+                errno_text(errno));
     }
   }
   bool failed = false;
@@ -57,7 +57,7 @@ MetricsWriter::MetricsWriter(const std::string& path, int world_size)
       CheckpointError,
       "{} cannot be opened for writing: {}; give --run-dir a folder that this user may write",
       path,
-      std::strerror(errno));
+      errno_text(errno));
   if (fresh) {
     impl_->write({{"schema", kMetricsSchema},
                   {"build", fmt::format("{} {}", build_info().version, build_info().git_id)},
@@ -121,6 +121,14 @@ void MetricsWriter::write(const RollbackRecord& r) {
                 {"passed_over", Json::array({r.begin, r.end})},
                 {"count", r.count},
                 {"limit", r.limit}});
+}
+
+void MetricsWriter::write(const DivergenceRecord& r) {
+  impl_->write({{"kind", "divergence"},
+                {"incarnation", r.incarnation.value},
+                {"step", r.step.value},
+                {"reason", r.reason},
+                {"repeatable", r.repeatable}});
 }
 
 void MetricsWriter::write(Incarnation incarnation, const checkpoint::SaveRecord& r) {

@@ -120,15 +120,15 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
                            .communication = communication});
   }
   if (!config.checkpoint.save_interval.never()) {
-    const auto snapshots =
+    plan.snapshots =
         checkpoint::plan_snapshot_memory(plan.catalog, config.checkpoint, {}, /*has_full=*/false);
     for (std::size_t r = 0; r < plan.memory.size(); ++r) {
+      const checkpoint::SnapshotMemory& buffers = plan.snapshots[r];
       // Its own and, where nodes have equally many ranks, as much for each copy of another's.
-      const std::uint64_t in_directory = checkpoint::memory_dir_bytes(snapshots[r]) *
+      const std::uint64_t in_directory = checkpoint::memory_dir_bytes(buffers) *
                                          std::uint64_t(config.checkpoint.replication_factor);
       // The last checkpoint has a buffer of its own beside those of the memory level.
-      plan.memory[r].snapshots =
-          in_directory > 0 ? in_directory + snapshots[r].first : snapshots[r].total();
+      plan.memory[r].snapshots = in_directory > 0 ? in_directory + buffers.first : buffers.total();
     }
   }
   const auto [rotating, rest] =

@@ -2,9 +2,11 @@
 #include <chrono>
 #include <cmath>
 #include <csignal>
+#include <functional>
 #include <numbers>
 #include <optional>
 #include <ostream>
+#include <set>
 #include <thread>
 
 #include <fmt/ranges.h>
@@ -27,10 +29,12 @@
 #include <pecan/train/run.hpp>
 #include <pecan/train/state.hpp>
 
+#include "train/agreement.hpp"
 #include "train/batches.hpp"
 #include "train/content.hpp"
 #include "train/divergence.hpp"
 #include "train/fault_injector.hpp"
+#include "train/profile_session.hpp"
 #include "train/progress.hpp"
 #include "train/replica_check.hpp"
 #include "train/rollback.hpp"
@@ -73,6 +77,7 @@ class Trainer {
           const TrainPlan& plan,
           int ranks_here,
           model::Activations& activations,
+          ProfileSession* profile,
           Lasting& lasting)
       : config_(config),
         options_(options),
@@ -81,6 +86,7 @@ class Trainer {
         ctx_(ctx),
         plan_(plan),
         ranks_here_(ranks_here),
+        profile_(profile),
         lasting_(lasting),
         position_(parallel::position_of(plan.mesh, world.rank())),
         groups_(parallel::make_groups(plan.mesh, world, plan.dims.kv_replicas())),
@@ -122,6 +128,10 @@ class Trainer {
                       config_.logging.log_interval);
     while (step_ < config_.training.train_iters) {
       lasting_.faults.begin_step(Step{step_ + 1});
+      if (profile_ != nullptr) {
+        const Step last{config_.training.train_iters};
+        say_profile(progress, profile_->before_step(ctx_, fs_, Step{step_ + 1}, last));
+      }
       const StepRecord record = step();
       if (is_root()) {
         metrics_->write(record);
@@ -145,12 +155,14 @@ class Trainer {
       }
       if (stop_agreed_ && !last) {
         finish();
+        finish_profile(progress);
         progress.say(fmt::format(
             "stopped on request after step {}; continue with --resume-from-failure", step_));
         return ExitCode::kStoppedOnRequest;
       }
     }
     finish();
+    finish_profile(progress);
     if (checkpointer_) checkpointer_->release_memory();
     enter(RunPhase::kDone);
     return ExitCode::kDone;
@@ -158,6 +170,18 @@ class Trainer {
 
  private:
   [[nodiscard]] bool is_root() const { return world_.rank().value == 0; }
+
+  [[nodiscard]] ProfileSpan phase(std::string_view name) const {
+    return {ctx_.profile, {.kind = SpanKind::kPhase, .name = name}};
+  }
+
+  static void say_profile(Progress& progress, const std::string& table) {
+    if (!table.empty()) progress.say(table);
+  }
+
+  void finish_profile(Progress& progress) {
+    if (profile_ != nullptr) say_profile(progress, profile_->finish(ctx_, fs_));
+  }
 
   void enter(RunPhase phase) {
     if (options_.heartbeat != nullptr) options_.heartbeat->enter(phase);
@@ -227,29 +251,56 @@ class Trainer {
         // Of the losses that the recovery has booked too.
         if (config_.logging.content_hash_interval > 0) write_content(Content::kTrained);
       }
-      const auto memory = checkpoint::plan_snapshot_memory(
-          plan_.catalog, config_.checkpoint, budget_, recovered_->manifest.has_value());
+      const auto memory =
+          report.fresh
+              ? plan_.snapshots
+              : checkpoint::plan_snapshot_memory(
+                    plan_.catalog, config_.checkpoint, budget_, recovered_->manifest.has_value());
+      replication_factor_ = replication_factor();
       check_memory_directory(memory);
-      checkpointer_.emplace(
-          lasting_.faults.disk(),
-          options_.run_directory,
-          config_.checkpoint,
-          plan_.catalog,
-          state_.binding(),
-          world_.rank(),
-          checkpoint::CheckpointerStart{
-              .identity = recovered_->identity,
-              .recovered = recovered_->manifest,
-              .kept = recovered_->kept,
-              .budget = budget_,
-              .memory = memory,
-              .node_of_rank = recovered_->node_of_rank,
-              .replication = {config_.checkpoint.replication_factor, &ctx_, &world_},
-              .routed = {state_.routed().begin(), state_.routed().end()},
-              .on_phase = [this](checkpoint::SavePhase phase, Step step) {
-                lasting_.faults.in_phase(phase, step);
-              }});
+      checkpointer_.emplace(lasting_.faults.disk(),
+                            options_.run_directory,
+                            config_.checkpoint,
+                            plan_.catalog,
+                            state_.binding(),
+                            world_.rank(),
+                            checkpoint::CheckpointerStart{
+                                .identity = recovered_->identity,
+                                .recovered = recovered_->manifest,
+                                .kept = recovered_->kept,
+                                .budget = budget_,
+                                .memory = memory,
+                                .node_of_rank = recovered_->node_of_rank,
+                                .replication = {replication_factor_, &ctx_, &world_},
+                                .routed = {state_.routed().begin(), state_.routed().end()},
+                                .profiler = profile_ != nullptr ? &profile_->profiler() : nullptr,
+                                .on_phase = [this](checkpoint::SavePhase phase, Step step) {
+                                  lasting_.faults.in_phase(phase, step);
+                                }});
     }
+  }
+
+  /// Nodes that keep each snapshot. A start on fewer nodes than that is a mistake where a run
+  /// begins, but must not keep a run from going on that has lost its nodes.
+  [[nodiscard]] int replication_factor() const {
+    const int wanted = config_.checkpoint.replication_factor;
+    const int nodes =
+        int(std::set<std::string>(recovered_->node_of_rank.begin(), recovered_->node_of_rank.end())
+                .size());
+    if (recovered_->report.fresh || wanted <= nodes) return wanted;
+    if (is_root()) {
+      PECAN_LOG(
+          kWarn,
+          "[train] checkpoint.replication_factor={}, but the ranks of this start are on {} "
+          "node{}: {}; restart on more nodes to be as safe as before",
+          wanted,
+          nodes,
+          nodes == 1 ? "" : "s",
+          nodes == 1
+              ? std::string("snapshots in memory have no copy, and the loss of the node loses them")
+              : fmt::format("each snapshot is kept on {} only", nodes));
+    }
+    return nodes;
   }
 
   /// Refuses memory directories that are unfit before anything is reserved in them. Collective.
@@ -260,7 +311,7 @@ class Trainer {
       largest = std::max(largest, checkpoint::memory_dir_bytes(rank));
     const checkpoint::MemoryCheck found = checkpoint::check_memory_directory(
         config_.checkpoint.memory_dir,
-        largest * std::uint64_t(ranks_here_) * std::uint64_t(config_.checkpoint.replication_factor),
+        largest * std::uint64_t(ranks_here_) * std::uint64_t(replication_factor_),
         recovered_->identity.run_id);
     if (is_root()) {
       for (const std::string& warning : found.warnings) PECAN_LOG(kWarn, "[train] {}", warning);
@@ -356,12 +407,15 @@ class Trainer {
     sums_.clear();
     lasting_.faults.begin_pass(state_.params());
     model_.begin_step();
-    exchange_.begin_step();
+    exchange_.begin_step(ctx_);
     const double scale = parallel::gradient_scale(plan_.mesh, plan_.num_micro_batches);
     const double share = scale / double(plan_.dims.tokens());
     const double loss_weight = batches_.masks_tokens() ? masked_loss_weight() : 1;
     for (int micro = 0; micro < plan_.num_micro_batches; ++micro) {
-      model::Batch batch = batches_.load(consumed_samples_, micro);
+      model::Batch batch = [&] {
+        const ProfileSpan timed = phase("data");
+        return batches_.load(consumed_samples_, micro);
+      }();
       batch.loss_weight = loss_weight;
       exchange_.begin_micro_batch(micro + 1 == plan_.num_micro_batches
                                       ? parallel::MicroBatch::kLast
@@ -387,15 +441,18 @@ class Trainer {
   }
 
   void sum_over_ranks() {
+    const ProfileSpan timed = phase("norms");
     sums_.loss() *= lasting_.faults.loss_factor();
     const parallel::ParamSet& params = state_.params();
     // The shares of data-parallel ranks, whether or not anything is sharded: the same bits.
     for (const parallel::Bucket& bucket : params.buckets()) {
       if (!params.counts(bucket)) continue;
       const TensorView share = params.summed_share(bucket);
-      (bucket.expert ? sums_.expert_squares() : sums_.dense_squares()) +=
-          ops::sum_of_squares(ctx_, share);
-      sums_.non_finite() += double(ops::count_non_finite(ctx_, share));
+      const double squares = ops::sum_of_squares(ctx_, share);
+      (bucket.expert ? sums_.expert_squares() : sums_.dense_squares()) += squares;
+      // Squares of finite f32 do not overflow a double: a second pass only where it finds
+      // something.
+      if (!std::isfinite(squares)) sums_.non_finite() += double(ops::count_non_finite(ctx_, share));
     }
     world_.all_reduce(ctx_, view_of(sums_.all()), ReduceOp::kSum, {Purpose::kGradNorm}).wait();
   }
@@ -404,6 +461,7 @@ class Trainer {
 
   /// The one decision round: every rank learns the same about stopping and about saves.
   void exchange_flags(StopVote stop_vote) {
+    const ProfileSpan timed = phase("vote");
     Flags flags{};
     flags[kRunOn] = stop_vote == StopVote::kAsk && wants_to_stop() ? 0 : 1;
     if (checkpointer_) std::ranges::copy(checkpointer_->vote(), flags.begin() + kFirstVote);
@@ -436,6 +494,24 @@ class Trainer {
     return probe_.report(ctx_, world_);
   }
 
+  /// Runs `body`. A DivergenceError of it, which all ranks throw alike, is in the records before
+  /// any of them ends the job: whoever starts the run again goes by it. Collective.
+  void tell_divergence(std::int64_t step,
+                       const std::string& reason,
+                       bool repeatable,
+                       const std::function<void()>& body) {
+    try {
+      body();
+    } catch (const DivergenceError&) {
+      (void)from_root(ctx_, world_, [&]() -> std::string {
+        metrics_->write(
+            DivergenceRecord{recovered_->identity.incarnation, Step{step}, reason, repeatable});
+        return {};
+      });
+      throw;
+    }
+  }
+
   /// Whether the step's numbers are to be believed, and what follows by the policy where they are
   /// not. From sums over all ranks, so the same on each. Collective.
   void judge(StepRecord& record) {
@@ -456,12 +532,15 @@ class Trainer {
       losses_.accept(record.loss);
       return;
     }
-    PECAN_VALIDATE(training.check_for_nan_in_loss_and_grad == config::NanPolicy::kSkip,
-                   DivergenceError,
-                   "step {} {}; training stops by training.check_for_nan_in_loss_and_grad=stop "
-                   "(lower optimizer.lr, or set it to skip)",
-                   step_ + 1,
-                   what);
+    const bool by_hardware = record.skip_reason == "non_finite" && record.bad_tensor.empty();
+    tell_divergence(step_ + 1, record.skip_reason, !by_hardware, [&] {
+      PECAN_VALIDATE(training.check_for_nan_in_loss_and_grad == config::NanPolicy::kSkip,
+                     DivergenceError,
+                     "step {} {}; training stops by training.check_for_nan_in_loss_and_grad=stop "
+                     "(lower optimizer.lr, or set it to skip)",
+                     step_ + 1,
+                     what);
+    });
     if (is_root()) PECAN_LOG(kWarn, "[train] step {} {}; its update is skipped", step_ + 1, what);
   }
 
@@ -473,7 +552,7 @@ class Trainer {
     note_saves();
     const RollbackRecord record = rollback_.roll_back(
         ctx_, world_, [&](const RollbackRecord& written) { metrics_->write(written); });
-    rollback_.check(record);
+    tell_divergence(step_, "rollbacks", /*repeatable=*/true, [&] { rollback_.check(record); });
     lasting_.newest_step = Step{record.first_skipped.value - 1};
     return describe(record);
   }
@@ -482,9 +561,14 @@ class Trainer {
     const auto start = Clock::now();
     const std::vector<comm::Traffic> before = traffic(groups_);
     world_.set_step(Step{step_ + 1});
+    const ProfileSpan timed(ctx_.profile,
+                            {.kind = SpanKind::kStep, .name = "step", .step = Step{step_ + 1}});
     forward_backward();
-    exchange_.finish(ctx_);
-    gather_.finish();
+    {
+      const ProfileSpan exchange = phase("exchange");
+      exchange_.finish(ctx_);
+      gather_.finish();
+    }
     sum_over_ranks();
     exchange_flags(StopVote::kAsk);
 
@@ -503,8 +587,13 @@ class Trainer {
     record.clip_norm = factor < 1 ? record.grad_norm : config_.optimizer.clip_grad;
 
     forward_backward_ms_ = ms_since(start);
-    double stall_ms = checkpointer_ ? checkpointer_->before_update() : 0;  // (A)
+    double stall_ms = 0;
+    if (checkpointer_) {
+      const ProfileSpan wait = phase("wait for snapshot");
+      stall_ms = checkpointer_->before_update();  // (A)
+    }
     if (!record.skipped) {
+      const ProfileSpan update = phase("update");
       state_.optimizer().update(ctx_, config_.optimizer, record.lr, factor);
       gather_.start(ctx_);
       std::vector<std::int64_t> slots(sums_.slots().size());
@@ -523,10 +612,13 @@ class Trainer {
     // Before a save: what is written was compared.
     if (replica_interval() > 0 && step_ % replica_interval() == 0) {
       gather_.finish();
-      replicas_.compare(ctx_, world_, Step{step_});
+      tell_divergence(step_, "replicas", /*repeatable=*/false, [&] {
+        replicas_.compare(ctx_, world_, Step{step_});
+      });
     }
     const bool last = stop_agreed_ || step_ == config_.training.train_iters;  // finish() saves it
     if (checkpointer_ && !rollback_.due() && !rollback_.holds_saves() && !last) {  // (B)
+      const ProfileSpan begin_save = phase("begin save");
       stall_ms += checkpointer_->after_update(facts());
       if (!config_.checkpoint.async_save && last_saved_step() == step_) {
         const auto settling = Clock::now();
@@ -582,6 +674,7 @@ class Trainer {
   }
 
   ValidRecord evaluate() {
+    const ProfileSpan timed = phase("evaluate");
     double loss = 0;
     for (int i = 0; i < valid_->num_batches(); ++i)
       loss += model_.forward(ctx_, valid_->load(i)).loss_sum;
@@ -664,7 +757,8 @@ class Trainer {
   comm::Group& world_;
   Context& ctx_;
   const TrainPlan& plan_;
-  int ranks_here_;  ///< on this node
+  int ranks_here_;           ///< on this node
+  ProfileSession* profile_;  ///< may be none
   Lasting& lasting_;
   parallel::MeshPosition position_;
   parallel::MeshGroups groups_;
@@ -675,6 +769,7 @@ class Trainer {
   TensorProbe probe_;
   model::Transformer model_;
   TrainBatches batches_;
+  int replication_factor_ = 1;  ///< of this start
   ReplicaCheck replicas_;
   RollbackKeeper rollback_;
   LossWindow losses_;
@@ -700,7 +795,10 @@ void request_stop() noexcept {
 ExitCode run(const config::Config& config,
              const RunOptions& options,
              FileSystem& fs,
-             comm::Group& world) {
+             comm::Group& job) {
+  const std::unique_ptr<comm::Group> profiled =
+      options.profile ? comm::make_profiled_group(job) : nullptr;
+  comm::Group& world = profiled ? *profiled : job;
   config::Config placed = config;
   device::Stream stream{device::cpu()};
   device::Arena no_workspace;
@@ -725,11 +823,23 @@ ExitCode run(const config::Config& config,
   const RankMemory& memory = plan.memory[std::size_t(world.rank().value)];
   device::Arena workspace(device::cpu(), memory.workspace);
   device::Arena arena(device::cpu(), memory.activations);
+  std::optional<ProfileSession> profile;
+  if (options.profile) {
+    profile.emplace(at_start, world, *options.profile, options.run_directory, placement.threads);
+  }
   Context ctx{device::cpu(), stream, workspace, placement.threads};
   model::Activations activations = model::Activations::plan(plan.dims, arena);
   while (true) {
-    Trainer trainer(
-        config, options, fs, world, ctx, plan, placement.ranks_here, activations, lasting);
+    Trainer trainer(config,
+                    options,
+                    fs,
+                    world,
+                    ctx,
+                    plan,
+                    placement.ranks_here,
+                    activations,
+                    profile ? &*profile : nullptr,
+                    lasting);
     if (const std::optional<ExitCode> code = trainer.run()) return *code;
   }
 }

@@ -5,21 +5,29 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <functional>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include <benchmark/benchmark.h>
+#include <fmt/format.h>
 
 #include <pecan/device/context.hpp>
 
 #include <pecan/ops/adamw.hpp>
 #include <pecan/ops/attention.hpp>
+#include <pecan/ops/bias.hpp>
 #include <pecan/ops/cross_entropy.hpp>
 #include <pecan/ops/elementwise.hpp>
+#include <pecan/ops/embedding.hpp>
+#include <pecan/ops/gelu.hpp>
 #include <pecan/ops/layer_norm.hpp>
 #include <pecan/ops/matmul.hpp>
 #include <pecan/ops/permute.hpp>
 #include <pecan/ops/reduce.hpp>
 #include <pecan/ops/rms_norm.hpp>
+#include <pecan/ops/rope.hpp>
 #include <pecan/ops/router.hpp>
 #include <pecan/ops/swiglu.hpp>
 
@@ -40,12 +48,14 @@ class Machine {
   int threads_;
 };
 
-/// Memory of a tensor, filled with numbers of the order of 1.
+/// Memory of a tensor, filled with numbers of the order of 1; copies share it, as the closures of
+/// benchmarks hold their tensors.
 class Tensor {
  public:
   Tensor(DType dtype, const Shape& shape, double scale = 1)
-      : buffer_(device::cpu(), std::size_t(shape.num_elements()) * size_of(dtype)),
-        view_{buffer_.data(), dtype, shape} {
+      : buffer_(std::make_shared<device::Buffer>(
+            device::cpu(), std::size_t(shape.num_elements()) * size_of(dtype))),
+        view_{buffer_->data(), dtype, shape} {
     std::uint32_t state = 12345;
     const auto next = [&] {
       state = state * 1664525U + 1013904223U;
@@ -75,7 +85,7 @@ class Tensor {
   [[nodiscard]] const TensorView& view() const { return view_; }
 
  private:
-  device::Buffer buffer_;
+  std::shared_ptr<device::Buffer> buffer_;
   TensorView view_;
 };
 
@@ -162,9 +172,10 @@ void swiglu(benchmark::State& state) {
   Context ctx = machine.context();
   const Shape shape{2 * kTokens, 512};
   const Tensor gate(kType, shape), up(kType, shape), h(kType, shape);
+  const Tensor dgate(kType, shape), dup(kType, shape);
   for (auto _ : state) {
     if constexpr (kBackward) {
-      ops::swiglu_backward(ctx, h.view(), gate.view(), up.view(), gate.view(), up.view());
+      ops::swiglu_backward(ctx, h.view(), gate.view(), up.view(), dgate.view(), dup.view());
     } else {
       ops::swiglu_forward(ctx, gate.view(), up.view(), h.view());
     }
@@ -220,6 +231,234 @@ void sum_of_squares(benchmark::State& state) {
   count(state, 0, double(x.view().num_bytes()));
 }
 
+/// What a benchmark repeats, and the bytes that it moves.
+struct Repeated {
+  std::function<void(Context&)> body;
+  double bytes;
+};
+
+template <typename Make>
+void register_repeated(const std::string& name, Make make) {
+  const auto run = [make](benchmark::State& state) {
+    Machine machine(int(state.range(0)));
+    Context ctx = machine.context();
+    const Repeated repeated = make();
+    for (auto _ : state) repeated.body(ctx);
+    count(state, 0, repeated.bytes);
+  };
+  benchmark::RegisterBenchmark(name.c_str(), run)->Arg(1)->Arg(2)->UseRealTime();
+}
+
+void register_elementwise(const std::string& suffix, DType type) {
+  const Shape shape{kTokens, 4 * kHidden};
+  const double bytes = double(shape.num_elements()) * double(size_of(type));
+  register_repeated("add" + suffix, [=]() -> Repeated {
+    const Tensor a(type, shape), b(type, shape), y(type, shape);
+    return {[=](Context& ctx) { ops::add(ctx, a.view(), b.view(), y.view()); }, 3 * bytes};
+  });
+  register_repeated("axpy" + suffix, [=]() -> Repeated {
+    const Tensor x(type, shape), y(type, shape);
+    return {[=](Context& ctx) { ops::axpy(ctx, 1e-3, x.view(), y.view()); }, 3 * bytes};
+  });
+  register_repeated("copy" + suffix, [=]() -> Repeated {
+    const Tensor x(type, shape), y(type, shape);
+    return {[=](Context& ctx) { ops::copy(ctx, x.view(), y.view()); }, 2 * bytes};
+  });
+  register_repeated("count_non_finite" + suffix, [=]() -> Repeated {
+    const Tensor x(type, shape);
+    return {[=](Context& ctx) { benchmark::DoNotOptimize(ops::count_non_finite(ctx, x.view())); },
+            bytes};
+  });
+  register_repeated("add_bias" + suffix, [=]() -> Repeated {
+    const Tensor b(type, {shape[1]}), y(type, shape);
+    return {[=](Context& ctx) { ops::add_bias(ctx, b.view(), y.view()); }, 2 * bytes};
+  });
+  register_repeated("bias_backward" + suffix, [=]() -> Repeated {
+    const Tensor dy(type, shape), db(DType::kF32, {shape[1]});
+    return {[=](Context& ctx) { ops::bias_backward(ctx, dy.view(), db.view()); }, bytes};
+  });
+  register_repeated("gelu" + suffix + "/forward", [=]() -> Repeated {
+    const Tensor x(type, shape), h(type, shape);
+    return {[=](Context& ctx) { ops::gelu_forward(ctx, x.view(), h.view()); }, 2 * bytes};
+  });
+  register_repeated("gelu" + suffix + "/backward", [=]() -> Repeated {
+    const Tensor dh(type, shape), x(type, shape), dx(type, shape);
+    return {[=](Context& ctx) { ops::gelu_backward(ctx, dh.view(), x.view(), dx.view()); },
+            3 * bytes};
+  });
+  register_repeated("rope" + suffix, [=]() -> Repeated {
+    const Tensor table(DType::kF32, {256, 32}), x(type, {kTokens, 8, 32});
+    Machine machine(1);
+    Context first = machine.context();
+    ops::rope_table(first, 10000, table.view());
+    return {[=](Context& ctx) { ops::rope_forward(ctx, table.view(), {}, x.view()); },
+            2 * double(x.view().num_bytes())};
+  });
+}
+
+void register_rows(const std::string& suffix, DType type) {
+  constexpr std::int64_t kExperts = 8, kChoices = 2;
+  const Shape shape{kTokens, kHidden};
+  const double bytes = double(shape.num_elements()) * double(size_of(type));
+  register_repeated("layer_norm" + suffix + "/forward", [=]() -> Repeated {
+    const Tensor x(type, shape), y(type, shape), w(DType::kF32, {kHidden}),
+        b(DType::kF32, {kHidden});
+    const Tensor mean(DType::kF32, {kTokens}), rstd(DType::kF32, {kTokens});
+    return {[=](Context& ctx) {
+              ops::layer_norm_forward(
+                  ctx, x.view(), w.view(), b.view(), 1e-5, y.view(), mean.view(), rstd.view());
+            },
+            2 * bytes};
+  });
+  register_repeated("layer_norm" + suffix + "/backward", [=]() -> Repeated {
+    const Tensor dy(type, shape), x(type, shape), dx(type, shape), w(DType::kF32, {kHidden});
+    const Tensor mean(DType::kF32, {kTokens}), rstd(DType::kF32, {kTokens}, 1e-3);
+    const Tensor dw(DType::kF32, {kHidden}), db(DType::kF32, {kHidden});
+    return {[=](Context& ctx) {
+              ops::layer_norm_backward(ctx,
+                                       dy.view(),
+                                       x.view(),
+                                       w.view(),
+                                       mean.view(),
+                                       rstd.view(),
+                                       dx.view(),
+                                       ops::Accumulate::kOverwrite,
+                                       dw.view(),
+                                       db.view());
+            },
+            3 * bytes};
+  });
+  register_repeated("embedding" + suffix + "/forward", [=]() -> Repeated {
+    const Tensor tokens(DType::kI32, {kTokens}), w(type, {kVocab, kHidden}), y(type, shape);
+    return {[=](Context& ctx) {
+              const ops::ParamStorage table(w.view().data, type, w.view().shape);
+              ops::embedding_forward(
+                  ctx, tokens.view(), table, ops::VocabShard::whole(kVocab), y.view());
+            },
+            2 * bytes};
+  });
+  register_repeated("embedding" + suffix + "/backward", [=]() -> Repeated {
+    const Tensor tokens(DType::kI32, {kTokens}), dy(type, shape),
+        dw(DType::kF32, {kVocab, kHidden});
+    return {[=](Context& ctx) {
+              const ops::ParamStorage table(dw.view().data, DType::kF32, dw.view().shape);
+              ops::embedding_backward(
+                  ctx, dy.view(), tokens.view(), ops::VocabShard::whole(kVocab), table);
+            },
+            bytes + 8 * double(shape.num_elements())};
+  });
+  // A router's choices and the rows that they send.
+  const auto routed = [=](auto&& make) {
+    return [=]() -> Repeated {
+      const Tensor ids(DType::kI32, {kTokens, kChoices});
+      for (std::int64_t i = 0; i < kTokens * kChoices; ++i) {
+        ids.view().as<std::int32_t>()[std::size_t(i)] =
+            std::int32_t((i * 5 + i / kChoices * 3) % kExperts);
+      }
+      const Tensor order(DType::kI32, {kTokens * kChoices});
+      const Tensor positions(DType::kI32, {kTokens, kChoices});
+      std::vector<std::int64_t> counts(kExperts);
+      Machine machine(1);
+      Context ctx = machine.context();
+      ops::permute_plan(
+          ctx, ids.view(), view_of(std::span(counts)), order.view(), positions.view());
+      return make(order, positions);
+    };
+  };
+  const Shape wide{kTokens * kChoices, kHidden};
+  register_repeated(
+      "permute" + suffix + "/forward", routed([=](const Tensor& order, const Tensor&) -> Repeated {
+        const Tensor x(type, shape), rows(type, wide);
+        return {
+            [=](Context& ctx) { ops::permute_forward(ctx, x.view(), order.view(), rows.view()); },
+            4 * bytes};
+      }));
+  register_repeated(
+      "permute" + suffix + "/backward",
+      routed([=](const Tensor&, const Tensor& positions) -> Repeated {
+        const Tensor drows(type, wide), dx(type, shape);
+        return {[=](Context& ctx) {
+                  ops::permute_backward(
+                      ctx, drows.view(), positions.view(), dx.view(), ops::Accumulate::kOverwrite);
+                },
+                3 * bytes};
+      }));
+  register_repeated("unpermute" + suffix + "/forward",
+                    routed([=](const Tensor&, const Tensor& positions) -> Repeated {
+                      const Tensor rows(type, wide), y(type, shape);
+                      const Tensor weights(DType::kF32, {kTokens, kChoices});
+                      return {[=](Context& ctx) {
+                                ops::unpermute_forward(ctx,
+                                                       rows.view(),
+                                                       positions.view(),
+                                                       weights.view(),
+                                                       y.view(),
+                                                       ops::Accumulate::kAdd);
+                              },
+                              4 * bytes};
+                    }));
+  register_repeated("unpermute" + suffix + "/backward",
+                    routed([=](const Tensor&, const Tensor& positions) -> Repeated {
+                      const Tensor rows(type, wide), drows(type, wide), dy(type, shape);
+                      const Tensor weights(DType::kF32, {kTokens, kChoices});
+                      const Tensor dweights(DType::kF32, {kTokens, kChoices});
+                      return {[=](Context& ctx) {
+                                ops::unpermute_backward(ctx,
+                                                        dy.view(),
+                                                        rows.view(),
+                                                        positions.view(),
+                                                        weights.view(),
+                                                        drows.view(),
+                                                        dweights.view());
+                              },
+                              5 * bytes};
+                    }));
+}
+
+/// Bytes are those of the logits: what bounds a router is its logarithms and choices.
+void register_router() {
+  constexpr std::int64_t kExperts = 8, kChoices = 2;
+  const Shape per_expert{kTokens, kExperts}, per_choice{kTokens, kChoices};
+  const ops::BalanceGroups groups{0, kTokens};
+  register_repeated("router/forward", [=]() -> Repeated {
+    const Tensor logits(DType::kF32, per_expert), probs(DType::kF32, per_expert);
+    const Tensor ids(DType::kI32, per_choice), weights(DType::kF32, per_choice);
+    return {[=](Context& ctx) {
+              ops::router_forward(
+                  ctx, {}, logits.view(), {}, ids.view(), weights.view(), probs.view());
+            },
+            double(logits.view().num_bytes())};
+  });
+  register_repeated("router/losses_and_backward", [=]() -> Repeated {
+    const Tensor logits(DType::kF32, per_expert), probs(DType::kF32, per_expert);
+    const Tensor ids(DType::kI32, per_choice), weights(DType::kF32, per_choice);
+    const Tensor dweights(DType::kF32, per_choice), dlogits(DType::kF32, per_expert);
+    const Tensor counts(DType::kI64, {1, kExperts});
+    Machine machine(1);
+    Context first = machine.context();
+    ops::router_forward(first, {}, logits.view(), {}, ids.view(), weights.view(), probs.view());
+    return {[=](Context& ctx) {
+              ops::router_counts(
+                  ctx, {}, logits.view(), probs.view(), ids.view(), groups, counts.view());
+              benchmark::DoNotOptimize(ops::router_losses(
+                  ctx, logits.view(), probs.view(), counts.view(), groups, {1e-5, 1e-6}));
+              ops::router_backward(ctx,
+                                   {},
+                                   logits.view(),
+                                   probs.view(),
+                                   ids.view(),
+                                   weights.view(),
+                                   dweights.view(),
+                                   counts.view(),
+                                   groups,
+                                   1e-5,
+                                   1e-6,
+                                   dlogits.view());
+            },
+            double(logits.view().num_bytes())};
+  });
+}
+
 constexpr Product kProducts[] = {{"qkvo", kTokens, kHidden, kHidden},
                                  {"expert_up", 512, kHidden, 512},
                                  {"expert_down", 512, 512, kHidden},
@@ -233,7 +472,7 @@ void register_all() {
   for (const Product& p : kProducts) {
     constexpr const char* kWhich[] = {"forward", "backward_input", "backward_weight"};
     for (int which = 0; which < 3; ++which) {
-      const std::string name = std::string("/") + p.name + "/" + kWhich[which];
+      const std::string name = fmt::format("/{}/{}", p.name, kWhich[which]);
       threads(benchmark::RegisterBenchmark(
           ("matmul_f32" + name).c_str(), matmul<DType::kF32>, p, which));
       threads(benchmark::RegisterBenchmark(
@@ -255,8 +494,26 @@ void register_all() {
   threads(benchmark::RegisterBenchmark("swiglu_bf16/backward", swiglu<DType::kBF16, true>));
   threads(benchmark::RegisterBenchmark("rms_norm_f32/forward", rms_norm<DType::kF32, false>));
   threads(benchmark::RegisterBenchmark("rms_norm_f32/backward", rms_norm<DType::kF32, true>));
+  threads(benchmark::RegisterBenchmark("rms_norm_bf16/forward", rms_norm<DType::kBF16, false>));
+  threads(benchmark::RegisterBenchmark("rms_norm_bf16/backward", rms_norm<DType::kBF16, true>));
   threads(benchmark::RegisterBenchmark("adamw", adamw));
   threads(benchmark::RegisterBenchmark("sum_of_squares", sum_of_squares));
+  for (const DType type : {DType::kF32, DType::kBF16}) {
+    const std::string suffix = fmt::format("_{}", name_of(type));
+    register_elementwise(suffix, type);
+    register_rows(suffix, type);
+  }
+  register_repeated("cast_f32_to_bf16", []() -> Repeated {
+    const Tensor x(DType::kF32, {kTokens, 4 * kHidden}), y(DType::kBF16, {kTokens, 4 * kHidden});
+    return {[=](Context& ctx) { ops::cast(ctx, x.view(), y.view()); },
+            6 * double(x.view().num_elements())};
+  });
+  register_repeated("cast_bf16_to_f32", []() -> Repeated {
+    const Tensor x(DType::kBF16, {kTokens, 4 * kHidden}), y(DType::kF32, {kTokens, 4 * kHidden});
+    return {[=](Context& ctx) { ops::cast(ctx, x.view(), y.view()); },
+            6 * double(x.view().num_elements())};
+  });
+  register_router();
 }
 
 }  // namespace

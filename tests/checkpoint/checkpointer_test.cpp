@@ -8,13 +8,16 @@
 #include <thread>
 
 #include <pecan/core/forwarding_file_system.hpp>
+#include <pecan/core/philox.hpp>
 
 #include <pecan/checkpoint/checkpointer.hpp>
 
 #include "checkpoint/job.hpp"
 #include "checkpoint/lineage.hpp"
+#include "checkpoint/request.hpp"
 #include "checkpoint/scan.hpp"
 #include "checkpoint/segment.hpp"
+#include "checkpoint/snapshot.hpp"
 #include "support/catch.hpp"
 #include "support/faulty_file_system.hpp"
 #include "support/memory_file_system.hpp"
@@ -556,6 +559,39 @@ TEST_CASE("host memory is what the plan says, and enough for every snapshot", "[
         for (const SnapshotMemory& rank : plan_snapshot_memory(catalog, config, {}, true))
           CHECK(rank.first == rank.others);
       }
+    }
+  }
+}
+
+TEST_CASE("host memory is enough for whatever failures leave of the rotation", "[checkpointer]") {
+  const test::TempDir dir;
+  const StateCatalog catalog = make_catalog({3, 8, 2, 2});
+  const ExpertGrid grid = expert_grid(catalog, {});
+  for (const int in_storage : {1, 2, 3}) {
+    config::CheckpointConfig config = two_levels(dir.path(), in_storage, 4, 4).checkpoint;
+    const SelectionSettings settings = selection_settings(config, grid, {});
+    const auto plan = plan_snapshot_memory(catalog, config, {}, true);
+    for (std::uint64_t draw = 0; draw < 300; ++draw) {
+      // Versions in any order, as recoveries from mixed sources leave them.
+      const auto history = [&](std::uint64_t stream) {
+        SelectionHistory any = SelectionHistory::uniform(grid, in_storage, Step{0});
+        std::uint64_t element = 0;
+        for (Step& version : any.newest)
+          version = Step{std::int64_t(10 * philox_uniform(draw, stream, element++))};
+        return any;
+      };
+      const LevelSelection selection =
+          select_levels(grid,
+                        settings.policy,
+                        {history(1), settings.memory},
+                        {history(2), settings.storage},
+                        draw % 2 == 0 ? ForStorage::kYes : ForStorage::kNo,
+                        Step{10});
+      const SavePlan snapshot = plan_levels(catalog, settings, selection).snapshot;
+      std::vector<std::size_t> bytes(plan.size());
+      for (const PlannedWrite& write : snapshot.writes)
+        bytes[std::size_t(write.writer.value)] += snapshot_bytes(catalog, write);
+      for (std::size_t r = 0; r < bytes.size(); ++r) CHECK(bytes[r] <= plan[r].others);
     }
   }
 }

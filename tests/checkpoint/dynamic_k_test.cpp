@@ -8,8 +8,8 @@ using namespace pecan::checkpoint;
 
 namespace {
 
-/// Measured PLT of one failure at step `fault` of a run with one layer of `experts` experts that all
-/// get equally many tokens, saved by sequential selection: counted token by token.
+/// Measured PLT of one failure at step `fault` of a run with one layer of `experts` experts that
+/// all get equally many tokens, saved by sequential selection: counted token by token.
 double measured_plt(int experts, int budget, int interval, int total, int fault) {
   const ExpertGrid grid{1, experts, 1};
   SelectionHistory history = SelectionHistory::uniform(grid, budget, Step{0});
@@ -20,7 +20,8 @@ double measured_plt(int experts, int budget, int interval, int total, int fault)
     if (step % interval != 0) continue;
     const auto units = select_sequential(grid, history, {budget}, Step{step});
     history.saved(units, Step{step});
-    for (const UnitIndex unit : units) absorbed_by_copy[grid.index(unit)] = routed[grid.index(unit)];
+    for (const UnitIndex unit : units)
+      absorbed_by_copy[grid.index(unit)] = routed[grid.index(unit)];
   }
   std::int64_t lost = 0;
   for (std::size_t e = 0; e < routed.size(); ++e) lost += routed[e] - absorbed_by_copy[e];

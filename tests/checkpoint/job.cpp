@@ -224,6 +224,11 @@ Job::Job(FileSystem& fs, const StateCatalog& catalog, const JobOptions& options,
     checkpoint::secure(
         recovered_, fs, "run", options.checkpoint, catalog, binding_, facts(), ctx_, world);
   }
+  std::vector<checkpoint::SnapshotMemory> memory = checkpoint::plan_snapshot_memory(
+      catalog, options.checkpoint, {}, recovered_.manifest.has_value());
+  if (options.too_little_memory) {
+    for (checkpoint::SnapshotMemory& rank : memory) rank.first = rank.others = 64;
+  }
   checkpointer_ = std::make_unique<checkpoint::Checkpointer>(
       fs,
       "run",
@@ -235,8 +240,7 @@ Job::Job(FileSystem& fs, const StateCatalog& catalog, const JobOptions& options,
           .identity = recovered_.identity,
           .recovered = recovered_.manifest,
           .kept = recovered_.kept,
-          .memory = checkpoint::plan_snapshot_memory(
-              catalog, options.checkpoint, {}, recovered_.manifest.has_value()),
+          .memory = std::move(memory),
           .node_of_rank = recovered_.node_of_rank,
           .replication = {options.checkpoint.replication_factor, &ctx_, &world},
           .routed = routed(),

@@ -70,6 +70,7 @@ struct JobOptions {
   std::function<double()> seconds = {};         ///< the checkpointer's clock; empty: the real one
   std::vector<std::string> nodes = {};          ///< of each rank; empty: all on one
   std::function<std::string(Step)> extra = {};  ///< the trainer's object; empty: {}
+  bool too_little_memory = false;               ///< reserves less than the plan says
 };
 
 /// K experts a checkpoint, saved every step, training waits for the files.

@@ -2,6 +2,7 @@
 
 #include <set>
 
+#include "checkpoint/replicator.hpp"
 #include "support/catch.hpp"
 #include "support/support.hpp"
 
@@ -59,6 +60,24 @@ TEST_CASE("copies lie on other nodes, each on another, and are kept by those the
     CHECK(kept == given);
   });
   CHECK(placements == 1 + 2 + 5 + 15 + 52 + 203);  // Bell numbers
+}
+
+TEST_CASE("a copy is kept where the nodes of now would send it", "[nodes]") {
+  const Nodes three({"a", "b", "c"});
+  const Nodes one({"a", "a"});
+  const auto name = [](int rank, int copy) {
+    return SegmentName{"run", "host", Rank{rank}, 0, copy};
+  };
+  for (int rank = 0; rank < 3; ++rank) {
+    for (int copy = 1; copy <= 3; ++copy) {
+      for (int node = 0; node < 3; ++node) {
+        CHECK(keeps_copy(name(rank, copy), three, node, 2, 1) ==
+              (copy <= 2 && node == (rank + copy) % 3));
+      }
+      // Copies of a start on more nodes may lie about.
+      CHECK_FALSE(keeps_copy(name(rank, copy), one, 0, 2, 1));
+    }
+  }
 }
 
 TEST_CASE("nodes of equally many ranks keep equally many copies", "[nodes]") {

@@ -840,6 +840,20 @@ TEST_CASE("copies on other nodes make up for the loss of as many nodes less one"
   }
 }
 
+TEST_CASE("copies grow with the buffers that they are of", "[recovery]") {
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  test::JobOptions options = with_memory(dir.path());
+  options.checkpoint.replication_factor = 2;
+  options.nodes = on_nodes("AB");
+  options.too_little_memory = true;
+  train_and_die(fs, catalog, options, 11);
+  lose_nodes(dir.path(), "A");
+  options.nodes = on_nodes("CB");
+  CHECK(recover_all(fs, catalog, options)[0].plan.recovery.step == Step{11});
+}
+
 TEST_CASE("a damaged snapshot is taken from its copy on another node", "[recovery]") {
   const StateCatalog catalog = make_catalog({1, 4, 2, 1});
   for (const bool copy : {false, true}) {

@@ -1,6 +1,7 @@
 #include "checkpoint/seal.hpp"
 
 #include <array>
+
 #include <pecan/core/hash.hpp>
 
 #include "support/catch.hpp"

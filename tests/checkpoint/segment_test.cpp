@@ -205,7 +205,7 @@ TEST_CASE("what was committed is read back, after the owner is gone too", "[segm
   first.store(next);
   CHECK(good_blocks(stored, second) == 5);  // who reads keeps what it reads
   CHECK(good_blocks(read(path).value(), first) == 5);
-  next.invalidate();
+  next.begin();
   CHECK(read(path).status().code == StatusCode::kNotFound);
   CHECK(next.remove().ok());
   CHECK_FALSE(std::filesystem::exists(path));

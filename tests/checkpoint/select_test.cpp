@@ -16,9 +16,7 @@ namespace {
 class Rotation {
  public:
   Rotation(ExpertGrid grid, int budget)
-      : grid_(grid),
-        budget_(budget),
-        history_(SelectionHistory::uniform(grid, budget, Step{0})) {}
+      : grid_(grid), budget_(budget), history_(SelectionHistory::uniform(grid, budget, Step{0})) {}
   void set_budget(int budget) { budget_ = budget; }
   std::vector<UnitIndex> next(bool fails = false) {
     ++step_.value;

@@ -1,3 +1,5 @@
+#include "checkpoint/triple_buffer.hpp"
+
 #include <algorithm>
 #include <deque>
 #include <map>
@@ -5,7 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "checkpoint/triple_buffer.hpp"
 #include "support/catch.hpp"
 
 using namespace pecan;
@@ -43,8 +44,7 @@ struct World {
   std::int64_t newest_whole = 0;
   std::int64_t written = 0;  ///< generation whose checkpoint is being committed
 
-  explicit World(int num_buffers)
-      : buffers(num_buffers), content(TripleBuffer::kMaxBuffers, 0) {}
+  explicit World(int num_buffers) : buffers(num_buffers), content(TripleBuffer::kMaxBuffers, 0) {}
 
   [[nodiscard]] bool possible(Event event) const {
     switch (event) {
@@ -143,11 +143,10 @@ struct World {
     for (int b = 0; b < buffers.size(); ++b) generations.push_back(buffers[b].generation);
     std::vector<std::int64_t> order = generations;
     std::ranges::sort(order);
-    std::string key = fmt::format("{} {}",
-                                  buffers.filling().value_or(-1),
-                                  written == 0 ? -1
-                                               : std::ranges::find(content, written) -
-                                                     content.begin());
+    std::string key =
+        fmt::format("{} {}",
+                    buffers.filling().value_or(-1),
+                    written == 0 ? -1 : std::ranges::find(content, written) - content.begin());
     for (int b = 0; b < buffers.size(); ++b) {
       const auto place = std::ranges::lower_bound(order, generations[std::size_t(b)]);
       key += fmt::format("|{} {} {} {} {}",
@@ -155,7 +154,7 @@ struct World {
                          place - order.begin(),
                          buffers[b].complete,
                          buffers[b].waiting,
-                         content[std::size_t(b)] == 0             ? 0
+                         content[std::size_t(b)] == 0              ? 0
                          : content[std::size_t(b)] == newest_whole ? 2
                                                                    : 1);
     }

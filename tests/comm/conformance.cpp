@@ -86,7 +86,10 @@ class Guarded {
 
 class Checker {
  public:
-  explicit Checker(Group& group) : group_(group), size_(group.size()), rank_(group.rank().value) {}
+  explicit Checker(Group& group, ProfileTrack* profile)
+      : group_(group), size_(group.size()), rank_(group.rank().value) {
+    ctx_.profile = profile;
+  }
 
   Conformance run() {
     check_type<float>();
@@ -476,8 +479,8 @@ class Checker {
 
 }  // namespace
 
-Conformance check_conformance(Group& group) {
-  return Checker(group).run();
+Conformance check_conformance(Group& group, ProfileTrack* profile) {
+  return Checker(group, profile).run();
 }
 
 }  // namespace pecan::comm::test

@@ -15,7 +15,7 @@ struct Conformance {
 };
 
 /// Runs every collective over all members of `group`, against oracles that each member computes
-/// alone.
-[[nodiscard]] Conformance check_conformance(Group& group);
+/// alone. Of a profiled group `profile` takes the spans.
+[[nodiscard]] Conformance check_conformance(Group& group, ProfileTrack* profile = nullptr);
 
 }  // namespace pecan::comm::test

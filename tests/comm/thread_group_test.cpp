@@ -62,6 +62,48 @@ TEST_CASE("a group of one conforms", "[comm]") {
   CHECK(test::check_conformance(*group).failures == std::vector<std::string>{});
 }
 
+TEST_CASE("a profiled group conforms, and tells each collective and what it sent", "[comm]") {
+  constexpr int kSize = 4;
+  std::vector<test::Conformance> plain(kSize), profiled(kSize);
+  std::vector<std::int64_t> sent(kSize), told(kSize), flights(kSize), calls(kSize), begun(kSize);
+  const GroupOptions options{.timeout = 30s};
+  run_thread_group(
+      kSize,
+      [&](Group& group) {
+        plain[std::size_t(group.rank().value)] = test::check_conformance(group);
+      },
+      options);
+  std::vector<std::unique_ptr<Profiler>> profilers(kSize);
+  for (auto& profiler : profilers) profiler = std::make_unique<Profiler>(std::size_t{1} << 14);
+  const auto watch = [&](Group& group) {
+    const auto rank = std::size_t(group.rank().value);
+    profilers[rank]->start();
+    ProfileTrack* track = profilers[rank]->track(ProfileThread::kMain);
+    const std::unique_ptr<Group> watched = make_profiled_group(group);
+    {
+      const ProfileSpan step(track, {.kind = SpanKind::kStep, .name = "step"});
+      profiled[rank] = test::check_conformance(*watched, track);
+    }
+    sent[rank] = watched->traffic(Purpose::kTest).sent_bytes;
+    calls[rank] = watched->traffic(Purpose::kTest).calls;
+    for (const ProfileRow& row : profilers[rank]->rows(ProfileThread::kMain)) {
+      if (row.kind != SpanKind::kCollective) continue;
+      flights[rank] += row.flight_ns > 0 ? 1 : 0;
+      begun[rank] += row.calls;
+      told[rank] += row.bytes;
+    }
+  };
+  run_thread_group(kSize, watch, options);
+  for (std::size_t rank = 0; rank < kSize; ++rank) {
+    CHECK(profiled[rank].failures == std::vector<std::string>{});
+    CHECK(profiled[rank].digest == plain[rank].digest);
+    CHECK(flights[rank] >= 7);  // kinds of collectives and messages
+    CHECK(sent[rank] > 0);
+    CHECK(told[rank] >= sent[rank]);  // groups that are split off count on their own
+    CHECK(begun[rank] >= calls[rank]);
+  }
+}
+
 TEST_CASE("Thread groups of every size conform, with the same bits each time", "[comm]") {
   for (int size = 1; size <= 8; ++size) {
     CAPTURE(size);

@@ -124,6 +124,9 @@ def flags(t):
     t.add("flag: a configuration that is not there", USAGE, ["nowhere.yaml", "No such file", "--config"],
           t.dry(config=lab.folder / "nowhere.yaml"))
     t.add("flag: a folder as configuration", USAGE, [str(lab.folder), "irectory", "--config"], t.dry(config=lab.folder))
+    t.add("flag: steps of a profile", USAGE, ["--profile-steps", "'9:5' is not A:B with 1 <= A <= B", "--help"],
+          t.train("--profile", "--profile-steps", "9:5"))
+    t.add("flag: steps without a profile", USAGE, ["--profile-steps", "--profile", "--help"], t.train("--profile-steps", "5:9"))
     t.add("flag: both ways to resume", USAGE, ["--resume", "excludes", "--help"],
           t.train("--resume-from-failure", "--resume", "/x"))
     t.add("flag: --world 0", USAGE, ["--world", "0", "--help"], t.plan(0))

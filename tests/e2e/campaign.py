@@ -30,11 +30,11 @@ TIME_LIMIT_S = 180  # of one recovery: a hang, on however slow a machine
 REPLICAS = 2
 # Numbers of docs/reliability.md. How often each kind comes in a round of thirty.
 KINDS = {
-    "F1": ("a rank is killed", 7), "F2": ("a host is lost with its memory", 5), "F3": ("two hosts are lost at once", 2),
+    "F1": ("a rank is killed", 6), "F2": ("a host is lost with its memory", 5), "F3": ("two hosts are lost at once", 2),
     "F4": ("a host's network is cut", 1), "F5": ("a rank stands still", 1), "F6": ("the supervisor is killed", 2),
     "F7": ("a rank is killed while the run recovers", 2), "F8": ("a rank is killed in a phase of a save", 6),
     "F9": ("a shard is corrupted, then two hosts are lost", 2), "F10": ("the disk is full, then a rank is killed", 1),
-    "F11": ("the run is stopped and started again", 1),
+    "F11": ("the run is stopped and started again", 1), "F15": ("all hosts but one are lost at once", 1),
 }
 PHASES = ["snapshot", "persist", "vote", "commit", "committed", "retention"]
 SETTINGS = [
@@ -238,11 +238,14 @@ class Campaign:
         os.kill(self.rng.choice(self.ranks()), signal.SIGKILL)
 
     def lose(self, names):
+        self.memory_goes_with(names)
         for name in names:
             self.hosts.lose(name)
         self.down += names
-        # Neighbours keep each other's copies.
-        self.memory_lost = len(names) >= REPLICAS
+
+    def memory_goes_with(self, names):
+        """Neighbours keep each other's copies; one host alone has no neighbour."""
+        self.memory_lost = len(names) >= min(REPLICAS, len(self.used_hosts()))
 
     def used_hosts(self):
         return [name for name in self.hosts.names if self.ranks([name])]
@@ -257,6 +260,7 @@ class Campaign:
             self.lose(self.neighbours())
         elif kind == "F4":
             name = self.rng.choice(self.used_hosts())
+            self.memory_goes_with([name])
             self.hosts.cut(name)
             self.down.append(name)
         elif kind == "F5":
@@ -292,6 +296,10 @@ class Campaign:
         elif kind == "F11":
             self.stop()
             self.start()
+        elif kind == "F15":
+            used = self.used_hosts()
+            used.remove(self.rng.choice(used))
+            self.lose(used)
         return ""
 
     def restart_with(self, fault):
@@ -449,7 +457,7 @@ def goodput(campaign):
         json.dumps(record) + "\n" for record in campaign.metrics.records
         if record.get("kind") not in (None, "content") and record.get("incarnation", 0) < end))
     struck = sum(len(v) for v in campaign.outcomes.values())
-    share = sum(len(campaign.outcomes[kind]) for kind in ("F3", "F9")) / struck
+    share = sum(len(campaign.outcomes[kind]) for kind in ("F3", "F9", "F15")) / struck
     command = [campaign.lab.bin / "pecan-plan", "simulate", "--config", campaign.lab.config, *settings(*SETTINGS), "--world", 8, "--nodes", 4,
                "--from-run", records, "--steps", counted, *[word for t in failures for word in ("--fail-at", f"{t:.2f}")], "--step-s", f"{step_s[0]:.4f}",
                "--detect-s", 0, "--restart-s", f"{pause_s:.3f}", "--restore-s", 0, "--startup-s", 0, "--stall-s", 0,

@@ -371,19 +371,22 @@ def phases(lab, arguments):
     levels = {"storage": [], "memory": ["checkpoint.non_persistent_save_interval=1", f"checkpoint.memory_dir={memory_dir}",
                                         "checkpoint.pec.experts_per_snapshot=4"]}
     for level, keys in levels.items():
-        # Saves beside training may be skipped: the run is long enough that one meets the phase.
-        total = 10 if level == "storage" else 60
-        common = ["checkpoint.save_interval=4", f"training.train_iters={total}"]
+        common = ["checkpoint.save_interval=4"]
         for phase in ("snapshot", "persist", "vote", "commit", "committed", "retention"):
             run_dir = lab.folder / f"{level}-{phase}"
             rank = 1 if phase in ("snapshot", "persist", "vote") else 0
             options = [*lab.layout(2), *settings(*common, *keys)]
+            # Saves beside training may be skipped, or take many steps: the run goes on until one meets the phase.
+            total = 10 if level == "storage" else 100000
             # Training waits for a save to storage, so that it is under way when the rank dies.
             if level == "storage":
                 options += settings("checkpoint.async_save=false")
-            killed = lab.train(2, run_dir, *options, *settings(f"fault.inject=[kill step=8 rank={rank} phase={phase}]"), expect=None)
+            fault = f"fault.inject=[kill step=8 rank={rank} phase={phase}]"
+            killed = lab.train(2, run_dir, *options, *settings(fault, f"training.train_iters={total}"), expect=None)
             check(killed.returncode == 137, f"{level}, {phase}: killed ({killed.returncode})")
-            lab.train(2, run_dir, *options, "--resume-from-failure")
+            if level == "memory":
+                total = steps(run_dir)[-1]["step"] + 10
+            lab.train(2, run_dir, *options, *settings(f"training.train_iters={total}"), "--resume-from-failure")
             step = records(run_dir, "recovery")[-1]["step"]
             if level == "storage":
                 wanted = 8 if phase in ("committed", "retention") else 4

@@ -1,14 +1,17 @@
 #!/usr/bin/python3
-"""The supervisor on this machine: ranks killed and stopped, hosts lost and back, stops on request, bad hosts files.
+"""The supervisor on this machine: ranks killed and stopped, hosts lost and back, stops on request, divergences,
+bad hosts files.
 
 usage: launch.py --bin DIR --mpiexec PATH [--only TEXT]
 
-Hosts are names that an agent of the test's own serves: it runs what it is given here, unless the host is marked as lost.
+Hosts are names that an agent of the test's own serves: it runs what it is given here, unless the host is marked as lost. One case
+goes by ssh instead, to a server of the test's own; without sshd it is left out, and the exit code is 77.
 """
 import argparse
 import json
 import os
 import pathlib
+import shutil
 import signal
 import struct
 import subprocess
@@ -17,16 +20,41 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import e2e  # noqa: E402
+import ssh_server  # noqa: E402
 from e2e import check  # noqa: E402
 
 TIME_LIMIT_S = 120  # a hang, on however slow a machine
 AGENT = """#!/bin/sh
 host=$1; shift
-if [ -e LOST/$host ]; then echo "$host: no route to host" >&2; exit 255; fi
+if [ -e LOST/$host ]; then printf 'Welcome to %s\\r\\n%s: no route to host\\r\\n' $host $host >&2; exit 255; fi
 # Daemons of one machine would meet in one session folder, which Open MPI does not expect.
 export TMPDIR=LOST/$host.tmp
 mkdir -p $TMPDIR
 exec sh -c "$*"
+"""
+# In mpirun's place: all that a job shows to a supervisor, heartbeats and what signals do. It notes the signals that come to it
+# and to a child of its group, and obeys SIGTERM if told so.
+JOB = """#!/usr/bin/python3
+import os, pathlib, signal, struct, sys, time
+run, obeys = pathlib.Path("RUN"), OBEYS
+child = os.fork() == 0
+def came(number, frame):
+    with open("MARKS", "a") as marks:
+        marks.write(f"{'child' if child else 'job'} {signal.Signals(number).name} {time.monotonic()}\\n")
+    if obeys and number == signal.SIGTERM:
+        os._exit(143)
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, came)
+if not child:
+    (run / "heartbeat").mkdir(exist_ok=True)
+    for rank in range(2):
+        beat = struct.pack("<8sIiQii", b"PcnBeat1", 1, rank, os.getpid(), 2, 0)
+        beat = (beat + b"localhost").ljust(96, b"\\0")
+        beat += struct.pack("<Iiqq", 2, -1, 1, 0)
+        (run / f"heartbeat/rank-{rank:05}").write_bytes(beat.ljust(184, b"\\0"))
+end = time.monotonic() + 300  # whatever happens to the test
+while time.monotonic() < end:
+    time.sleep(0.05)
 """
 # Daemons and ranks of different "hosts" meet on the loopback.
 NETWORK = {"OMPI_MCA_btl": "self,vader,tcp", "OMPI_MCA_btl_tcp_if_include": "lo", "OMPI_MCA_oob_tcp_if_include": "lo"}
@@ -67,21 +95,22 @@ class Launch:
         self.table, self.run_dir = table, table.lab.folder / name
         self.hosts = table.lab.folder / f"{name}.hosts"
         self.hosts.write_text("".join(f"{host} slots={slots}\n" for host, slots in hosts))
-        self.settings, self.agent = settings, agent
+        self.settings, self.agent = settings, table.agent if agent else None
+        self.environment = table.environment
         self.log = table.lab.folder / f"{name}.log"
-        self.process = None
+        self.process, self.environment = None, table.environment
 
     def command(self, *settings, hosts=None):
         words = [str(self.table.lab.bin / "pecan-launch"), "--config", str(self.table.lab.config), "--hosts",
                  str(hosts or self.hosts), "--run-dir", str(self.run_dir), "--log", str(self.log)]
         if self.agent:
-            words += ["--agent", str(self.table.agent)]
+            words += ["--agent", str(self.agent)]
         for setting in (*self.settings, *settings):
             words += ["--set", setting]
         return [*words, "--", "--bind-to", "none"]  # all hosts have the same cores
 
     def start(self, *settings):
-        self.process = subprocess.Popen(self.command(*settings), env=self.table.environment, stdout=subprocess.DEVNULL,
+        self.process = subprocess.Popen(self.command(*settings), env=self.environment, stdout=subprocess.DEVNULL,
                                         stderr=subprocess.DEVNULL)
 
     def finish(self, expect, what):
@@ -123,7 +152,9 @@ class Table:
         self.agent.write_text(AGENT.replace("LOST", str(self.lost)))
         self.agent.chmod(0o755)
         path = f"{pathlib.Path(lab.mpiexec).resolve().parent}:{os.environ['PATH']}" if "/" in lab.mpiexec else os.environ["PATH"]
-        self.environment = {**os.environ, **e2e.ENVIRONMENT, **NETWORK, "PATH": path}
+        # What killed ranks leave of Open MPI's own shared memory goes with the folder.
+        self.environment = {**os.environ, **e2e.ENVIRONMENT, **NETWORK, "PATH": path,
+                            "OMPI_MCA_btl_vader_backing_directory": str(lab.folder)}
         # The supervisor sets these itself.
         for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_rmaps_base_oversubscribe",
                      "OMPI_MCA_mpi_yield_when_idle"):
@@ -194,6 +225,86 @@ def on_request(t):
     run.start(f"training.train_iters={last + 9}", "training.exit_interval=1")
     run.finish(75, "a stop by the configuration")
     check(not events(run.run_dir)[-1]["requested"], "which nobody else has asked for")
+
+
+def unheard_requests(t):
+    """A job that does not stop when asked is ended when the time is up, and killed if that is not enough; a second signal ends it
+    at once; and a request in a pause between starts is heard too."""
+    def played(name, obeys, *settings):
+        """Runs with the job above, in whose place the table's mpirun stands elsewhere."""
+        run = Launch(t, name, [("localhost", 2)], [*WHOLE, *QUICK, *settings], agent=False)
+        run.marks = t.lab.folder / f"{name}.marks"
+        folder = t.lab.folder / f"{name}.bin"
+        folder.mkdir()
+        text = JOB.replace("RUN", str(run.run_dir)).replace("OBEYS", str(obeys)).replace("MARKS", str(run.marks))
+        (folder / "mpirun").write_text(text)
+        (folder / "mpirun").chmod(0o755)
+        run.environment = {**t.environment, "PATH": f"{folder}:{t.environment['PATH']}"}
+        run.start()
+        run.until(lambda: len(heartbeats(run.run_dir)) == 2, f"{name}: the job has begun")
+        return run
+
+    def marks(run):
+        lines = run.marks.read_text().splitlines() if run.marks.exists() else []
+        return [(who, name, float(when)) for who, name, when in (line.split() for line in lines)]
+
+    def told(run, name):
+        run.until(lambda: ("job", name) in [m[:2] for m in marks(run)], f"{name} reaches the job")
+
+    deaf = played("deaf", False, "comm.timeout_s=1")
+    asked = time.monotonic()
+    deaf.process.send_signal(signal.SIGTERM)
+    deaf.finish(75, "a job that hears nothing")
+    seen = marks(deaf)
+    check([m[:2] for m in seen] == [("job", "SIGUSR1"), ("job", "SIGTERM")], f"it was asked, then told, once each: {seen}")
+    check(len(seen) == 2 and seen[1][2] - asked >= 1, "told when comm.timeout_s was up, not before")
+    check(deaf.said("the job did not stop in 1 s (comm.timeout_s)"), "and that is said")
+    kinds = [(e["event"], e.get("kind"), e.get("exit_code")) for e in events(deaf.run_dir, "failure", "stopped", "restart")]
+    check(kinds == [("failure", "signal", 137), ("stopped", None, 137)],
+          f"in the end it was killed, and not started again: {kinds}")
+
+    forced = played("forced", True, "comm.timeout_s=3600")
+    forced.process.send_signal(signal.SIGINT)
+    told(forced, "SIGUSR1")
+    check(("job", "SIGTERM") not in [m[:2] for m in marks(forced)], "after the first signal the job has time")
+    forced.process.send_signal(signal.SIGTERM)
+    forced.finish(75, "a second signal")
+    check([m[:2] for m in marks(forced)] == [("job", "SIGUSR1"), ("job", "SIGTERM")], f"ends the job at once: {marks(forced)}")
+    check(events(forced.run_dir)[-1]["event"] == "stopped" and events(forced.run_dir)[-1]["requested"], "as a stop on request")
+    check(len(events(forced.run_dir, "start")) == 1, "which is no failure to restart after")
+
+    waiting = Launch(t, "waiting", [("localhost", 2)],
+                     [*WHOLE, "elastic.restart_backoff_s=3600", "elastic.restart_backoff_max_s=3600",
+                      'fault.inject=["kill step=1 start=every"]'], agent=False)
+    waiting.start()
+    waiting.until(lambda: waiting.said("restarting in 3600 s"), "it waits before the second restart")
+    waiting.process.send_signal(signal.SIGTERM)
+    waiting.finish(75, "a request in a pause")
+    check(len(events(waiting.run_dir, "start")) == 2 and events(waiting.run_dir)[-1].get("requested"), "ends it")
+
+
+def diverged(t):
+    """What would diverge again is not started again; what may have come from the hardware is, once."""
+    nan = Launch(t, "nan", [("localhost", 2)], [*WHOLE, *QUICK, "training.train_iters=8", "checkpoint.async_save=false"], agent=False)
+    nan.start('fault.inject=["nan step=5 rank=1 start=every"]')
+    nan.finish(6, "a gradient that is not finite")
+    last = events(nan.run_dir)[-1]
+    check(len(events(nan.run_dir, "start")) == 1 and last["event"] == "give_up" and last["diverged_step"] == 5,
+          f"the same data are not fed to the same state again: {last}")
+    check(nan.said("diverged at step 5, and would again") and nan.said("training.rollback_after_skips"), "and what to do is said")
+    nan.start("training.check_for_nan_in_loss_and_grad=skip", "training.rollback_after_skips=1", 'fault.inject=["nan step=5 start=1"]')
+    nan.finish(0, "with that the same run goes on")
+    passed, = e2e.records(nan.run_dir, "rollback")
+    check(passed["to"] == 4 and e2e.steps(nan.run_dir)[-1]["step"] == 8, f"and passes over the data: {passed}")
+
+    flip = Launch(t, "flip", [("localhost", 2)],
+                  [WHOLE[0], *QUICK, "training.train_iters=8", "checkpoint.async_save=false", "parallel.expert_model_parallel_size=1",
+                   "training.check_weight_hash_across_dp_replicas_interval=2", 'fault.inject=["flip step=5 rank=1 start=every"]'], agent=False)
+    flip.start()
+    flip.finish(6, "replicas that differ in every start")
+    failures = events(flip.run_dir, "failure")
+    check([(f["kind"], f["hosts"]) for f in failures] == [("diverged", [])] * 2, f"are restarted once, with nobody to blame: {failures}")
+    check(events(flip.run_dir)[-1]["reason"] == "diverged twice" and flip.said("leave out a host"), "and then given up")
 
 
 def stopped_rank(t):
@@ -267,7 +378,45 @@ def lost_host(t):
     first, second = failures[0], failures[-1]
     check(first["kind"] in ("host_lost", "signal") and first["hosts"] == ["nb"] and second["hosts"] == ["na"],
           f"the failures name the hosts: {first}, {second}")
-    check("no route" in events(run.run_dir, "host_lost")[0]["reason"], "with what the agent said")
+    check(events(run.run_dir, "host_lost")[0]["reason"] == "nb: no route to host", "with what the agent said last")
+
+
+def over_ssh(t):
+    """Without an agent it is ssh that reaches hosts: it starts the ranks, a lost host is one that it does not reach, and it ends
+    what a killed supervisor has left."""
+    absent = ssh_server.missing()
+    if absent:
+        print(f"skipped: {absent} is missing (Debian: openssh-server, openssh-client)", flush=True)
+        t.lab.skipped = True
+        return
+    with ssh_server.SshServer(t.lab.folder, ["na", "nb"]) as server:
+        run = Launch(t, "ssh", [("na", 1), ("nb", 1)],
+                     [WHOLE[0], *QUICK, "elastic.layouts=[{world_size: 1}, {world_size: 2, expert_model_parallel_size: 2}]"],
+                     agent=False)
+        run.environment = {**t.environment, "PATH": f"{server.path}:{t.environment['PATH']}"}
+        run.start(ENDLESS)
+        run.until(lambda: run.trained(0, 3), "it trains on two hosts")
+        ranks = [b["pid"] for b in heartbeats(run.run_dir).values()]
+        check(all(b"SSH_CONNECTION=" in pathlib.Path(f"/proc/{p}/environ").read_bytes() for p in ranks), "the ranks are children of sshd")
+        run.process.kill()
+        run.process.wait()
+        # The same by an agent with arguments.
+        run.environment = t.environment
+        run.agent = f"ssh -F {server.config}"
+        run.start(ENDLESS)
+        run.until(lambda: run.trained(1, 3), "another supervisor takes over")
+        check(not any(pathlib.Path(f"/proc/{p}").exists() for p in ranks), "nothing of the former one is left")
+        server.answer("na")
+        rank = heartbeats(run.run_dir)[1]["pid"]
+        for pid in (parent_of(rank), rank):
+            os.kill(pid, signal.SIGKILL)
+        run.until(lambda: run.trained(2, 3), "it trains on the host that is left")
+        run.process.send_signal(signal.SIGTERM)
+        run.finish(75, "SIGTERM")
+        starts = events(run.run_dir, "start")
+        check([s["world"] for s in starts] == [2, 2, 1], f"worlds of two ranks and one: {starts}")
+        lost = events(run.run_dir, "host_lost")
+        check([h["host"] for h in lost] == ["nb"] and lost[0]["reason"].endswith("refused"), f"with what ssh said: {lost}")
 
 
 def bad_input(t):
@@ -301,13 +450,22 @@ def bad_input(t):
     refused("a program that is not there", ["/nowhere/train", "; "], words=["--train", "/nowhere/train"])
     refused("mpirun's number of processes", ["-np", "elastic.layouts", "; "], words=["--", "-np", "4"])
     refused("an unknown key", ["unknown key elastic.max_restart", "elastic.max_restarts"], settings=["elastic.max_restart=2"])
+    # A signal that comes before the run can be stopped waits until then; here there is no run to stop, as a pipe has no content.
+    pipe = t.lab.folder / "pipe.hosts"
+    os.mkfifo(pipe)
+    early = subprocess.Popen([str(t.lab.bin / "pecan-launch"), "--config", str(t.lab.config), "--hosts", str(pipe)], env=t.environment,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with open(pipe, "w"):  # opens when it is being read
+        early.send_signal(signal.SIGUSR1)
+    said = early.communicate(timeout=TIME_LIMIT_S)[1]
+    check(early.returncode == 2 and "names no host" in said, f"an early signal does not kill: exit code {early.returncode}, {said}")
     done = t.lab.run([t.lab.bin / "pecan-launch", "--config", t.lab.config], expect=2)
     check("needs --hosts FILE" in done.stdout and "--help" in done.stdout, "without --hosts: it is asked for")
     done = t.lab.run([t.lab.bin / "pecan-launch", "--config", t.lab.config, "--hosts", "/nowhere/hosts"], expect=2)
     check("/nowhere/hosts" in done.stdout, "a hosts file that is not there is named")
 
 
-CASES = (killed_rank, on_request, stopped_rank, gives_up, lost_host, bad_input)
+CASES = (killed_rank, on_request, unheard_requests, diverged, stopped_rank, gives_up, lost_host, over_ssh, bad_input)
 
 
 def main():
@@ -333,7 +491,7 @@ def main():
                 pass
         lab.close()
     print(f"{len(e2e.failures)} failures")
-    return 1 if e2e.failures else 0
+    return 1 if e2e.failures else 77 if lab.skipped else 0
 
 
 if __name__ == "__main__":

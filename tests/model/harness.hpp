@@ -33,6 +33,7 @@ inline model::ModelDims small_dims(DType dtype) {
   dims.padded_vocab = 32;
   dims.sequence = 9;
   dims.micro_batch = 2;
+  dims.head_piece = 7;  // of 18 tokens
   dims.norm_epsilon = 1e-5;
   dims.rotary_base = 10000;
   // Larger than in training, so that every path of the gradient carries weight.

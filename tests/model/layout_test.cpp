@@ -54,7 +54,7 @@ Outcome train(const model::ModelDims& small, const Layout& layout, int merged = 
     const double scale = parallel::gradient_scale(harness.mesh, num_micro);
     for (int step = 0; step < kSteps; ++step) {
       harness.transformer.begin_step();
-      harness.exchange.begin_step();
+      harness.exchange.begin_step(harness.ctx);
       double sums[2] = {0, 0};
       for (int micro = 0; micro < num_micro; ++micro) {
         // Sequences in Megatron's order: micro-step, then data-parallel rank.

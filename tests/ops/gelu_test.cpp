@@ -72,7 +72,7 @@ TEST_CASE("gelu: far arguments saturate, NaN stays, in every instruction set") {
   for (const auto isa :
        {ops::detail::Isa::kBaseline, ops::detail::Isa::kAvx2, ops::detail::Isa::kAvx512}) {
     if (!ops::detail::supports(isa)) continue;
-    const auto& kernels = ops::detail::isa_kernels(isa).f32;
+    const auto& kernels = ops::detail::isa_kernels(isa).of_f32;
     for (std::size_t i = 0; i < x.size(); ++i) {
       // Enough of each for the vector loop and its tail.
       const std::vector<float> same(19, x[i]), ones(19, 1.0F);

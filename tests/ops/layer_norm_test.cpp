@@ -115,11 +115,14 @@ TEST_CASE("layer_norm: f32, bf16 and threaded gradients agree with f64, and add 
       CpuContext ctx(threads);
       const Gradients added = backward(ctx, dtype, shape, x, w, dy, Accumulate::kAdd);
       Gradients plain = backward(ctx, dtype, shape, x, w, dy, Accumulate::kOverwrite);
-      check_close(added.dx, exact.dx, tolerance(dtype, 4));
+      // The gradient of a row of one is 0: a difference of equal numbers, whose rounding (a fused
+      // product is not rounded, the mean is) rstd makes larger.
+      const std::int64_t cancelled = shape[1] == 1 ? 128 : 0;
+      check_close(added.dx, exact.dx, tolerance(dtype, 4 + cancelled));
       check_close(added.dw, exact.dw, tolerance(master_of(dtype), 16));
       check_close(added.db, exact.db, tolerance(master_of(dtype), 16));
       for (double& value : plain.dx) value += 1;
-      check_close(plain.dx, exact.dx, tolerance(dtype, 16));
+      check_close(plain.dx, exact.dx, tolerance(dtype, 16 + cancelled));
       CHECK(plain.dw == added.dw);
       CHECK(plain.db == added.db);
     });

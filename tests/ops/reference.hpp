@@ -28,11 +28,12 @@ inline Values rms_norm(const Values& x, const Values& w, double eps) {
   const Index width = w.size();
   Values y(x.size());
   for (Index row = 0; row < x.size() / width; ++row) {
-    double mean = 0;
+    // Wider than what is compared with it: a sum in this order has larger errors in double.
+    long double mean = 0;
     for (Index h = 0; h < width; ++h)
-      mean += x[row * width + h] * x[row * width + h] / double(width);
+      mean += static_cast<long double>(x[row * width + h]) * x[row * width + h] / double(width);
     for (Index h = 0; h < width; ++h)
-      y[row * width + h] = x[row * width + h] / std::sqrt(mean + eps) * w[h];
+      y[row * width + h] = x[row * width + h] / std::sqrt(double(mean) + eps) * w[h];
   }
   return y;
 }

@@ -137,7 +137,7 @@ void exchange_body(const Case& what, comm::Group& world, std::vector<std::string
   GradientExchange exchange(params, groups, what.overlap);
   if (what.overlap == Overlap::kOn) ctx.background = &exchange;
   for (int step = 0; step < 2; ++step) {
-    exchange.begin_step();
+    exchange.begin_step(ctx);
     for (int micro = 0; micro < kMicroBatches; ++micro) {
       exchange.begin_micro_batch(micro + 1 < kMicroBatches ? MicroBatch::kMoreFollow
                                                            : MicroBatch::kLast);

@@ -30,17 +30,11 @@ class FaultyFileSystem::FaultyFile final : public File {
   }
 
   Status write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
-    const std::optional<Fault> fault = fs_.strike(Call::kWrite, path_);
-    if (!fault) return inner_->write_at(offset, bytes);
-    if (fault->effect == Effect::kFlipBit) {
-      std::vector<std::byte> flipped(bytes.begin(), bytes.end());
-      flip(flipped, fault->bit);
-      return inner_->write_at(offset, flipped);
-    }
-    if (fault->effect == Effect::kHalf) {
-      static_cast<void>(inner_->write_at(offset, bytes.first(bytes.size() / 2)));
-    }
-    return failure(*fault, path_);
+    return write(offset, bytes, [&] { return inner_->write_at(offset, bytes); });
+  }
+
+  Status write_behind(std::uint64_t offset, std::span<const std::byte> bytes) override {
+    return write(offset, bytes, [&] { return inner_->write_behind(offset, bytes); });
   }
 
   Status truncate(std::uint64_t size) override {
@@ -60,6 +54,21 @@ class FaultyFileSystem::FaultyFile final : public File {
   }
 
  private:
+  template <typename Good>
+  Status write(std::uint64_t offset, std::span<const std::byte> bytes, Good good) {
+    const std::optional<Fault> fault = fs_.strike(Call::kWrite, path_);
+    if (!fault) return good();
+    if (fault->effect == Effect::kFlipBit) {
+      std::vector<std::byte> flipped(bytes.begin(), bytes.end());
+      flip(flipped, fault->bit);
+      return inner_->write_at(offset, flipped);
+    }
+    if (fault->effect == Effect::kHalf) {
+      static_cast<void>(inner_->write_at(offset, bytes.first(bytes.size() / 2)));
+    }
+    return failure(*fault, path_);
+  }
+
   FaultyFileSystem& fs_;
   std::unique_ptr<File> inner_;
   std::string path_;

@@ -68,7 +68,7 @@ TEST_CASE("the first bad tensor of a pass is named by what was done to it", "[tr
     model::Transformer model(ctx, plan.dims, state.params(), groups, memory, {&probe, &exchange});
     const std::vector<std::int32_t> tokens(std::size_t(plan.dims.tokens()), 3);
     model.begin_step();
-    exchange.begin_step();
+    exchange.begin_step(ctx);
     probe.arm(ctx);
     const ConstTensorView ids = const_view_of(std::span(tokens));
     const model::BatchResult result = model.forward_backward(ctx, {ids, ids, {}}, 1);
@@ -227,6 +227,43 @@ TEST_CASE("a flipped bit is found by the other holders, and the rank is named", 
   const std::string check = "training.check_weight_hash_across_dp_replicas_interval=1";
   CHECK(lab.train("sound", {"training.train_iters=3", check}) == ExitCode::kDone);
   CHECK_FALSE(expected.contains("compares nothing"));
+}
+
+TEST_CASE("why a run has stopped is in its records, and whether it would stop there again",
+          "[train]") {
+  struct Case {
+    std::vector<std::string> settings;
+    nlohmann::json record;
+  };
+  const std::string skip = "training.check_for_nan_in_loss_and_grad=skip";
+  const std::vector<Case> cases{{{"fault.inject=[nan step=3 rank=2]"},
+                                 {{"step", 3}, {"reason", "non_finite"}, {"repeatable", true}}},
+                                {{"training.spiky_loss_sigmas=50",
+                                  "training.train_iters=20",
+                                  "fault.inject=[spike step=18 rank=1 factor=1000]"},
+                                 {{"step", 18}, {"reason", "spike"}, {"repeatable", true}}},
+                                {{"parallel.expert_model_parallel_size=1",
+                                  "training.check_weight_hash_across_dp_replicas_interval=2",
+                                  "fault.inject=[flip step=4 rank=2]"},
+                                 {{"step", 4}, {"reason", "replicas"}, {"repeatable", false}}},
+                                {{skip,
+                                  "training.rollback_after_skips=1",
+                                  "training.max_rollbacks=1",
+                                  "checkpoint.save_interval=2",
+                                  "fault.inject=[nan step=4 start=every]"},
+                                 {{"step", 4}, {"reason", "rollbacks"}, {"repeatable", true}}}};
+  Lab lab;
+  const ExpectLog expected;
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    CAPTURE(i);
+    std::vector<std::string> settings{"training.train_iters=6", "checkpoint.save_interval=0"};
+    settings.insert(settings.end(), cases[i].settings.begin(), cases[i].settings.end());
+    const std::string name = fmt::format("run{}", i);
+    CHECK_THROWS_AS(lab.train(name, settings), DivergenceError);
+    const auto records = lab.metrics(name, "divergence");
+    REQUIRE(records.size() == 1);
+    for (const auto& [key, value] : cases[i].record.items()) CHECK(records[0].at(key) == value);
+  }
 }
 
 TEST_CASE("with a single rank the comparison of replicas says that there is nothing to compare",

@@ -90,12 +90,12 @@ class CountingFileSystem final : public ForwardingFileSystem {
     std::uint64_t data = 0;
     std::uint64_t touched = 0;
   };
-  class CountingFile final : public File {
+  class CountingFile final : public ForwardingFile {
    public:
     CountingFile(std::unique_ptr<File> inner, Counts& counts)
-        : inner_(std::move(inner)), counts_(counts) {
+        : ForwardingFile(std::move(inner)), counts_(counts) {
       // The seal: pairs of offset and size, then their number, a checksum and a magic word.
-      const std::uint64_t tail = inner_->size().value() - 3 * sizeof(std::uint64_t);
+      const std::uint64_t tail = size().value() - 3 * sizeof(std::uint64_t);
       ranges_.resize(word_at(tail));
       std::uint64_t at = tail - 2 * sizeof(std::uint64_t) * ranges_.size();
       for (auto& [begin, end] : ranges_) {
@@ -105,7 +105,7 @@ class CountingFileSystem final : public ForwardingFileSystem {
       }
     }
     Result<std::size_t> read_at(std::uint64_t offset, std::span<std::byte> target) override {
-      Result<std::size_t> read = inner_->read_at(offset, target);
+      Result<std::size_t> read = inner().read_at(offset, target);
       if (!read.ok()) return read;
       const std::uint64_t stop = offset + read.value();
       for (const auto& [begin, end] : ranges_) {
@@ -116,20 +116,13 @@ class CountingFileSystem final : public ForwardingFileSystem {
       }
       return read;
     }
-    Status write_at(std::uint64_t offset, std::span<const std::byte> source) override {
-      return inner_->write_at(offset, source);
-    }
-    Status truncate(std::uint64_t size) override { return inner_->truncate(size); }
-    Result<std::uint64_t> size() override { return inner_->size(); }
-    Status sync() override { return inner_->sync(); }
 
    private:
     [[nodiscard]] std::uint64_t word_at(std::uint64_t offset) const {
       std::array<std::byte, sizeof(std::uint64_t)> bytes{};
-      (void)inner_->read_at(offset, bytes);
+      (void)inner().read_at(offset, bytes);
       return std::bit_cast<std::uint64_t>(bytes);
     }
-    std::unique_ptr<File> inner_;
     Counts& counts_;
     std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges_;
   };

@@ -78,6 +78,10 @@ TEST_CASE("faults that could never strike are refused", "[train]") {
   CHECK(refusal("kill step=2", no_saves).empty());
   CHECK_THAT(refusal("nan step=11", {"training.train_iters=10"}),
              Catch::Contains("train_iters=10"));
+  const std::vector<std::string> saves{"training.train_iters=10", "checkpoint.save_interval=2"};
+  CHECK_THAT(refusal("kill step=10 phase=vote", saves), Catch::Contains("has no phases"));
+  CHECK(refusal("kill step=9 phase=vote", saves).empty());
+  CHECK(refusal("kill step=10", {"training.train_iters=10"}).empty());
 }
 
 TEST_CASE("a full disk refuses writes and nothing else, and a slow one takes its time", "[train]") {

@@ -95,6 +95,13 @@ RestartPolicy::Decision RestartPolicy::after_failure(std::int64_t saved_step) {
   return decision;
 }
 
+DivergencePolicy::Verdict DivergencePolicy::after(const Divergence& divergence) {
+  const bool passed = !former_ || divergence.step > *former_;
+  former_ = divergence.step;
+  if (divergence.repeatable) return Verdict::kRepeatable;
+  return passed ? Verdict::kRestart : Verdict::kNotPassed;
+}
+
 std::vector<std::string> HostRecord::after_failure(std::span<const std::string> culprits,
                                                    Progress progress) {
   if (progress == Progress::kMade) blamed_in_row_.clear();

@@ -15,6 +15,7 @@
 #include <pecan/config/config.hpp>
 
 #include "launch/hosts.hpp"
+#include "launch/run_files.hpp"
 
 namespace pecan::launch {
 
@@ -64,6 +65,20 @@ class RestartPolicy {
   config::ElasticConfig config_;
   std::int64_t newest_step_;
   int in_row_ = 0;
+};
+
+/// Sees to it that no start is a second repetition of one that diverged.
+class DivergencePolicy {
+ public:
+  enum class Verdict : std::uint8_t {
+    kRestart,
+    kRepeatable,  ///< give up: another start would diverge too
+    kNotPassed    ///< give up: the start after the former divergence did not get past that
+  };
+  [[nodiscard]] Verdict after(const Divergence& divergence);
+
+ private:
+  std::optional<std::int64_t> former_;  ///< step of the last one
 };
 
 /// Remembers on which hosts starts failed.

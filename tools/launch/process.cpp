@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include <pecan/core/error.hpp>
+#include <pecan/core/text.hpp>
 
 namespace pecan::launch {
 namespace {
@@ -28,10 +29,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-std::string errno_text(int error) {
-  return std::generic_category().message(error);
 }
 
 struct Pipe {
@@ -161,6 +158,22 @@ bool read_available(const Fd& fd, const std::function<void(std::string_view)>& t
     if (length < 0 && errno == EINTR) continue;
     return length < 0 && errno == EAGAIN;
   }
+}
+
+bool write_all(int fd, std::string_view text) {
+  while (!text.empty()) {
+    const ssize_t written = ::write(fd, text.data(), text.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return false;
+    text.remove_prefix(std::size_t(written));
+  }
+  return true;
+}
+
+std::string host_name() {
+  std::array<char, 256> text{};
+  static_cast<void>(::gethostname(text.data(), text.size() - 1));
+  return text.data();
 }
 
 int exit_code_of(int wait_status) {

@@ -42,6 +42,10 @@ enum class Grouping : std::uint8_t {
 [[nodiscard]] Child start_process(std::span<const std::string> words, Grouping grouping);
 /// Reads what is there; false at the end of the file.
 bool read_available(const Fd& fd, const std::function<void(std::string_view)>& take);
+/// Writes all of `text`, whatever signals come; false if the file takes no more.
+bool write_all(int fd, std::string_view text);
+/// This machine's.
+[[nodiscard]] std::string host_name();
 /// 128 + n for signal n, as a shell says it.
 [[nodiscard]] int exit_code_of(int wait_status);
 /// Makes orphans of processes that this one has started its own children.

@@ -19,13 +19,12 @@
 
 #include <pecan/core/file_system.hpp>
 #include <pecan/core/hash.hpp>
+#include <pecan/core/text.hpp>
+
+#include "launch/process.hpp"
 
 namespace pecan::launch {
 namespace {
-
-std::string errno_text(int error) {
-  return std::generic_category().message(error);
-}
 
 nlohmann::json parsed(std::string_view text) {
   return nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
@@ -36,22 +35,6 @@ std::optional<Number> number_at(const nlohmann::json& json, const char* key) {
   const auto found = json.is_object() ? json.find(key) : json.end();
   if (found == json.end() || !found->is_number_integer()) return {};
   return found->template get<Number>();
-}
-
-bool write_all(int fd, std::string_view text) {
-  while (!text.empty()) {
-    const ssize_t written = ::write(fd, text.data(), text.size());
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) return false;
-    text.remove_prefix(std::size_t(written));
-  }
-  return true;
-}
-
-std::string host_name() {
-  std::array<char, 256> text{};
-  static_cast<void>(::gethostname(text.data(), text.size() - 1));
-  return text.data();
 }
 
 /// What the run's lock says; no object without one.
@@ -107,16 +90,20 @@ StartMetrics parse_start_metrics(std::string_view appended) {
     const std::size_t end = appended.find('\n');
     const std::string_view line = appended.substr(0, end);
     appended.remove_prefix(end == std::string_view::npos ? appended.size() : end + 1);
-    const auto is = [&](std::string_view text) {
-      return line.find(text) != std::string_view::npos;
+    const auto is = [&](std::string_view mark) {
+      return line.find(mark) != std::string_view::npos;
     };
-    const bool is_snapshot = is("\"kind\":\"snapshot\"");
-    if (is_snapshot && !is("\"committed\":true")) continue;
-    const bool is_step = is("\"kind\":\"step\"");
-    if (!is_snapshot && !is_step && !is("\"kind\":\"recovery\"")) continue;
-    const auto step = number_at<std::int64_t>(parsed(line), "step");
+    const bool is_step = is(R"("kind":"step")"), is_divergence = is(R"("kind":"divergence")");
+    const bool is_kept = is(R"("kind":"snapshot")") && is(R"("committed":true)");
+    if (!is_step && !is_divergence && !is_kept && !is(R"("kind":"recovery")")) continue;
+    const nlohmann::json record = parsed(line);
+    const auto step = number_at<std::int64_t>(record, "step");
     if (!step) continue;
-    (is_snapshot ? metrics.kept_step : is_step ? metrics.last_step : metrics.resumed_step) = step;
+    if (is_divergence) {
+      metrics.divergence = {*step, record.value("repeatable", nlohmann::json()) == true};
+    } else {
+      (is_kept ? metrics.kept_step : is_step ? metrics.last_step : metrics.resumed_step) = step;
+    }
   }
   return metrics;
 }
@@ -139,6 +126,7 @@ StartMetrics read_start_metrics(const std::string& run_directory, std::uint64_t 
     const StartMetrics tail = part(size.value() - kPart);
     if (tail.last_step) metrics.last_step = tail.last_step;
     if (tail.kept_step) metrics.kept_step = tail.kept_step;
+    if (tail.divergence) metrics.divergence = tail.divergence;
   }
   return metrics;
 }

@@ -24,11 +24,18 @@ namespace pecan::launch {
 
 /// Bytes of metrics.jsonl; 0 without one.
 [[nodiscard]] std::uint64_t metrics_size(const std::string& run_directory);
+/// A step that was not to be believed, and ended a start.
+struct Divergence {
+  std::int64_t step = 0;
+  bool repeatable = false;  ///< another start from the same state would end alike
+  bool operator==(const Divergence&) const = default;
+};
 /// What metrics.jsonl says about one start.
 struct StartMetrics {
   std::optional<std::int64_t> resumed_step;  ///< of its recovery record; none: a fresh start
   std::optional<std::int64_t> last_step;     ///< of its newest step record
   std::optional<std::int64_t> kept_step;     ///< the newest whose snapshot in memory was whole
+  std::optional<Divergence> divergence;
   bool operator==(const StartMetrics&) const = default;
 };
 /// Of the lines that a start has appended; cut or foreign lines are left out. Pure.

@@ -46,8 +46,10 @@ sigset_t awaited_signals() {
   return set;
 }
 
-std::string first_line(const std::string& text) {
-  return shortened(std::string_view(text).substr(0, text.find('\n')));
+/// What ssh says last is why it failed: banners and warnings come first, and lines end with "\r\n".
+std::string last_line(std::string_view text) {
+  text = text.substr(0, text.find_last_not_of("\r\n") + 1);
+  return shortened(text.substr(text.find_last_of('\n') + 1));
 }
 
 /// Feeds whole lines to a scan.
@@ -100,21 +102,12 @@ Output::Output(const std::string& log_path) {
                  ConfigError,
                  "--log {} cannot be written: {}; choose another file",
                  log_path,
-                 std::generic_category().message(errno));
+                 errno_text(errno));
 }
 
 Output::~Output() = default;
 
 void Output::pass(int descriptor, std::string_view text) {
-  const auto write_all = [](int fd, std::string_view rest) {
-    while (!rest.empty()) {
-      const ssize_t written = ::write(fd, rest.data(), rest.size());
-      if (written < 0 && errno == EINTR) continue;
-      if (written <= 0) return false;
-      rest.remove_prefix(std::size_t(written));
-    }
-    return true;
-  };
   bool& open = open_[descriptor - 1];
   open = open && write_all(descriptor, text);
   if (log_.get() >= 0 && !write_all(log_.get(), text)) log_.close();
@@ -124,11 +117,14 @@ void Output::say(std::string_view text) {
   pass(STDERR_FILENO, fmt::format("pecan-launch: {}\n", text));
 }
 
+void hold_signals() {
+  const sigset_t awaited = awaited_signals();
+  ::sigprocmask(SIG_BLOCK, &awaited, nullptr);
+}
+
 Supervisor::Supervisor(const config::Config& config, SupervisorOptions options)
     : config_(config), options_(std::move(options)), output_(options_.log_path) {
-  std::array<char, 256> name{};
-  static_cast<void>(::gethostname(name.data(), name.size() - 1));
-  own_name_ = name.data();
+  own_name_ = host_name();
   const bool all_here = std::ranges::all_of(
       options_.hosts, [&](const Host& host) { return is_this_machine(host.name, own_name_); });
   agent_ = options_.job.agent.empty() && !all_here ? std::vector<std::string>{"ssh"}
@@ -168,8 +164,8 @@ void Supervisor::prepare() {
   lock_.emplace(run);
   events_.emplace(run);
 
+  hold_signals();
   const sigset_t awaited = awaited_signals();
-  ::sigprocmask(SIG_BLOCK, &awaited, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
   signals_ = Fd(::signalfd(-1, &awaited, SFD_NONBLOCK | SFD_CLOEXEC));
   PECAN_VALIDATE(signals_.get() >= 0, InternalError, "signalfd failed with errno {}", errno);
@@ -274,6 +270,7 @@ int Supervisor::run() {
         break;
     }
     tell_failure(*assignment, end);
+    if (end.ending == Ending::kDiverged && !may_restart_after_divergence(end)) return end.exit_code;
     std::vector<std::string> blamed = culprit_hosts(*assignment, end);
     assignment.reset();
     while (!assignment) {
@@ -330,6 +327,14 @@ std::vector<Host> Supervisor::reachable() const {
   return hosts;
 }
 
+std::vector<HostAnswer> Supervisor::on_hosts(std::span<const HostTask> tasks) const {
+  return run_on_hosts(
+      agent_,
+      tasks,
+      [this](const std::string& host) { return is_here(host); },
+      config_.elastic.probe_timeout_s);
+}
+
 void Supervisor::ask_hosts() {
   std::vector<HostTask> tasks;
   // The question whether it is there is also the one what it holds.
@@ -337,9 +342,7 @@ void Supervisor::ask_hosts() {
   const std::string ask =
       snapshots.empty() ? "true" : fmt::format("ls {} 2>/dev/null; true", snapshots);
   for (const Host& host : options_.hosts) tasks.push_back({host.name, ask});
-  const double limit_s = config_.elastic.probe_timeout_s;
-  const std::vector<HostAnswer> answers = run_on_hosts(
-      agent_, tasks, [this](const std::string& h) { return is_here(h); }, limit_s);
+  const std::vector<HostAnswer> answers = on_hosts(tasks);
   for (const HostAnswer& answer : answers) {
     const bool was_lost = unreachable_.contains(answer.host);
     if (answer.output.empty() || answer.exit_code != 0) {
@@ -354,10 +357,11 @@ void Supervisor::ask_hosts() {
       output_.say(fmt::format("host {} answers again", answer.host));
       continue;
     }
-    const std::string why =
-        answer.exit_code < 0 ? fmt::format("no answer in {} s (elastic.probe_timeout_s)", limit_s)
-        : answer.errors.empty() ? fmt::format("exit code {}", answer.exit_code)
-                                : first_line(answer.errors);
+    const std::string why = answer.exit_code < 0
+                                ? fmt::format("no answer in {} s (elastic.probe_timeout_s)",
+                                              config_.elastic.probe_timeout_s)
+                            : answer.errors.empty() ? fmt::format("exit code {}", answer.exit_code)
+                                                    : last_line(answer.errors);
     unreachable_[answer.host] = why;
     if (was_lost) continue;
     event("host_lost", {{"host", answer.host}, {"reason", why}});
@@ -382,11 +386,7 @@ void Supervisor::remove_snapshots() {
   if (snapshots.empty()) return;
   std::vector<HostTask> tasks;
   for (const Host& host : reachable()) tasks.push_back({host.name, "rm -f " + snapshots});
-  static_cast<void>(run_on_hosts(
-      agent_,
-      tasks,
-      [this](const std::string& h) { return is_here(h); },
-      config_.elastic.probe_timeout_s));
+  static_cast<void>(on_hosts(tasks));
 }
 
 void Supervisor::end_leftovers() {
@@ -396,11 +396,7 @@ void Supervisor::end_leftovers() {
     const std::vector<std::int64_t> list(pids.begin(), pids.end());
     tasks.push_back({host, kill_command(list, marker_)});
   }
-  const std::vector<HostAnswer> answers = run_on_hosts(
-      agent_,
-      tasks,
-      [this](const std::string& h) { return is_here(h); },
-      config_.elastic.probe_timeout_s);
+  const std::vector<HostAnswer> answers = on_hosts(tasks);
   for (const HostAnswer& answer : answers) {
     if (answer.exit_code != 0) continue;
     leftovers_.erase(answer.host);
@@ -575,7 +571,8 @@ void Supervisor::watch(Child& mpirun, const Assignment& assignment, End& end) {
     return;
   }
   end.detection_s = seconds_between(end.last_progress, Clock::now());
-  end.culprits = scan_.culprits();
+  // Whoever was first to tell the numbers is not to blame for them.
+  if (end.ending != Ending::kDiverged) end.culprits = scan_.culprits();
   if (end.ending != Ending::kHostLost || !end.culprits.reason.empty()) return;
   // A daemon was lost, and mpirun does not say whose. Its ranks are the first that begin nothing
   // any more, but others may be behind them.
@@ -621,11 +618,7 @@ std::vector<std::string> Supervisor::silent_hosts(const Assignment& assignment) 
   std::vector<HostTask> tasks;
   for (const Host& host : assignment.hosts) tasks.push_back({host.name, "true"});
   std::vector<std::string> silent;
-  for (const HostAnswer& answer : run_on_hosts(
-           agent_,
-           tasks,
-           [this](const std::string& h) { return is_here(h); },
-           config_.elastic.probe_timeout_s)) {
+  for (const HostAnswer& answer : on_hosts(tasks)) {
     if (answer.exit_code != 0) silent.push_back(answer.host);
   }
   return silent;
@@ -645,11 +638,7 @@ void Supervisor::judge_standstill(const Assignment& assignment, End& end) {
     tasks.push_back({host, list.empty() ? "true" : process_states_command(list)});
   std::map<int, char> states;
   std::vector<std::string> silent;
-  for (const HostAnswer& answer : run_on_hosts(
-           agent_,
-           tasks,
-           [this](const std::string& h) { return is_here(h); },
-           config_.elastic.probe_timeout_s)) {
+  for (const HostAnswer& answer : on_hosts(tasks)) {
     if (answer.exit_code != 0) {
       silent.push_back(answer.host);
       continue;
@@ -676,6 +665,30 @@ std::vector<std::string> Supervisor::culprit_hosts(const Assignment& assignment,
     if (std::ranges::count(hosts, host) == 0) hosts.push_back(host);
   }
   return hosts;
+}
+
+bool Supervisor::may_restart_after_divergence(const End& end) {
+  // Without a record nothing is known but where it was.
+  const Divergence divergence = end.metrics.divergence.value_or(
+      Divergence{last_step_of(end.metrics, end.beats) + 1, /*repeatable=*/false});
+  const DivergencePolicy::Verdict verdict = divergence_policy_.after(divergence);
+  if (verdict == DivergencePolicy::Verdict::kRestart) return true;
+  const bool repeatable = verdict == DivergencePolicy::Verdict::kRepeatable;
+  event("give_up",
+        {{"exit_code", end.exit_code},
+         {"reason", repeatable ? "another start would diverge too" : "diverged twice"},
+         {"diverged_step", divergence.step}});
+  output_.say(fmt::format(
+      "the run diverged at step {}, {}",
+      divergence.step,
+      repeatable
+          ? "and would again from the same state with the same data: no restart; lower "
+            "optimizer.lr, or let training.check_for_nan_in_loss_and_grad=skip and "
+            "training.rollback_after_skips pass over the data, and start pecan-launch again"
+          : "and had been restarted after a divergence that it did not get past: no restart; "
+            "look at what the two say, leave out a host that they name, and start pecan-launch "
+            "again"));
+  return false;
 }
 
 void Supervisor::tell_failure(const Assignment& assignment, const End& end) {

@@ -50,6 +50,9 @@ struct SupervisorOptions {
   std::string log_path;
 };
 
+/// From now on the signals that a Supervisor takes wait for it, instead of ending the process.
+void hold_signals();
+
 /// One supervised run. One thread; signals are taken from a descriptor and by nobody else.
 class Supervisor {
  public:
@@ -77,6 +80,8 @@ class Supervisor {
   };
 
   void prepare();
+  /// Each task on its host, all at once, for elastic.probe_timeout_s at most.
+  [[nodiscard]] std::vector<HostAnswer> on_hosts(std::span<const HostTask> tasks) const;
   void ask_hosts();
   /// A pattern of the run's snapshots in a host's memory; empty if the run has none yet, or a shell
   /// would read the directory's name as more than a name.
@@ -94,6 +99,8 @@ class Supervisor {
   [[nodiscard]] std::vector<std::string> silent_hosts(const Assignment& assignment) const;
   [[nodiscard]] std::vector<std::string> culprit_hosts(const Assignment& assignment,
                                                        const End& end) const;
+  /// False, and told, where another start would repeat one that diverged.
+  [[nodiscard]] bool may_restart_after_divergence(const End& end);
   void tell_failure(const Assignment& assignment, const End& end);
   void tell_resumed(const End& end);
   /// False when asked to stop.
@@ -112,6 +119,7 @@ class Supervisor {
   std::optional<LaunchLock> lock_;
   std::optional<EventLog> events_;
   HostRecord host_record_;
+  DivergencePolicy divergence_policy_;
   std::map<std::string, std::string> unreachable_;  ///< with what was said
   std::set<std::string> holders_;  ///< hosts that answer and hold snapshots of the run
   std::map<std::string, std::set<std::int64_t>> leftovers_;  ///< pids by host, not known to be gone

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <pecan/core/file_system.hpp>
+#include <pecan/core/profile.hpp>
 #include <pecan/core/state_catalog.hpp>
 
 #include <pecan/config/config.hpp>
@@ -120,6 +121,7 @@ struct CheckpointerStart {
   Replication replication = {};           ///< with factor 1 nothing is sent
   std::vector<std::int64_t> routed = {};  ///< StepFacts::routed so far
   std::function<double()> seconds = {};   ///< monotonic; empty: the steady clock
+  Profiler* profiler = nullptr;           ///< of the background threads; outlives it; may be none
   /// Called in each phase with the save's step, from any thread; for injected faults.
   std::function<void(SavePhase, Step)> on_phase = {};
 };
@@ -185,10 +187,10 @@ struct FullSave {
   SaveRecord record;
 };
 
-/// Writes all state as of `facts` to storage and waits until it is committed; snapshots in memory stay
-/// as they are. For the end of a run or a start, when no Checkpointer has a save under way; takes host
-/// memory for it meanwhile. Where it is not committed, what was before stays valid. Collective over
-/// `world`.
+/// Writes all state as of `facts` to storage and waits until it is committed; snapshots in memory
+/// stay as they are. For the end of a run or a start, when no Checkpointer has a save under way;
+/// takes host memory for it meanwhile. Where it is not committed, what was before stays valid.
+/// Collective over `world`.
 FullSave save_full(FileSystem& fs,
                    const std::string& run_directory,
                    const config::CheckpointConfig& config,

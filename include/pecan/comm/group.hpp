@@ -187,6 +187,9 @@ struct GroupOptions {
 
 /// A group of one.
 [[nodiscard]] std::unique_ptr<Group> make_self_group(GroupOptions options = {});
+/// `group`, which outlives it, with each call in the profile of the Context that it is given;
+/// without a profile there it is passed on. So are those that it is split into.
+[[nodiscard]] std::unique_ptr<Group> make_profiled_group(Group& group);
 /// Runs `body(group)` on `size` threads, each with its member of one Thread group; rethrows the
 /// first exception in rank order after joining all (a throwing member aborts the others, whose
 /// CommErrors come last). Runs bodies without Catch assertions: see docs/testing.md.

@@ -26,6 +26,10 @@ class File {
   virtual Result<std::size_t> read_at(std::uint64_t offset, std::span<std::byte> bytes) = 0;
   /// Writes all bytes at `offset`, extending the file; a short write is retried or a failure.
   virtual Status write_at(std::uint64_t offset, std::span<const std::byte> bytes) = 0;
+  /// write_at() for much data that nobody reads soon: it may go round the page cache, and still be
+  /// under way when this returns. `bytes` stay as they are until sync() has returned or the file is
+  /// closed. Other calls see it as done; its failure is reported here or by any of them.
+  virtual Status write_behind(std::uint64_t offset, std::span<const std::byte> bytes);
   virtual Status truncate(std::uint64_t size) = 0;
   [[nodiscard]] virtual Result<std::uint64_t> size() = 0;
   /// A hint that [offset, offset + num_bytes) (0 bytes: to the end) is complete and will be synced:

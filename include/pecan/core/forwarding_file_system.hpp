@@ -1,13 +1,44 @@
 #pragma once
-/// The base of file systems that change a few calls of another one.
+/// The bases of files and file systems that change a few calls of another one.
 
+#include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <pecan/core/file_system.hpp>
 
 namespace pecan {
+
+/// Passes all calls to another file, which it owns.
+class ForwardingFile : public File {
+ public:
+  explicit ForwardingFile(std::unique_ptr<File> inner) : inner_(std::move(inner)) {}
+  Result<std::size_t> read_at(std::uint64_t offset, std::span<std::byte> bytes) override {
+    return inner_->read_at(offset, bytes);
+  }
+  Status write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
+    return inner_->write_at(offset, bytes);
+  }
+  Status write_behind(std::uint64_t offset, std::span<const std::byte> bytes) override {
+    return inner_->write_behind(offset, bytes);
+  }
+  Status truncate(std::uint64_t size) override { return inner_->truncate(size); }
+  [[nodiscard]] Result<std::uint64_t> size() override { return inner_->size(); }
+  void start_writeback(std::uint64_t offset, std::uint64_t num_bytes) override {
+    inner_->start_writeback(offset, num_bytes);
+  }
+  Status sync() override { return inner_->sync(); }
+
+ protected:
+  [[nodiscard]] File& inner() const { return *inner_; }
+
+ private:
+  std::unique_ptr<File> inner_;
+};
 
 /// Passes all calls to another file system, which outlives it.
 class ForwardingFileSystem : public FileSystem {

@@ -18,6 +18,8 @@ namespace pecan {
 
 /// A user's text for a message: at most some hundred bytes of it, cut between characters.
 [[nodiscard]] std::string shortened(std::string_view text);
+/// What the operating system says of an errno: "No such file or directory".
+[[nodiscard]] std::string errno_text(int error);
 /// Whether a JSON text opens more than `limit` lists and objects inside each other. Parsers and
 /// writers recurse: deeply nested text must be refused before they see it.
 [[nodiscard]] bool nests_deeper(std::string_view json, int limit);

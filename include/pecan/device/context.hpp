@@ -2,6 +2,8 @@
 /// What every operator and collective is given: where, in which order, with which scratch memory
 /// and threads.
 
+#include <pecan/core/profile.hpp>
+
 #include <pecan/device/arena.hpp>
 #include <pecan/device/device.hpp>
 
@@ -27,6 +29,7 @@ struct Context {
   Arena& workspace;
   int threads = 1;                   ///< CPU threads an operator may use
   Background* background = nullptr;  ///< may be none
+  ProfileTrack* profile = nullptr;   ///< of the main thread; none: nothing is timed
 
   /// Gives the background a moment; long operators do so between their tiles and at their end.
   void advance() {

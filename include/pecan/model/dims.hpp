@@ -48,6 +48,7 @@ struct ModelDims {
   std::int64_t padded_vocab = 0;   ///< V
   std::int64_t sequence = 0;       ///< S
   std::int64_t micro_batch = 0;    ///< B
+  std::int64_t head_piece = 0;     ///< tokens at the head at once; 0: by the vocabulary
   std::int64_t max_positions = 0;  ///< rows of learned position embeddings
   std::int64_t num_groups = 0;     ///< of experts, 0: none
   std::int64_t group_topk = 0;     ///< groups that a token chooses from
@@ -91,6 +92,8 @@ struct ModelDims {
     return kv_groups / tp > 0 ? kv_groups / tp : 1;
   }
   [[nodiscard]] std::int64_t local_vocab() const { return padded_vocab / tp; }
+  /// Tokens whose logits are in memory at once: few enough for a cache, enough for a product.
+  [[nodiscard]] std::int64_t head_tokens() const;
   /// Ranks of tp that hold the same key-value group.
   [[nodiscard]] int kv_replicas() const { return kv_groups < tp ? int(tp / kv_groups) : 1; }
   [[nodiscard]] int num_moe_layers() const;

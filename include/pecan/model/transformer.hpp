@@ -26,9 +26,10 @@ struct Activations {
   std::vector<AttentionActivations> attention;
   std::vector<FfnActivations> ffn;
   TensorView normed_tH, loss_T, d_stream_tH;
-  TensorView d_normed_tH;     ///< in the forward: rows of learned positions
-  TensorView logits_TV;       ///< of this rank's part of the vocabulary
-  TensorView max_T, sums_2T;  ///< of softmax over a vocabulary that tp shares out
+  TensorView d_normed_tH;  ///< in the forward: rows of learned positions
+  TensorView logits_CV;    ///< of C = head_tokens() tokens and this rank's part of the vocabulary
+  TensorView max_C;        ///< of softmax over a vocabulary that tp shares out
+  TensorView sums_2C;
   NormStatistics norm;
   WholeStream whole;
   AttentionScratch attention_scratch;  ///< shares memory with ffn_scratch
@@ -96,13 +97,30 @@ class Transformer {
 
  private:
   using FfnLayer = std::variant<DenseFfnLayer, MoeLayer>;
-  BatchResult forward_to_logits(Context& ctx, const Batch& batch);
+  /// Tokens [first, first + C) of a micro-batch at the head.
+  struct HeadPiece {
+    std::int64_t first;
+    TensorView logits_CV;
+    ConstTensorView labels_C;
+    ConstTensorView mask_C;
+    TensorView loss_C;
+    TensorView max_C, sums_2C;  ///< where tp shares out the vocabulary
+  };
+  /// All but the head.
+  BatchResult forward_stream(Context& ctx, const Batch& batch);
+  /// What the head reads. Collective where ranks share the stream.
+  [[nodiscard]] ConstTensorView head_input(Context& ctx);
+  /// Calls body(HeadPiece) with the logits of a piece after the other: never are all in memory.
+  template <typename Body>
+  void for_each_piece(Context& ctx, const Batch& batch, ConstTensorView normed_TH, Body body);
   void embed(Context& ctx, const Batch& batch);
   [[nodiscard]] TokenPlaces places_of(const Batch& batch) const;
   [[nodiscard]] ConstTensorView positions_of(const Batch& batch) const;
+  /// Logits, losses, and gradients of the head and of what it reads, scaled. Collective over tp.
+  void pass_head(Context& ctx, const Batch& batch, double scale);
   [[nodiscard]] double sum_of_loss(Context& ctx) const;
-  /// Statistics of the softmax over all ranks' parts of the vocabulary, and the loss.
-  void measure_loss(Context& ctx, const Batch& batch);
+  /// Statistics of the softmax over all ranks' parts of the vocabulary, and the losses of a piece.
+  void measure_loss(Context& ctx, const HeadPiece& piece);
   /// What layer `i` kept in forward, from its input. Collective as the layer's forward.
   void recompute_layer(Context& ctx, std::size_t i, const TokenPlaces& places);
   void before_forward(Context& ctx, std::size_t stage);

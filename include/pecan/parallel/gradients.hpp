@@ -37,7 +37,7 @@ class GradientExchange final : public StageListener, public device::Background {
   GradientExchange(ParamSet& params, MeshGroups& groups, Overlap overlap);
   ~GradientExchange() override;
   /// Sets all gradients to zero.
-  void begin_step();
+  void begin_step(Context& ctx);
   void begin_micro_batch(MicroBatch which) { which_ = which; }
   void before_backward(Context& ctx, int stage) override;
   /// Collective over the groups of the stage's buckets.

@@ -71,9 +71,9 @@ class ParamSet {
            DType dtype,
            Sharding sharding = Sharding::kNone);
   /// All gradients become zero, the summed ones too.
-  void zero_grads();
+  void zero_grads(Context& ctx);
   /// The gradients of one bucket, not yet summed, become zero.
-  void zero_grads(const Bucket& bucket);
+  void zero_grads(Context& ctx, const Bucket& bucket);
   [[nodiscard]] std::span<Param> params() { return params_; }
   [[nodiscard]] std::span<const Param> params() const { return params_; }
   /// InternalError if this rank does not hold it.

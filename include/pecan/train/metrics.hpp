@@ -76,6 +76,16 @@ struct RollbackRecord {
   int limit = 0;  ///< training.max_rollbacks
 };
 
+/// Why a run stops with exit code 6.
+struct DivergenceRecord {
+  Incarnation incarnation;
+  Step step;           ///< that was not to be believed
+  std::string reason;  ///< "non_finite", "spike", "replicas" or "rollbacks"
+  /// Another start from the same state, fed the same data, would end alike; false: the hardware is
+  /// suspect.
+  bool repeatable = false;
+};
+
 class MetricsWriter {
  public:
   /// Appends to `path`; writes the schema line if the file is new. DataError if it cannot be
@@ -87,6 +97,7 @@ class MetricsWriter {
   void write(const StepRecord& record);
   void write(const ValidRecord& record);
   void write(const RollbackRecord& record);
+  void write(const DivergenceRecord& record);
   void write(Incarnation incarnation, const checkpoint::SaveRecord& record);
   void write(const checkpoint::Recovered& recovered,
              const StateCatalog& catalog,

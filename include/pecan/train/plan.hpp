@@ -14,6 +14,7 @@
 
 #include <pecan/model/transformer.hpp>
 
+#include <pecan/checkpoint/checkpointer.hpp>
 #include <pecan/checkpoint/estimate.hpp>
 
 namespace pecan::train {
@@ -52,7 +53,9 @@ struct TrainPlan {
   StateCatalog catalog;
   ParameterCounts parameters;
   std::vector<RankMemory> memory;  ///< by rank
-  int num_micro_batches = 1;       ///< a rank and step
+  /// Buffers of each rank's snapshots in a fresh run; empty where nothing is saved.
+  std::vector<checkpoint::SnapshotMemory> snapshots;
+  int num_micro_batches = 1;  ///< a rank and step
   /// What each rank sends in a step for forward, backward, gradients and weights, by purpose, if
   /// experts are chosen equally often.
   std::vector<comm::SentBytes> sent;

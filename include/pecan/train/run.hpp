@@ -2,6 +2,7 @@
 /// A whole training run on one rank: plan, build, recover, loop, drain.
 
 #include <iosfwd>
+#include <optional>
 #include <string>
 
 #include <pecan/core/file_system.hpp>
@@ -15,6 +16,13 @@
 
 namespace pecan::train {
 
+/// Steps whose times are written to the run directory (docs/formats/profile.md).
+struct ProfileOptions {
+  /// By number, as the metrics have it. None: ten steps, after the first two of this start.
+  std::optional<Step> first_step = {};
+  std::optional<Step> last_step = {};
+};
+
 struct RunOptions {
   std::string run_directory;
   checkpoint::ResumeMode resume = checkpoint::ResumeMode::kFreshOnly;
@@ -23,6 +31,7 @@ struct RunOptions {
   bool terminal = false;             ///< progress on one line that is rewritten
   std::ostream* out = nullptr;       ///< where rank 0 reports to people
   Heartbeat* heartbeat = nullptr;    ///< this rank's, which the world's observer beats; may be none
+  std::optional<ProfileOptions> profile = {};
 };
 
 /// Trains until train_iters, a stop on request, or an error. Collective over `world`; MPI or

@@ -111,6 +111,28 @@ TEST_CASE("a first checkpoint is progress", "[launch]") {
   CHECK(policy.after_failure(0).progress == Progress::kNone);
 }
 
+TEST_CASE("no start repeats one that diverged for the second time", "[launch]") {
+  using enum DivergencePolicy::Verdict;
+  struct Case {
+    Divergence divergence;
+    DivergencePolicy::Verdict verdict;
+  };
+  for (const std::vector<Case>& cases : std::vector<std::vector<Case>>{
+           {{{8, true}, kRepeatable}},
+           // Once more, as the hardware may have been to blame; then it must have got further.
+           {{{8, false}, kRestart}, {{8, false}, kNotPassed}},
+           {{{8, false}, kRestart}, {{6, false}, kNotPassed}},
+           {{{8, false}, kRestart}, {{9, false}, kRestart}, {{9, false}, kNotPassed}},
+           {{{8, false}, kRestart}, {{8, true}, kRepeatable}},
+           {{{8, false}, kRestart}, {{12, true}, kRepeatable}}}) {
+    DivergencePolicy policy;
+    for (const Case& c : cases) {
+      CAPTURE(c.divergence.step, c.divergence.repeatable);
+      CHECK(policy.after(c.divergence) == c.verdict);
+    }
+  }
+}
+
 TEST_CASE("a host to blame twice in a row without progress is set aside", "[launch]") {
   HostRecord record;
   const auto blame = [&](const Strings& hosts, Progress progress = Progress::kNone) {

@@ -61,7 +61,17 @@ TEST_CASE("metrics tell where a start went on and how far it came", "[launch]") 
       R"({"committed":false,"incarnation":1,"kind":"snapshot","step":10})"
       "\n"
       R"({"incarnation":1,"kind":"step","st)";
-  CHECK(parse_start_metrics(lines) == StartMetrics{8, 10, 9});
+  CHECK(parse_start_metrics(lines) == StartMetrics{8, 10, 9, {}});
+  CHECK(parse_start_metrics(R"({"incarnation":1,"kind":"step","step":10})"
+                            "\n"
+                            R"({"kind":"divergence","step":11,"reason":"spike","repeatable":true})"
+                            "\n") == StartMetrics{{}, 10, {}, Divergence{11, true}});
+  for (const char* line : {R"({"kind":"divergence","step":11,"repeatable":false})",
+                           R"({"kind":"divergence","step":11,"repeatable":"true"})",
+                           R"({"kind":"divergence","step":11})"}) {
+    CHECK(parse_start_metrics(line) == StartMetrics{{}, {}, {}, Divergence{11, false}});
+  }
+  CHECK(parse_start_metrics(R"({"kind":"divergence","repeatable":true})") == StartMetrics{});
   const test::TempDir dir;
   CHECK(metrics_size(dir.path()) == 0);
   CHECK(read_start_metrics(dir.path(), 0) == StartMetrics{});
@@ -69,7 +79,7 @@ TEST_CASE("metrics tell where a start went on and how far it came", "[launch]") 
                              "\n";
   std::ofstream(dir / "metrics.jsonl") << before << lines;
   CHECK(metrics_size(dir.path()) == before.size() + lines.size());
-  CHECK(read_start_metrics(dir.path(), before.size()) == StartMetrics{8, 10, 9});
+  CHECK(read_start_metrics(dir.path(), before.size()) == StartMetrics{8, 10, 9, {}});
   CHECK(read_start_metrics(dir.path(), before.size() + lines.size()) == StartMetrics{});
   CHECK(read_start_metrics(dir.path(), 1 << 20) == StartMetrics{});
 }
