@@ -97,6 +97,7 @@ class Checker {
     check_type<std::int64_t>();
     check_type<std::int32_t>();
     check_type<std::uint8_t>();
+    for (const Index count : {7, 5003}) check_bf16(count);
     check_that_order_shows();
     check_large_messages();
     check_messages();
@@ -283,6 +284,22 @@ class Checker {
     Guarded<T> values = input<T>(draw, rank_, count);
     group_.broadcast(ctx_, values.view(), Rank{root}, kTag).wait();
     expect_equal(values, drawn<T>(draw, root, count), fmt::format("broadcast from {}", root));
+  }
+
+  /// Summed in float and rounded once.
+  void check_bf16(Index count) {
+    const int draw = ++draw_;
+    const auto given = [&](int rank, Index i) { return BFloat16(value<float>(draw, rank, i)); };
+    Guarded<BFloat16> values(count);
+    std::vector<BFloat16> expected;
+    for (Index i = 0; i < count; ++i) {
+      values.elements()[std::size_t(i)] = given(rank_, i);
+      float sum = float(given(0, i));
+      for (int rank = 1; rank < size_; ++rank) sum += float(given(rank, i));
+      expected.emplace_back(sum);
+    }
+    group_.all_reduce(ctx_, values.view(), ReduceOp::kSum, kTag).wait();
+    expect_equal(values, expected, fmt::format("all_reduce of {} bf16", count));
   }
 
   /// The inputs must be able to tell an ascending sum from any other.
