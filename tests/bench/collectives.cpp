@@ -1,7 +1,8 @@
-/// Collectives between ranks of one node by messages and through shared memory, in turns, started
-/// by mpirun: milliseconds (median) and their ratio.
+/// Collectives between ranks of one node by MPI's own function, by messages and through shared
+/// memory, in turns, started by mpirun: milliseconds (median), and by how much the last is ahead.
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -11,6 +12,8 @@
 #include <string_view>
 #include <utility>
 #include <vector>
+
+#include <mpi.h>
 
 #include <pecan/device/context.hpp>
 
@@ -34,47 +37,78 @@ class Bench {
     const TensorView whole = view_of(std::span(a)), other = view_of(std::span(b));
     const TensorView part = other.rows(0, count / size_);
     const TensorView place = whole.rows(rank_ * (count / size_), count / size_);
-    compare("all_reduce", bytes, repeats, [&](Group& group) {
-      return group.all_reduce(ctx_, whole, ReduceOp::kSum, kTag);
-    });
-    compare("reduce_scatter_v", bytes, repeats, [&](Group& group) {
-      return group.reduce_scatter_v(ctx_, whole, equal, part, ReduceOp::kSum, kTag);
-    });
-    compare("all_gather_v", bytes, repeats, [&](Group& group) {
-      return group.all_gather_v(ctx_, place, equal, whole, kTag);
-    });
-    compare("all_to_all_v", bytes, repeats, [&](Group& group) {
-      return group.all_to_all_v(ctx_, whole, equal, other, equal, kTag);
-    });
+    const int all = int(count), share = int(count / size_);
+    compare(
+        "all_reduce",
+        bytes,
+        repeats,
+        [&] { MPI_Allreduce(MPI_IN_PLACE, a.data(), all, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD); },
+        [&](Group& group) { return group.all_reduce(ctx_, whole, ReduceOp::kSum, kTag); });
+    compare(
+        "reduce_scatter_v",
+        bytes,
+        repeats,
+        [&] {
+          MPI_Reduce_scatter_block(a.data(), b.data(), share, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
+        },
+        [&](Group& group) {
+          return group.reduce_scatter_v(ctx_, whole, equal, part, ReduceOp::kSum, kTag);
+        });
+    compare(
+        "all_gather_v",
+        bytes,
+        repeats,
+        [&] {
+          MPI_Allgather(MPI_IN_PLACE, share, MPI_FLOAT, a.data(), share, MPI_FLOAT, MPI_COMM_WORLD);
+        },
+        [&](Group& group) { return group.all_gather_v(ctx_, place, equal, whole, kTag); });
+    compare(
+        "all_to_all_v",
+        bytes,
+        repeats,
+        [&] {
+          MPI_Alltoall(a.data(), share, MPI_FLOAT, b.data(), share, MPI_FLOAT, MPI_COMM_WORLD);
+        },
+        [&](Group& group) { return group.all_to_all_v(ctx_, whole, equal, other, equal, kTag); });
   }
 
  private:
   void compare(std::string_view name,
                std::int64_t bytes,
                int repeats,
+               const std::function<void()>& library,
                const std::function<Pending(Group&)>& collective) {
-    std::vector<double> ms[2];
+    std::array<std::vector<double>, 3> ms;
     for (int repeat = -1; repeat < repeats; ++repeat) {
-      for (int kind = 0; kind < 2; ++kind) {
-        Group& group = *groups_[kind];
+      for (std::size_t way = 0; way < ms.size(); ++way) {
         std::int32_t together = 0;
-        group.all_reduce(ctx_, view_of(std::span(&together, 1)), ReduceOp::kMax, kTag).wait();
+        groups_[0]->all_reduce(ctx_, view_of(std::span(&together, 1)), ReduceOp::kMax, kTag).wait();
         const auto start = std::chrono::steady_clock::now();
-        collective(group).wait();
+        if (way == 0) {
+          library();
+        } else {
+          collective(*groups_[way - 1]).wait();
+        }
         const std::chrono::duration<double, std::milli> time =
             std::chrono::steady_clock::now() - start;
-        if (repeat >= 0) ms[kind].push_back(time.count());  // the first is to warm up
+        if (repeat >= 0) ms[way].push_back(time.count());  // the first is to warm up
       }
     }
     if (rank_ != 0) return;
-    for (auto& times : ms) std::ranges::sort(times);
-    const double messages = ms[0][ms[0].size() / 2], shared = ms[1][ms[1].size() / 2];
-    std::printf("%-17s %8.3f MB  messages %8.3f ms  shared %8.3f ms  ratio %.2f\n",
-                name.data(),
-                double(bytes) / 1048576,
-                messages,
-                shared,
-                messages / shared);
+    std::array<double, 3> median{};
+    for (std::size_t way = 0; way < ms.size(); ++way) {
+      std::ranges::sort(ms[way]);
+      median[way] = ms[way][ms[way].size() / 2];
+    }
+    std::printf(
+        "%-17s %8.3f MB  MPI %8.3f ms  messages %8.3f ms  shared %8.3f ms  %5.2fx  %5.2fx\n",
+        name.data(),
+        double(bytes) / 1048576,
+        median[0],
+        median[1],
+        median[2],
+        median[0] / median[2],
+        median[1] / median[2]);
     std::fflush(stdout);
   }
 
@@ -95,7 +129,8 @@ int main(int argc, char** argv) {
   const std::size_t piece = argc > 1 ? std::stoul(argv[1]) : kPieceBytes;
   const auto shared = mpi.world({.shared_memory = true, .piece_bytes = piece});
   Bench bench(*messages, *shared);
-  for (const auto& [bytes, repeats] : {std::pair{std::int64_t{1} << 16, 51},
+  for (const auto& [bytes, repeats] : {std::pair{std::int64_t{1} << 10, 201},
+                                       {std::int64_t{1} << 16, 101},
                                        {std::int64_t{1} << 20, 51},
                                        {std::int64_t{1} << 24, 15},
                                        {std::int64_t{1} << 26, 7}}) {
