@@ -1,6 +1,7 @@
 #include "comm/window.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <csignal>
 #include <cstdint>
@@ -80,12 +81,15 @@ class Members {
           body(window);
         } catch (const std::exception& error) {
           errors[std::size_t(rank)] = error.what();
+          failed_ = true;
         }
       });
     }
     for (std::thread& thread : threads) thread.join();
     return errors;
   }
+  /// Whether a member ended with an error, so that others may wait for it in vain.
+  [[nodiscard]] bool failed() const { return failed_; }
 
  private:
   struct Free {
@@ -94,6 +98,7 @@ class Members {
   int size_;
   std::size_t slot_bytes_, num_bytes_;
   std::unique_ptr<std::byte, Free> memory_;
+  std::atomic<bool> failed_ = false;
 };
 
 std::int64_t value(int round, int from, int to, std::size_t index) {
@@ -191,7 +196,7 @@ TEST_CASE("what passes through few small slots is whole, whoever is fast", "[com
       std::mt19937 random(7);                                 // alike
       std::mt19937 own(unsigned(window.rank() + 1) * 1000U);  // each his own
       std::vector<std::unique_ptr<Round>> under_way;
-      for (int round = 0; round < kRounds || !under_way.empty();) {
+      for (int round = 0; (round < kRounds || !under_way.empty()) && !members.failed();) {
         if (round < kRounds && under_way.size() < 1 + own() % 4) {
           under_way.push_back(std::make_unique<Round>(window, round++, random));
         }
