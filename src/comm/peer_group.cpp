@@ -386,7 +386,7 @@ Pending PeerGroup::all_gather_v(Context& ctx,
   if (input.data != own.data()) validate_apart(input, output, kName);
   auto operation = begin_collective(kName, tag);
   copy({input.data, input.num_bytes()}, own);
-  // Between two, messages are ahead for the same reason as in all_to_all_v.
+  // Between two by messages, for the same reason as in all_to_all_v.
   if (peers_.window && size() > 2) {
     ExchangeParts parts;
     parts.common = own;
@@ -419,7 +419,7 @@ Pending PeerGroup::all_to_all_v(Context& ctx,
   auto operation = begin_collective(kName, tag);
   const Pieces sent(send_counts, input.dtype), received(receive_counts, input.dtype);
   // By messages also where members share memory: what each gives is for one other alone, and MPI
-  // copies it once between processes of a node, where a window copies twice (docs/performance.md).
+  // copies it once between processes of a node, where a window copies twice.
   for_each_peer(*peers_.transport,
                 [&](int peer) { operation->receive(received.of(output.data, peer), peer); });
   for_each_peer(*peers_.transport,
