@@ -1,4 +1,5 @@
 #include <array>
+#include <chrono>
 #include <cstdlib>
 #include <exception>
 #include <memory>
@@ -130,6 +131,20 @@ class MpiTransport final : public Transport {
   int rank_ = 0;
 };
 
+/// Until all processes call this. MPI_Finalize would wait too, but in a fence of PMIx, which makes
+/// mpirun crash or hang (seen in PMIx 4.2) where another process aborts the job meanwhile.
+void wait_for_all() {
+  constexpr std::chrono::microseconds kNap{50};
+  MPI_Request request = MPI_REQUEST_NULL;
+  int complete = 0;
+  int code = MPI_Ibarrier(MPI_COMM_WORLD, &request);
+  while (code == MPI_SUCCESS && complete == 0) {
+    code = MPI_Test(&request, &complete, MPI_STATUS_IGNORE);
+    if (complete == 0) std::this_thread::sleep_for(kNap);
+  }
+  if (code != MPI_SUCCESS) PECAN_LOG(kWarn, "[comm] waiting for all ranks to end failed");
+}
+
 }  // namespace
 
 struct MpiEnvironment::State {
@@ -166,6 +181,7 @@ MpiEnvironment::~MpiEnvironment() {
     PECAN_LOG(kError, "[comm] ending all ranks, since an exception leaves the MPI environment");
     abort(int(ExitCode::kInternal));
   }
+  wait_for_all();
   if (MPI_Finalize() != MPI_SUCCESS) PECAN_LOG(kWarn, "[comm] MPI_Finalize failed");
 }
 

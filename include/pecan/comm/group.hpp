@@ -196,7 +196,7 @@ struct GroupOptions {
 void run_thread_group(int size, const std::function<void(Group&)>& body, GroupOptions options = {});
 
 /// MPI for the life of the object: initialised (thread level funneled, yielding when idle) and
-/// finalised. One per process.
+/// finalised, when all processes have come to its end. One per process.
 class MpiEnvironment {
  public:
   MpiEnvironment(int* argc, char*** argv);
