@@ -131,8 +131,9 @@ class MpiTransport final : public Transport {
   int rank_ = 0;
 };
 
-/// Until all processes call this. MPI_Finalize would wait too, but in a fence of PMIx, which makes
-/// mpirun crash or hang (seen in PMIx 4.2) where another process aborts the job meanwhile.
+/// Returns when all processes have called it. MPI_Finalize would wait as well, but in a fence of
+/// PMIx: where a process aborts the job meanwhile, PMIx 4.2 ends the fence once for each process
+/// that it loses, on which mpirun crashes or hangs.
 void wait_for_all() {
   constexpr std::chrono::microseconds kNap{50};
   MPI_Request request = MPI_REQUEST_NULL;
