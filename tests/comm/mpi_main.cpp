@@ -69,8 +69,8 @@ void stay_away(Group& world) {
   }
 }
 
-/// All call collectives of one kind; the last rank stops in the fourth, until mpirun, which ends the
-/// job, wakes it.
+/// All call collectives of one kind; the last rank stops in the fourth, until mpirun, which ends
+/// the job, wakes it.
 void stop_in(Group& world, std::string_view kind) {
   device::Stream stream(device::cpu());
   device::Arena no_workspace;
