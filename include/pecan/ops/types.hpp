@@ -7,8 +7,8 @@
 /// floating tensors of one call share one dtype (f32 or f64), outputs overlap no other tensor,
 /// empty tensors are fine and compute nothing, NaN and infinity pass through by IEEE arithmetic,
 /// results are ordered on ctx.stream (on the CPU: there on return), and results are bit-exact for
-/// fixed inputs, machine type and ctx.threads. Shapes, dtypes or overlaps that break these rules
-/// throw ShapeError; a device that this build does not compute on throws NotConfigured.
+/// fixed inputs and machine type, whatever ctx.threads is. Shapes, dtypes or overlaps that break
+/// these rules throw ShapeError; a device that this build does not compute on throws NotConfigured.
 
 #include <cstdint>
 
