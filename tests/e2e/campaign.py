@@ -202,6 +202,7 @@ class Campaign:
         """Each restored item against what was recorded at the step that it is said to come from."""
         stale = {(s["unit"], s["group"]): (s["incarnation"], s["step"]) for s in recovery["stale"]}
         whole = (recovery["from_incarnation"], recovery["step"])
+        differing = []
         for name, item in self.restored.items():
             version = stale.get((item["unit"], item["group"]), whole)
             recorded = self.contents.get(version)
@@ -212,8 +213,11 @@ class Campaign:
             if recorded is None:
                 self.fail(f"{name} is said to come from {version}, of which there is no record")
             if recorded[name] != item["hash"]:
-                self.fail(f"{name} is said to come from {version}, but its content differs")
+                differing.append(f"{name} of {version}")
             self.compared += 1
+        if differing:
+            self.fail(f"{len(differing)} of {len(self.restored)} items do not have the content of the step that they are said to come "
+                      f"from: {', '.join(differing[:8])}")
 
     def wait(self, condition, what):
         deadline = time.monotonic() + TIME_LIMIT_S
