@@ -76,10 +76,9 @@ Result<Device> open_cuda(int ordinal) {
   const Result<int> count = backend->count_devices();
   if (!count.ok()) return count.status();
   if (ordinal < 0 || ordinal >= count.value()) {
-    return Status::failure(StatusCode::kNotFound,
-                           fmt::format("there is no CUDA device {}: the driver shows {}",
-                                       ordinal,
-                                       count.value()));
+    return Status::failure(
+        StatusCode::kNotFound,
+        fmt::format("there is no CUDA device {}: the driver shows {}", ordinal, count.value()));
   }
   return Device{DeviceKind::kCuda, ordinal, backend};
 }

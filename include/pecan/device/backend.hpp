@@ -58,10 +58,16 @@ class Backend {
 
   /// In the stream's order. Host memory that is not registered is read or written before the call
   /// returns.
-  virtual void upload(
-      int ordinal, void* stream, const std::byte* host, std::byte* memory, std::size_t num_bytes) = 0;
-  virtual void download(
-      int ordinal, void* stream, const std::byte* memory, std::byte* host, std::size_t num_bytes) = 0;
+  virtual void upload(int ordinal,
+                      void* stream,
+                      const std::byte* host,
+                      std::byte* memory,
+                      std::size_t num_bytes) = 0;
+  virtual void download(int ordinal,
+                        void* stream,
+                        const std::byte* memory,
+                        std::byte* host,
+                        std::size_t num_bytes) = 0;
 
   /// The table of kernels, which the layer of operators defines and casts this to.
   [[nodiscard]] virtual const void* operators() = 0;

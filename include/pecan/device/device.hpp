@@ -96,8 +96,8 @@ class Stream {
 
 inline constexpr std::size_t kBufferAlignment = 64;
 
-/// Owned device memory, 64-byte aligned; zeroed on the CPU, not cleared on a CUDA device. Move-only;
-/// empty after a move.
+/// Owned device memory, 64-byte aligned; zeroed on the CPU, not cleared on a CUDA device.
+/// Move-only; empty after a move.
 class Buffer {
  public:
   Buffer() = default;

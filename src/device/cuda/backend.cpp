@@ -1,5 +1,7 @@
 /// The CUDA runtime as a Backend.
 
+#include "device/cuda/backend.hpp"
+
 #include <atomic>
 #include <cstring>
 
@@ -10,7 +12,6 @@
 
 #include <pecan/device/backend.hpp>
 
-#include "device/cuda/backend.hpp"
 #include "device/cuda/check.hpp"
 
 namespace pecan::device::cuda {
