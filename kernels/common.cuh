@@ -1,0 +1,159 @@
+#pragma once
+/// What the kernels share: element types, loads of 16 bytes, sums of warps and blocks in a fixed
+/// order, and for the launchers the choice of the type and scratch memory.
+
+#include <cstdint>
+#include <limits>
+#include <string_view>
+#include <type_traits>
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <pecan/core/tensor.hpp>
+
+#include <pecan/device/context.hpp>
+#include <pecan/device/param_storage.hpp>
+
+#include "kernels/launch.cuh"
+
+namespace pecan::kernels {
+
+using Index = std::int64_t;
+using Bf16 = __nv_bfloat16;
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xFFFFFFFFU;
+
+// ---- Elements: stored as T, computed with in f32 -------------------------------------------------
+
+__device__ inline float wide(float x) {
+  return x;
+}
+__device__ inline float wide(Bf16 x) {
+  return __bfloat162float(x);
+}
+__device__ inline void put(float& to, float value) {
+  to = value;
+}
+__device__ inline void put(Bf16& to, float value) {
+  to = __float2bfloat16_rn(value);
+}
+
+/// Stops the device where an index would lead outside of a tensor.
+__device__ inline void require(bool condition) {
+  if (!condition) __trap();
+}
+
+/// kLanes consecutive elements, loaded and stored 16 bytes at a time.
+template <typename T, int kLanes>
+struct alignas(16) Pack {
+  T values[kLanes];
+};
+/// Elements a thread of an elementwise kernel: 16 bytes of bf16.
+constexpr int kLanes = 8;
+
+// ---- Sums and maxima: the same tree whatever the data --------------------------------------------
+
+struct Plus {
+  template <typename V>
+  __device__ V operator()(V a, V b) const {
+    return a + b;
+  }
+};
+/// Passes over NaN.
+struct Larger {
+  __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+  __device__ double operator()(double a, double b) const { return fmax(a, b); }
+};
+
+/// The whole warp calls it; every lane gets the result.
+template <typename V, typename Combine = Plus>
+__device__ V warp_reduce(V value, Combine combine = {}) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2)
+    value = combine(value, __shfl_xor_sync(kAllLanes, value, distance));
+  return value;
+}
+
+/// All kThreads threads of the block call it; every one gets the result. For 32 threads a "block"
+/// is a warp, so that a block may hold several.
+template <int kThreads, typename V, typename Combine = Plus>
+__device__ V group_reduce(V value, Combine combine = {}) {
+  value = warp_reduce(value, combine);
+  if constexpr (kThreads > kWarp) {
+    __shared__ V of_warp[kThreads / kWarp];
+    __syncthreads();  // of_warp may still be read, from the call before
+    if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
+    __syncthreads();
+    value = of_warp[0];
+    for (int warp = 1; warp < kThreads / kWarp; ++warp) value = combine(value, of_warp[warp]);
+  }
+  return value;
+}
+
+// ---- Launchers -----------------------------------------------------------------------------------
+
+[[nodiscard]] inline cudaStream_t stream_of(const Context& ctx) {
+  return static_cast<cudaStream_t>(ctx.stream.handle());
+}
+
+template <typename T>
+[[nodiscard]] const T* data_of(const ConstTensorView& x) {
+  return reinterpret_cast<const T*>(x.data);
+}
+template <typename T>
+[[nodiscard]] T* data_of(const TensorView& x) {
+  return reinterpret_cast<T*>(x.data);
+}
+
+[[nodiscard]] inline unsigned blocks_of(Index count, Index each) {
+  const Index blocks = (count + each - 1) / each;
+  PECAN_VALIDATE(blocks <= std::numeric_limits<std::int32_t>::max(),
+                 ShapeError,
+                 "{} blocks of {} elements are more than a launch can have",
+                 blocks,
+                 each);
+  return unsigned(blocks);
+}
+
+/// Calls body(T{}) for T = float or Bf16, whichever `dtype` is.
+template <typename Body>
+void with_storage_type(std::string_view op, DType dtype, Body&& body) {
+  switch (dtype) {
+    case DType::kF32:
+      return body(float{});
+    case DType::kBF16:
+      return body(Bf16{});
+    default:
+      throw NotConfigured(fmt::format(
+          "{}: {} has no CUDA kernel; use f32 or bf16, or set training.device to cpu",
+          op,
+          name_of(dtype)));
+  }
+}
+
+/// For operators that compute in f32 alone.
+inline void require_f32(std::string_view op, DType dtype) {
+  if (dtype != DType::kF32) with_storage_type(op, DType::kF64, [](auto) {});
+}
+
+/// Scratch of one call, from the context's workspace; the stream's order keeps calls apart.
+class Scratch {
+ public:
+  explicit Scratch(Context& ctx) : arena_(ctx.workspace), scope_(ctx.workspace) {}
+  template <typename T>
+  [[nodiscard]] T* take(Index count) {
+    return reinterpret_cast<T*>(
+        arena_.allocate(DType::kU8, Shape{count * Index(sizeof(T))}).data);
+  }
+
+ private:
+  device::Arena& arena_;
+  device::ArenaScope scope_;
+};
+
+}  // namespace pecan::kernels
+
+/// Dynamic shared memory of every kernel: declared once, as differently typed declarations clash.
+extern __shared__ __align__(16) unsigned char dynamic_smem[];
