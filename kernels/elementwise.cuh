@@ -11,6 +11,8 @@ namespace pecan::kernels {
 
 constexpr int kMapThreads = 256;
 
+/// Loops over lanes have a fixed number of rounds, past the end of the tensor too: then the lanes
+/// stay in registers.
 template <typename T>
 __device__ void load_lanes(const T* from, int count, bool whole, float (&to)[kLanes]) {
   if (whole) {
@@ -18,7 +20,8 @@ __device__ void load_lanes(const T* from, int count, bool whole, float (&to)[kLa
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) to[i] = wide(pack.values[i]);
   } else {
-    for (int i = 0; i < count; ++i) to[i] = wide(from[i]);
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) to[i] = i < count ? wide(from[i]) : 0.F;
   }
 }
 
@@ -30,7 +33,10 @@ __device__ void store_lanes(const float (&from)[kLanes], int count, bool whole, 
     for (int i = 0; i < kLanes; ++i) put(pack.values[i], from[i]);
     *reinterpret_cast<Pack<T, kLanes>*>(to) = pack;
   } else {
-    for (int i = 0; i < count; ++i) put(to[i], from[i]);
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) {
+      if (i < count) put(to[i], from[i]);
+    }
   }
 }
 
@@ -44,7 +50,8 @@ __global__ void __launch_bounds__(kMapThreads)
   const bool whole = aligned && mine == kLanes;
   float a[kLanes], result[kLanes];
   load_lanes(x + begin, mine, whole, a);
-  for (int i = 0; i < mine; ++i) result[i] = f(a[i]);
+#pragma unroll
+  for (int i = 0; i < kLanes; ++i) result[i] = f(a[i]);
   store_lanes(result, mine, whole, y + begin);
 }
 
@@ -59,7 +66,8 @@ __global__ void __launch_bounds__(kMapThreads)
   float a[kLanes], b[kLanes], result[kLanes];
   load_lanes(a_in + begin, mine, whole, a);
   load_lanes(b_in + begin, mine, whole, b);
-  for (int i = 0; i < mine; ++i) result[i] = f(a[i], b[i]);
+#pragma unroll
+  for (int i = 0; i < kLanes; ++i) result[i] = f(a[i], b[i]);
   store_lanes(result, mine, whole, y + begin);
 }
 

@@ -30,7 +30,8 @@ __global__ void __launch_bounds__(kMapThreads) swiglu_backward_kernel(Index coun
   load_lanes(dh_in + begin, mine, whole, dh);
   load_lanes(gate_in + begin, mine, whole, gate);
   load_lanes(up_in + begin, mine, whole, up);
-  for (int i = 0; i < mine; ++i) {
+#pragma unroll
+  for (int i = 0; i < kLanes; ++i) {
     const float s = 1 / (1 + expf(-gate[i]));
     dgate[i] = dh[i] * up[i] * s * (1 + gate[i] * (1 - s));
     dup[i] = dh[i] * gate[i] * s;
