@@ -30,29 +30,8 @@ void with_row_threads(Index width, Body&& body) {
   }
 }
 
-/// to[c] += the sum over parts, ascending, of parts[p][c]. One thread a column.
-/// Block: 128 threads. Bytes: 4 (parts + 2) a column; 1 flop for 4 of them: memory bounds it.
-static __global__ void __launch_bounds__(kRowBlock)
-    add_parts_kernel(const float* parts, Index num_parts, Index width, float* to) {
-  const Index c = Index(blockIdx.x) * kRowBlock + threadIdx.x;
-  if (c >= width) return;
-  float sum = 0;
-  for (Index p = 0; p < num_parts; ++p) sum += parts[p * width + c];
-  to[c] += sum;
-}
-
-inline void add_parts(
-    const Context& ctx, const float* parts, Index num_parts, Index width, float* to) {
-  launch(add_parts_kernel,
-         blocks_of(width, kRowBlock),
-         kRowBlock,
-         0,
-         stream_of(ctx),
-         parts,
-         num_parts,
-         width,
-         to);
-}
+/// to[c] += the sum over parts, ascending, of parts[p][c].
+void add_parts(const Context& ctx, const float* parts, Index num_parts, Index width, float* to);
 
 /// How rows are cut into parts of neighbours.
 struct Parts {
