@@ -1,0 +1,342 @@
+#pragma once
+/// The router: choice of experts, weights, counts, losses and gradients, of f32 logits.
+///
+/// A warp a token, 4 tokens a block of 128 threads; shared: 4 (E + groups) + 4 K bytes a token.
+/// Bytes a token: forward 8 E + 8 K, counts 4 K or 4 E, losses 16 E, backward 20 E + 12 K. Flops:
+/// some 10 E, an exponential and a division among them, and E/32 rounds of comparisons a choice.
+/// Intensity: 1 flop a byte: memory bounds them, and for the few tokens of a step the launch.
+
+#include <pecan/ops/router.hpp>
+
+#include "kernels/common.cuh"
+
+namespace pecan::kernels {
+
+constexpr int kRouterWarps = 4;
+constexpr int kRouterThreads = kRouterWarps * kWarp;
+
+/// Keeps s / sum of s finite where every s is 0, in f32 too. Source: Megatron.
+constexpr float kSumFloor = 1e-20F;
+
+/// Shared memory of a token's warp.
+struct RouterRow {
+  float* scores;         ///< [E]; -inf: not to be chosen (again)
+  float* group_scores;   ///< [groups]
+  std::int32_t* chosen;  ///< [K]
+};
+
+[[nodiscard]] __host__ __device__ inline std::size_t router_row_bytes(Index experts,
+                                                                      Index groups,
+                                                                      Index k) {
+  return std::size_t(experts + groups + k) * sizeof(float);
+}
+
+__device__ inline RouterRow router_row(Index experts, Index groups, Index k) {
+  auto* memory = reinterpret_cast<float*>(
+      dynamic_smem + threadIdx.x / kWarp * router_row_bytes(experts, groups, k));
+  return {memory,
+          memory + experts,
+          reinterpret_cast<std::int32_t*>(memory + experts + groups)};
+}
+
+__device__ inline float sigmoid(float x) {
+  return 1 / (1 + expf(-x));
+}
+
+/// The larger score; of equal ones the lower index. NaN is smaller than all others.
+__device__ inline bool comes_first(float a, int a_index, float b, int b_index) {
+  if (b_index < 0) return a_index >= 0;
+  if (a_index < 0) return false;
+  const bool a_nan = a != a, b_nan = b != b;
+  if (a_nan || b_nan) return a_nan == b_nan ? a_index < b_index : b_nan;
+  return a > b || (a == b && a_index < b_index);
+}
+
+/// Index of the best of scores[0..count) that `is_free` allows, for the whole warp; -1 if it allows
+/// none.
+template <typename IsFree>
+__device__ int best_of(const float* scores, Index count, const IsFree& is_free) {
+  float best = 0;
+  int index = -1;
+  for (int e = threadIdx.x % kWarp; e < count; e += kWarp) {
+    if (is_free(e) && comes_first(scores[e], e, best, index)) {
+      best = scores[e];
+      index = e;
+    }
+  }
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    const float other = __shfl_xor_sync(kAllLanes, best, distance);
+    const int other_index = __shfl_xor_sync(kAllLanes, index, distance);
+    if (comes_first(other, other_index, best, index)) {
+      best = other;
+      index = other_index;
+    }
+  }
+  return index;
+}
+
+/// Writes the `count` best to chosen[0..count) in shared memory, in order.
+__device__ inline void choose_best(const float* scores,
+                                   Index num_candidates,
+                                   Index count,
+                                   std::int32_t* chosen) {
+  for (Index i = 0; i < count; ++i) {
+    const int best = best_of(scores, num_candidates, [&](int e) {
+      for (Index j = 0; j < i; ++j) {
+        if (chosen[j] == e) return false;
+      }
+      return true;
+    });
+    if (threadIdx.x % kWarp == 0) chosen[i] = best;
+    __syncwarp();
+  }
+}
+
+/// Sum of the `count` best of scores[0..size), by one lane alone; NaNs are passed over.
+__device__ inline float sum_of_best(const float* scores, Index size, Index count) {
+  float sum = 0;
+  int last = -1;
+  for (Index i = 0; i < count; ++i) {
+    int best = -1;
+    for (int e = 0; e < size; ++e) {
+      if (scores[e] != scores[e]) continue;
+      if (last >= 0 && !comes_first(scores[last], last, scores[e], e)) continue;
+      if (e != last && comes_first(scores[e], e, best < 0 ? 0 : scores[best], best)) best = e;
+    }
+    if (best < 0) return sum;
+    sum += scores[best];
+    last = best;
+  }
+  return sum;
+}
+
+/// Leaves the best groups their scores, and the others -inf.
+__device__ inline void keep_best_groups(const ops::RouterOptions& options,
+                                        Index experts,
+                                        Index k,
+                                        const RouterRow& row) {
+  const int lane = threadIdx.x % kWarp;
+  const Index size = experts / options.num_groups;
+  for (Index group = lane; group < options.num_groups; group += kWarp)
+    row.group_scores[group] = sum_of_best(row.scores + group * size, size, k / options.group_topk);
+  __syncwarp();
+  choose_best(row.group_scores, options.num_groups, options.group_topk, row.chosen);
+  for (Index e = lane; e < experts; e += kWarp) {
+    bool kept = false;
+    for (Index i = 0; i < options.group_topk; ++i) kept |= row.chosen[i] == e / size;
+    if (!kept) row.scores[e] = -INFINITY;
+  }
+  __syncwarp();
+}
+
+__device__ inline float row_max_of(const float* logits, Index experts) {
+  float largest = -INFINITY;
+  for (Index e = threadIdx.x % kWarp; e < experts; e += kWarp) largest = fmaxf(largest, logits[e]);
+  return warp_reduce(largest, Larger{});
+}
+
+__device__ inline float exp_sum_of(const float* logits, Index experts, float largest) {
+  float sum = 0;
+  for (Index e = threadIdx.x % kWarp; e < experts; e += kWarp) sum += expf(logits[e] - largest);
+  return warp_reduce(sum);
+}
+
+__device__ inline float log_sum_exp_of(const float* logits, Index experts) {
+  const float largest = row_max_of(logits, experts);
+  return largest + logf(exp_sum_of(logits, experts, largest));
+}
+
+/// The token of this warp, or -1.
+__device__ inline Index token_of_warp(Index tokens) {
+  const Index t = Index(blockIdx.x) * kRouterWarps + threadIdx.x / kWarp;
+  return t < tokens ? t : -1;
+}
+
+/// `bias_E` may be null.
+__global__ void __launch_bounds__(kRouterThreads)
+    router_forward_kernel(ops::RouterOptions options,
+                          const float* logits_TE,
+                          const float* bias_E,
+                          Index tokens,
+                          Index experts,
+                          Index k,
+                          std::int32_t* topk_ids_TK,
+                          float* weights_TK,
+                          float* probs_TE) {
+  const Index t = token_of_warp(tokens);
+  if (t < 0) return;
+  const int lane = threadIdx.x % kWarp;
+  const RouterRow row = router_row(experts, options.num_groups, k);
+  const float* logits = logits_TE + t * experts;
+  float* probs = probs_TE + t * experts;
+  float* weights = weights_TK + t * k;
+  const bool of_sigmoid = options.scores == ops::RouterScores::kSigmoid;
+  const float largest = of_sigmoid ? 0 : row_max_of(logits, experts);
+
+  if (options.choice == ops::RouterChoice::kInTurn) {
+    for (Index i = lane; i < k; i += kWarp)
+      row.chosen[i] = std::int32_t((options.first_in_turn + t * k + i) % experts);
+  } else {
+    // The scores grow with the logits: where nothing is added to them, both choose alike.
+    const bool by_logits =
+        (options.num_groups == 0 && bias_E == nullptr) ||
+        options.scores == ops::RouterScores::kTopkThenSoftmax;
+    for (Index e = lane; e < experts; e += kWarp) {
+      const float score = by_logits    ? logits[e]
+                          : of_sigmoid ? sigmoid(logits[e])
+                                       : expf(logits[e] - largest);
+      row.scores[e] = bias_E == nullptr ? score : score + bias_E[e];
+    }
+    __syncwarp();
+    if (options.num_groups > 0) keep_best_groups(options, experts, k, row);
+    choose_best(row.scores, experts, k, row.chosen);
+  }
+  __syncwarp();
+
+  float sum = 0;
+  for (Index e = lane; e < experts; e += kWarp)
+    sum += of_sigmoid ? sigmoid(logits[e]) : expf(logits[e] - largest);
+  sum = warp_reduce(sum) + (of_sigmoid ? kSumFloor : 0);
+  for (Index e = lane; e < experts; e += kWarp)
+    probs[e] = (of_sigmoid ? sigmoid(logits[e]) : expf(logits[e] - largest)) / sum;
+
+  // Every lane adds up the few chosen ones, in their order.
+  const float factor = float(options.scaling_factor);
+  float shift = largest, of_chosen = sum;
+  if (of_sigmoid) {
+    of_chosen = k == 1 ? 1 : kSumFloor;
+    for (Index i = 0; k > 1 && i < k; ++i) of_chosen += sigmoid(logits[row.chosen[i]]);
+  } else if (options.scores == ops::RouterScores::kTopkThenSoftmax) {
+    // The chosen ones may all lie far below the largest logit: they get a shift of their own.
+    shift = logits[row.chosen[0]];
+    for (Index i = 1; i < k; ++i) shift = fmaxf(shift, logits[row.chosen[i]]);
+    of_chosen = 0;
+    for (Index i = 0; i < k; ++i) of_chosen += expf(logits[row.chosen[i]] - shift);
+  }
+  for (Index i = lane; i < k; i += kWarp) {
+    const float logit = logits[row.chosen[i]];
+    topk_ids_TK[t * k + i] = row.chosen[i];
+    weights[i] = factor * (of_sigmoid ? sigmoid(logit) : expf(logit - shift)) / of_chosen;
+  }
+}
+
+/// `by_ids`: the choices count; else those that the logits alone would make. Integers may be added
+/// in any order.
+__global__ void __launch_bounds__(kRouterThreads)
+    router_counts_kernel(bool by_ids,
+                         const float* logits_TE,
+                         const std::int32_t* topk_ids_TK,
+                         Index tokens,
+                         Index experts,
+                         Index k,
+                         ops::BalanceGroups groups,
+                         unsigned long long* counts_GE) {
+  const Index t = token_of_warp(tokens);
+  if (t < 0) return;
+  const RouterRow row = router_row(experts, 0, k);
+  if (!by_ids) choose_best(logits_TE + t * experts, experts, k, row.chosen);
+  unsigned long long* counts = counts_GE + groups.group_of(t) * experts;
+  for (Index i = threadIdx.x % kWarp; i < k; i += kWarp) {
+    const Index id = by_ids ? topk_ids_TK[t * k + i] : row.chosen[i];
+    require(id >= 0 && id < experts);
+    const float logit = logits_TE[t * experts + id];
+    if (by_ids || logit == logit) atomicAdd(&counts[id], 1ULL);  // a NaN chooses nothing by itself
+  }
+}
+
+/// terms[t]: sum of counts times probs; terms[tokens + t]: square of the logits' log-sum-exp.
+__global__ void __launch_bounds__(kRouterThreads)
+    router_losses_kernel(const float* logits_TE,
+                         const float* probs_TE,
+                         const std::int64_t* counts_GE,
+                         Index tokens,
+                         Index experts,
+                         ops::BalanceGroups groups,
+                         double* terms_2T) {
+  const Index t = token_of_warp(tokens);
+  if (t < 0) return;
+  const int lane = threadIdx.x % kWarp;
+  const std::int64_t* counts = counts_GE + groups.group_of(t) * experts;
+  float balance = 0;
+  for (Index e = lane; e < experts; e += kWarp)
+    balance += float(counts[e]) * probs_TE[t * experts + e];
+  balance = warp_reduce(balance);
+  const float lse = log_sum_exp_of(logits_TE + t * experts, experts);
+  if (lane == 0) {
+    terms_2T[t] = double(balance);
+    terms_2T[tokens + t] = double(lse) * double(lse);
+  }
+}
+
+/// A softmax gives dlogit = p (dp - sum of p dp): one over all experts, and one over the chosen for
+/// kTopkThenSoftmax. With D = sum of s + floor, s / D gives ds = (dp - sum of p dp) / D: once over
+/// all experts, and for K > 1 once over the chosen; then dlogit = s (1 - s) ds.
+__global__ void __launch_bounds__(kRouterThreads)
+    router_backward_kernel(ops::RouterOptions options,
+                           const float* logits_TE,
+                           const float* probs_TE,
+                           const std::int32_t* topk_ids_TK,
+                           const float* weights_TK,
+                           const float* dweights_TK,
+                           const std::int64_t* counts_GE,
+                           Index tokens,
+                           Index experts,
+                           Index k,
+                           ops::BalanceGroups groups,
+                           float aux_factor,
+                           float z_factor,
+                           float* dlogits_TE) {
+  const Index t = token_of_warp(tokens);
+  if (t < 0) return;
+  const int lane = threadIdx.x % kWarp;
+  const float* logits = logits_TE + t * experts;
+  const float* probs = probs_TE + t * experts;
+  const std::int32_t* ids = topk_ids_TK + t * k;
+  const float* weights = weights_TK + t * k;
+  const float* dweights = dweights_TK + t * k;
+  const std::int64_t* counts = counts_GE + groups.group_of(t) * experts;
+  const float scaling = float(options.scaling_factor);
+
+  float mean = 0;
+  for (Index e = lane; e < experts; e += kWarp) mean += probs[e] * aux_factor * float(counts[e]);
+  mean = warp_reduce(mean);
+  float weighted = 0;
+  for (Index i = 0; i < k; ++i) {
+    require(ids[i] >= 0 && ids[i] < experts);
+    weighted += weights[i] * dweights[i];
+  }
+  const float lse = z_factor == 0 ? 0 : log_sum_exp_of(logits, experts);
+
+  if (options.scores == ops::RouterScores::kSigmoid) {
+    float sum = 0;
+    for (Index e = lane; e < experts; e += kWarp) sum += sigmoid(logits[e]);
+    sum = warp_reduce(sum) + kSumFloor;
+    float of_chosen = k > 1 ? kSumFloor : 1;
+    for (Index i = 0; k > 1 && i < k; ++i) of_chosen += sigmoid(logits[ids[i]]);
+    if (k == 1) weighted = 0;
+    for (Index e = lane; e < experts; e += kWarp) {
+      float ds = (aux_factor * float(counts[e]) - mean) / sum;
+      for (Index i = 0; i < k; ++i) {
+        if (ids[i] == e) ds += (scaling * dweights[i] - weighted) / of_chosen;
+      }
+      const float s = sigmoid(logits[e]);
+      const float z = z_factor == 0 ? 0 : z_factor * lse * expf(logits[e] - lse);
+      dlogits_TE[t * experts + e] = s * (1 - s) * ds + z;
+    }
+    return;
+  }
+  const bool all_weighted = options.scores == ops::RouterScores::kSoftmaxThenTopk;
+  if (all_weighted) mean += weighted;
+  for (Index e = lane; e < experts; e += kWarp) {
+    float slot = 0;
+    for (Index i = 0; i < k; ++i) {
+      if (ids[i] != e) continue;
+      slot = weights[i] * (all_weighted ? dweights[i] : dweights[i] - weighted / scaling);
+    }
+    dlogits_TE[t * experts + e] =
+        probs[e] * (aux_factor * float(counts[e]) - mean + z_factor * lse) + slot;
+  }
+}
+
+}  // namespace pecan::kernels
