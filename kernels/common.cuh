@@ -6,6 +6,7 @@
 #include <limits>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -15,9 +16,12 @@
 #include <pecan/device/context.hpp>
 #include <pecan/device/param_storage.hpp>
 
+#include "device/cuda/check.hpp"
 #include "kernels/launch.cuh"
 
 namespace pecan::kernels {
+
+using device::cuda::check;
 
 using Index = std::int64_t;
 using Bf16 = __nv_bfloat16;
@@ -107,6 +111,13 @@ template <typename T>
   return reinterpret_cast<T*>(x.data);
 }
 
+/// cuda::launch, but an empty grid, which an empty tensor makes, launches nothing.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, Arguments&&... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  cuda::launch(kernel, grid, std::forward<Arguments>(arguments)...);
+}
+
 [[nodiscard]] inline unsigned blocks_of(Index count, Index each) {
   const Index blocks = (count + each - 1) / each;
   PECAN_VALIDATE(blocks <= std::numeric_limits<std::int32_t>::max(),
@@ -154,6 +165,3 @@ class Scratch {
 };
 
 }  // namespace pecan::kernels
-
-/// Dynamic shared memory of every kernel: declared once, as differently typed declarations clash.
-extern __shared__ __align__(16) unsigned char dynamic_smem[];

@@ -1,48 +1,49 @@
 #pragma once
-/// The one way to launch a kernel.
+/// The one way to start a kernel.
 
 #include <cstddef>
 #include <utility>
 
 #include <cuda_runtime.h>
 
-#include <pecan/core/error.hpp>
+/// Dynamic shared memory of the block that runs. Declared once, with one type: kernels cast it.
+extern __shared__ __align__(16) unsigned char dynamic_smem[];
 
-namespace pecan::kernels {
+namespace pecan::cuda {
+namespace detail {
 
-/// Throws DeviceError if `code` is a failure of `call`.
-inline void check(cudaError_t code, const char* call) {
-  if (code == cudaSuccess) return;
-  throw DeviceError(fmt::format("{} failed: {} ({}, code {})",
-                                call,
-                                cudaGetErrorString(code),
-                                cudaGetErrorName(code),
-                                int(code)));
-}
+/// Throws DeviceError if the launch failed; with PECAN_SYNC_LAUNCHES=1 in the environment it waits
+/// for the kernel first, so that a fault is blamed on the launch that made it.
+void check_launch(cudaError_t launched, const cudaLaunchConfig_t& config);
 
-/// Enqueues kernel(args...) on `stream` over grid x block threads, with `shared_bytes` of dynamic
-/// shared memory a block, which may exceed the 48 KiB that a launch has unasked. An empty grid
-/// launches nothing. Throws DeviceError for what the device refuses.
-template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...),
+}  // namespace detail
+
+/// Enqueues `kernel` on `stream` and returns. Arguments are converted to the kernel's parameters.
+/// `shared_bytes`: dynamic shared memory of a block, up to what the device has. Throws DeviceError
+/// if the device refuses the launch, with its shape; a grid or block without threads is refused.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...),
             dim3 grid,
             dim3 block,
             std::size_t shared_bytes,
             cudaStream_t stream,
-            Args&&... args) {
-  constexpr std::size_t kUnasked = 48 * 1024;
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  if (shared_bytes > kUnasked) {
-    check(cudaFuncSetAttribute(
-              kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
-          "cudaFuncSetAttribute");
-  }
+            Arguments&&... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), "cudaLaunchKernelEx");
+  // Beyond this a kernel has to ask.
+  constexpr std::size_t kBytesWithoutAsking = 48 * 1024;
+  cudaError_t result = cudaSuccess;
+  if (shared_bytes > kBytesWithoutAsking) {
+    result = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  }
+  if (result == cudaSuccess) {
+    result = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+  }
+  detail::check_launch(result, config);
 }
 
-}  // namespace pecan::kernels
+}  // namespace pecan::cuda

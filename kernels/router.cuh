@@ -147,6 +147,11 @@ __device__ inline float log_sum_exp_of(const float* logits, Index experts) {
   return largest + logf(exp_sum_of(logits, experts, largest));
 }
 
+/// BalanceGroups::group_of, for the device.
+__device__ inline Index group_of(const ops::BalanceGroups& groups, Index token) {
+  return (groups.first_token + token) / groups.tokens_per_group;
+}
+
 /// The token of this warp, or -1.
 __device__ inline Index token_of_warp(Index tokens) {
   const Index t = Index(blockIdx.x) * kRouterWarps + threadIdx.x / kWarp;
@@ -236,7 +241,7 @@ __global__ void __launch_bounds__(kRouterThreads)
   if (t < 0) return;
   const RouterRow row = router_row(experts, 0, k);
   if (!by_ids) choose_best(logits_TE + t * experts, experts, k, row.chosen);
-  unsigned long long* counts = counts_GE + groups.group_of(t) * experts;
+  unsigned long long* counts = counts_GE + group_of(groups, t) * experts;
   for (Index i = threadIdx.x % kWarp; i < k; i += kWarp) {
     const Index id = by_ids ? topk_ids_TK[t * k + i] : row.chosen[i];
     require(id >= 0 && id < experts);
@@ -257,7 +262,7 @@ __global__ void __launch_bounds__(kRouterThreads)
   const Index t = token_of_warp(tokens);
   if (t < 0) return;
   const int lane = threadIdx.x % kWarp;
-  const std::int64_t* counts = counts_GE + groups.group_of(t) * experts;
+  const std::int64_t* counts = counts_GE + group_of(groups, t) * experts;
   float balance = 0;
   for (Index e = lane; e < experts; e += kWarp)
     balance += float(counts[e]) * probs_TE[t * experts + e];
@@ -295,7 +300,7 @@ __global__ void __launch_bounds__(kRouterThreads)
   const std::int32_t* ids = topk_ids_TK + t * k;
   const float* weights = weights_TK + t * k;
   const float* dweights = dweights_TK + t * k;
-  const std::int64_t* counts = counts_GE + groups.group_of(t) * experts;
+  const std::int64_t* counts = counts_GE + group_of(groups, t) * experts;
   const float scaling = float(options.scaling_factor);
 
   float mean = 0;

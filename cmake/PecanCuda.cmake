@@ -1,0 +1,21 @@
+# The CUDA toolkit, for the backend and for its emulation on CPUs: PECAN_CUDA_FOUND and the target
+# pecan_cuda_headers with NVIDIA's headers (runtime, cuBLAS, NCCL), which any host compiler can read.
+set(PECAN_CUDA AUTO CACHE STRING "Build the CUDA backend: AUTO (if the toolkit is found), ON or OFF")
+set_property(CACHE PECAN_CUDA PROPERTY STRINGS AUTO ON OFF)
+# What must not be missing, comma separated, from the environment: tests without it fail instead of being skipped.
+string(REPLACE "," ";" PECAN_REQUIRED "$ENV{PECAN_REQUIRE}")
+set(PECAN_CUDA_FOUND FALSE)
+if(NOT PECAN_CUDA STREQUAL OFF)
+  find_package(CUDAToolkit QUIET)
+  find_path(PECAN_NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+  mark_as_advanced(PECAN_NCCL_INCLUDE_DIR)
+  if(CUDAToolkit_FOUND AND PECAN_NCCL_INCLUDE_DIR)
+    set(PECAN_CUDA_FOUND TRUE)
+    add_library(pecan_cuda_headers INTERFACE)
+    target_include_directories(pecan_cuda_headers SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS} ${PECAN_NCCL_INCLUDE_DIR})
+  elseif(PECAN_CUDA STREQUAL ON OR cuda-toolkit IN_LIST PECAN_REQUIRED)
+    message(FATAL_ERROR "no CUDA toolkit with NCCL was found, but PECAN_CUDA=${PECAN_CUDA} and PECAN_REQUIRE='$ENV{PECAN_REQUIRE}' ask for it; install it, or point CUDAToolkit_ROOT and PECAN_NCCL_INCLUDE_DIR to it")
+  endif()
+elseif(cuda-toolkit IN_LIST PECAN_REQUIRED)
+  message(FATAL_ERROR "PECAN_CUDA=OFF, but PECAN_REQUIRE='$ENV{PECAN_REQUIRE}' asks for the CUDA toolkit")
+endif()
