@@ -15,14 +15,14 @@ __global__ void __launch_bounds__(kRowBlock) add_bias_kernel(const B* b_O, Index
   for (Index o = threadIdx.x; o < width; o += kRowBlock) put(y[o], wide(y[o]) + wide(b_O[o]));
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kRowBlock) bias_backward_kernel(
-    const T* dy_TO, Index rows, Index rows_each, Index width, float* parts_PO) {
+template <typename T, typename M = MathOf<T>>
+__global__ void __launch_bounds__(kRowBlock)
+    bias_backward_kernel(const T* dy_TO, Index rows, Index rows_each, Index width, M* parts_PO) {
   const Index o = Index(blockIdx.x) * kRowBlock + threadIdx.x;
   if (o >= width) return;
   const Index first = Index(blockIdx.y) * rows_each;
   const Index end = min(rows, first + rows_each);
-  float sum = 0;
+  M sum = 0;
   for (Index t = first; t < end; ++t) sum += wide(dy_TO[t * width + o]);
   parts_PO[blockIdx.y * width + o] = sum;
 }

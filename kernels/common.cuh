@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <limits>
-#include <string_view>
 #include <type_traits>
 #include <utility>
 
@@ -29,9 +28,15 @@ using Bf16 = __nv_bfloat16;
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFU;
 
-// ---- Elements: stored as T, computed with in f32 -------------------------------------------------
+// ---- Elements: stored as T, computed with as MathOf<T> ------------------------------------------
+
+template <typename T>
+using MathOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 __device__ inline float wide(float x) {
+  return x;
+}
+__device__ inline double wide(double x) {
   return x;
 }
 __device__ inline float wide(Bf16 x) {
@@ -40,8 +45,37 @@ __device__ inline float wide(Bf16 x) {
 __device__ inline void put(float& to, float value) {
   to = value;
 }
+__device__ inline void put(double& to, double value) {
+  to = value;
+}
 __device__ inline void put(Bf16& to, float value) {
   to = __float2bfloat16_rn(value);
+}
+
+__device__ inline float exp_of(float x) {
+  return expf(x);
+}
+__device__ inline double exp_of(double x) {
+  return exp(x);
+}
+__device__ inline float log_of(float x) {
+  return logf(x);
+}
+__device__ inline double log_of(double x) {
+  return log(x);
+}
+__device__ inline float root_of(float x) {
+  return sqrtf(x);
+}
+__device__ inline double root_of(double x) {
+  return sqrt(x);
+}
+/// Passes over NaN.
+__device__ inline float larger_of(float a, float b) {
+  return fmaxf(a, b);
+}
+__device__ inline double larger_of(double a, double b) {
+  return fmax(a, b);
 }
 
 /// Stops the device where an index would lead outside of a tensor.
@@ -57,7 +91,8 @@ struct alignas(16) Pack {
 /// Elements a thread of an elementwise kernel: 16 bytes of bf16.
 constexpr int kLanes = 8;
 
-// ---- Sums and maxima: the same tree whatever the data --------------------------------------------
+// ---- Sums and maxima: the same tree whatever the data
+// --------------------------------------------
 
 struct Plus {
   template <typename V>
@@ -67,8 +102,10 @@ struct Plus {
 };
 /// Passes over NaN.
 struct Larger {
-  __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
-  __device__ double operator()(double a, double b) const { return fmax(a, b); }
+  template <typename V>
+  __device__ V operator()(V a, V b) const {
+    return larger_of(a, b);
+  }
 };
 
 /// The whole warp calls it; every lane gets the result.
@@ -96,7 +133,8 @@ __device__ V group_reduce(V value, Combine combine = {}) {
   return value;
 }
 
-// ---- Launchers -----------------------------------------------------------------------------------
+// ---- Launchers
+// -----------------------------------------------------------------------------------
 
 [[nodiscard]] inline cudaStream_t stream_of(const Context& ctx) {
   return static_cast<cudaStream_t>(ctx.stream.handle());
@@ -128,25 +166,24 @@ void launch(void (*kernel)(Parameters...), dim3 grid, Arguments&&... arguments) 
   return unsigned(blocks);
 }
 
-/// Calls body(T{}) for T = float or Bf16, whichever `dtype` is.
+/// Calls body(T{}) for T = float or double, whichever `dtype` (checked before) is.
 template <typename Body>
-void with_storage_type(std::string_view op, DType dtype, Body&& body) {
-  switch (dtype) {
-    case DType::kF32:
-      return body(float{});
-    case DType::kBF16:
-      return body(Bf16{});
-    default:
-      throw NotConfigured(fmt::format(
-          "{}: {} has no CUDA kernel; use f32 or bf16, or set training.device to cpu",
-          op,
-          name_of(dtype)));
+void with_float_type(DType dtype, Body&& body) {
+  if (dtype == DType::kF64) {
+    body(double{});
+  } else {
+    body(float{});
   }
 }
 
-/// For operators that compute in f32 alone.
-inline void require_f32(std::string_view op, DType dtype) {
-  if (dtype != DType::kF32) with_storage_type(op, DType::kF64, [](auto) {});
+/// Calls body(T{}) for T = float, double or Bf16, whichever `dtype` (checked before) is.
+template <typename Body>
+void with_storage_type(DType dtype, Body&& body) {
+  if (dtype == DType::kBF16) {
+    body(Bf16{});
+  } else {
+    with_float_type(dtype, std::forward<Body>(body));
+  }
 }
 
 /// Scratch of one call, from the context's workspace; the stream's order keeps calls apart.
@@ -155,8 +192,7 @@ class Scratch {
   explicit Scratch(Context& ctx) : arena_(ctx.workspace), scope_(ctx.workspace) {}
   template <typename T>
   [[nodiscard]] T* take(Index count) {
-    return reinterpret_cast<T*>(
-        arena_.allocate(DType::kU8, Shape{count * Index(sizeof(T))}).data);
+    return reinterpret_cast<T*>(arena_.allocate(DType::kU8, Shape{count * Index(sizeof(T))}).data);
   }
 
  private:

@@ -1,5 +1,4 @@
 #include "kernels/cross_entropy.cuh"
-
 #include "kernels/operators.hpp"
 
 namespace pecan::kernels {
@@ -10,7 +9,7 @@ void cross_entropy_forward(Context& ctx,
                            ConstTensorView labels_T,
                            ConstTensorView mask_T,
                            TensorView loss_T) {
-  with_storage_type("cross_entropy_forward", logits_TV.dtype, [&]<typename T>(T) {
+  with_storage_type(logits_TV.dtype, [&]<typename T>(T) {
     launch(cross_entropy_kernel<T, false>,
            blocks_of(logits_TV.shape[0], 1),
            kLossThreads,
@@ -33,7 +32,7 @@ void cross_entropy_forward_backward(Context& ctx,
                                     ConstTensorView mask_T,
                                     double scale,
                                     TensorView loss_T) {
-  with_storage_type("cross_entropy_forward_backward", logits_TV.dtype, [&]<typename T>(T) {
+  with_storage_type(logits_TV.dtype, [&]<typename T>(T) {
     launch(cross_entropy_kernel<T, true>,
            blocks_of(logits_TV.shape[0], 1),
            kLossThreads,
@@ -53,7 +52,7 @@ void cross_entropy_max(Context& ctx,
                        ConstTensorView logits_TV,
                        ops::VocabShard shard,
                        TensorView max_T) {
-  with_storage_type("cross_entropy_max", logits_TV.dtype, [&]<typename T>(T) {
+  with_storage_type(logits_TV.dtype, [&]<typename T>(T) {
     launch(cross_entropy_max_kernel<T>,
            blocks_of(logits_TV.shape[0], 1),
            kLossThreads,
@@ -73,7 +72,7 @@ void cross_entropy_sums(Context& ctx,
                         ConstTensorView mask_T,
                         ConstTensorView max_T,
                         TensorView sums_2T) {
-  with_storage_type("cross_entropy_sums", logits_TV.dtype, [&]<typename T>(T) {
+  with_storage_type(logits_TV.dtype, [&]<typename T>(T) {
     launch(cross_entropy_sums_kernel<T>,
            blocks_of(logits_TV.shape[0], 1),
            kLossThreads,
@@ -94,7 +93,7 @@ void cross_entropy_from_sums(Context& ctx,
                              ConstTensorView sums_2T,
                              ConstTensorView mask_T,
                              TensorView loss_T) {
-  const auto of_mask = [&]<typename M>(M) {
+  with_storage_type(mask_T.data == nullptr ? DType::kF64 : mask_T.dtype, [&]<typename M>(M) {
     const Index tokens = loss_T.shape[0];
     launch(cross_entropy_from_sums_kernel<M>,
            blocks_of(tokens, kLossThreads),
@@ -105,9 +104,7 @@ void cross_entropy_from_sums(Context& ctx,
            data_of<M>(mask_T),
            tokens,
            data_of<double>(loss_T));
-  };
-  if (mask_T.data == nullptr || mask_T.dtype == DType::kF64) return of_mask(double{});
-  with_storage_type("cross_entropy_from_sums", mask_T.dtype, of_mask);
+  });
 }
 
 void cross_entropy_backward(Context& ctx,
@@ -118,7 +115,7 @@ void cross_entropy_backward(Context& ctx,
                             ConstTensorView max_T,
                             ConstTensorView sums_2T,
                             double scale) {
-  with_storage_type("cross_entropy_backward", logits_TV.dtype, [&]<typename T>(T) {
+  with_storage_type(logits_TV.dtype, [&]<typename T>(T) {
     launch(cross_entropy_backward_kernel<T>,
            blocks_of(logits_TV.shape[0], 1),
            kLossThreads,

@@ -1,26 +1,33 @@
-#include "kernels/elementwise.cuh"
-
 #include <cmath>
 #include <cstring>
 
+#include "kernels/elementwise.cuh"
 #include "kernels/operators.hpp"
 
 namespace pecan::kernels {
 namespace {
 
 struct Same {
-  __device__ float operator()(float x) const { return x; }
+  template <typename M>
+  __device__ M operator()(M x) const {
+    return x;
+  }
 };
 struct Sum {
-  __device__ float operator()(float a, float b) const { return a + b; }
+  template <typename M>
+  __device__ M operator()(M a, M b) const {
+    return a + b;
+  }
 };
+template <typename M>
 struct Axpy {
-  float alpha;
-  __device__ float operator()(float x, float y) const { return y + alpha * x; }
+  M alpha;
+  __device__ M operator()(M x, M y) const { return y + alpha * x; }
 };
+template <typename M>
 struct Scale {
-  float alpha;
-  __device__ float operator()(float y) const { return alpha * y; }
+  M alpha;
+  __device__ M operator()(M y) const { return alpha * y; }
 };
 
 template <typename Bits, typename Value>
@@ -64,37 +71,43 @@ void fill(Context& ctx, double value, TensorView y) {
 
 void copy(Context& ctx, ConstTensorView x, TensorView y) {
   if (x.data == y.data || x.num_bytes() == 0) return;
-  check(cudaMemcpyAsync(
-            y.data, x.data, x.num_bytes(), cudaMemcpyDeviceToDevice, stream_of(ctx)),
+  check(cudaMemcpyAsync(y.data, x.data, x.num_bytes(), cudaMemcpyDeviceToDevice, stream_of(ctx)),
         "cudaMemcpyAsync");
 }
 
 void cast(Context& ctx, ConstTensorView x, TensorView y) {
   if (x.dtype == y.dtype) return copy(ctx, x, y);
-  with_storage_type("cast", x.dtype, [&]<typename From>(From) {
-    with_storage_type("cast", y.dtype, [&]<typename To>(To) {
+  with_storage_type(x.dtype, [&]<typename From>(From) {
+    with_storage_type(y.dtype, [&]<typename To>(To) {
       map_1(ctx, Same{}, y.num_elements(), data_of<From>(x), data_of<To>(y));
     });
   });
 }
 
 void add(Context& ctx, ConstTensorView a, ConstTensorView b, TensorView y) {
-  with_storage_type("add", y.dtype, [&]<typename T>(T) {
+  with_storage_type(y.dtype, [&]<typename T>(T) {
     map_2(ctx, Sum{}, y.num_elements(), data_of<T>(a), data_of<T>(b), data_of<T>(y));
   });
 }
 
 void axpy(Context& ctx, double alpha, ConstTensorView x, TensorView y) {
-  with_storage_type("axpy", y.dtype, [&]<typename T>(T) {
-    with_storage_type("axpy", x.dtype, [&]<typename X>(X) {
-      map_2(ctx, Axpy{float(alpha)}, y.num_elements(), data_of<X>(x), data_of<T>(y), data_of<T>(y));
-    });
+  with_storage_type(y.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
+    const auto add_of = [&]<typename X>(X) {
+      map_2(ctx, Axpy<M>{M(alpha)}, y.num_elements(), data_of<X>(x), data_of<T>(y), data_of<T>(y));
+    };
+    if (x.dtype == y.dtype) {
+      add_of(T{});
+    } else {
+      add_of(M{});
+    }
   });
 }
 
 void scale(Context& ctx, double alpha, TensorView y) {
-  with_storage_type("scale", y.dtype, [&]<typename T>(T) {
-    map_1(ctx, Scale{float(alpha)}, y.num_elements(), data_of<T>(y), data_of<T>(y));
+  with_storage_type(y.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
+    map_1(ctx, Scale<M>{M(alpha)}, y.num_elements(), data_of<T>(y), data_of<T>(y));
   });
 }
 

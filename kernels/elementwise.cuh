@@ -11,44 +11,48 @@ namespace pecan::kernels {
 
 constexpr int kMapThreads = 256;
 
+template <typename X, typename Y>
+using Wider = std::common_type_t<MathOf<X>, MathOf<Y>>;
+
 /// Loops over lanes have a fixed number of rounds, past the end of the tensor too: then the lanes
 /// stay in registers.
-template <typename T>
-__device__ void load_lanes(const T* from, int count, bool whole, float (&to)[kLanes]) {
+template <typename T, typename M>
+__device__ void load_lanes(const T* from, int count, bool whole, M (&to)[kLanes]) {
   if (whole) {
     const auto pack = *reinterpret_cast<const Pack<T, kLanes>*>(from);
 #pragma unroll
-    for (int i = 0; i < kLanes; ++i) to[i] = wide(pack.values[i]);
+    for (int i = 0; i < kLanes; ++i) to[i] = M(wide(pack.values[i]));
   } else {
 #pragma unroll
-    for (int i = 0; i < kLanes; ++i) to[i] = i < count ? wide(from[i]) : 0.F;
+    for (int i = 0; i < kLanes; ++i) to[i] = i < count ? M(wide(from[i])) : M(0);
   }
 }
 
-template <typename T>
-__device__ void store_lanes(const float (&from)[kLanes], int count, bool whole, T* to) {
+template <typename T, typename M>
+__device__ void store_lanes(const M (&from)[kLanes], int count, bool whole, T* to) {
   if (whole) {
     Pack<T, kLanes> pack;
 #pragma unroll
-    for (int i = 0; i < kLanes; ++i) put(pack.values[i], from[i]);
+    for (int i = 0; i < kLanes; ++i) put(pack.values[i], MathOf<T>(from[i]));
     *reinterpret_cast<Pack<T, kLanes>*>(to) = pack;
   } else {
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
-      if (i < count) put(to[i], from[i]);
+      if (i < count) put(to[i], MathOf<T>(from[i]));
     }
   }
 }
 
 /// y[i] = f(x[i]). y may be x.
-template <typename F, typename X, typename Y>
+/// In the wider of the two types.
+template <typename F, typename X, typename Y, typename M = Wider<X, Y>>
 __global__ void __launch_bounds__(kMapThreads)
     map_1_kernel(F f, Index count, bool aligned, const X* x, Y* y) {
   const Index begin = (Index(blockIdx.x) * kMapThreads + threadIdx.x) * kLanes;
   if (begin >= count) return;
   const int mine = int(min(Index(kLanes), count - begin));
   const bool whole = aligned && mine == kLanes;
-  float a[kLanes], result[kLanes];
+  M a[kLanes], result[kLanes];
   load_lanes(x + begin, mine, whole, a);
 #pragma unroll
   for (int i = 0; i < kLanes; ++i) result[i] = f(a[i]);
@@ -56,14 +60,14 @@ __global__ void __launch_bounds__(kMapThreads)
 }
 
 /// y[i] = f(a[i], b[i]). y may be a or b.
-template <typename F, typename A, typename B, typename Y>
+template <typename F, typename A, typename B, typename Y, typename M = MathOf<Y>>
 __global__ void __launch_bounds__(kMapThreads)
     map_2_kernel(F f, Index count, bool aligned, const A* a_in, const B* b_in, Y* y) {
   const Index begin = (Index(blockIdx.x) * kMapThreads + threadIdx.x) * kLanes;
   if (begin >= count) return;
   const int mine = int(min(Index(kLanes), count - begin));
   const bool whole = aligned && mine == kLanes;
-  float a[kLanes], b[kLanes], result[kLanes];
+  M a[kLanes], b[kLanes], result[kLanes];
   load_lanes(a_in + begin, mine, whole, a);
   load_lanes(b_in + begin, mine, whole, b);
 #pragma unroll

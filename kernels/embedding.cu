@@ -1,5 +1,4 @@
 #include "kernels/embedding.cuh"
-
 #include "kernels/operators.hpp"
 
 namespace pecan::kernels {
@@ -9,7 +8,7 @@ void embedding_forward(Context& ctx,
                        const ops::ParamStorage& w_VH,
                        ops::VocabShard shard,
                        TensorView y_TH) {
-  with_storage_type("embedding_forward", y_TH.dtype, [&]<typename T>(T) {
+  with_storage_type(y_TH.dtype, [&]<typename T>(T) {
     launch(embedding_forward_kernel<T>,
            blocks_of(tokens_T.num_elements(), 1),
            kTokenThreads,
@@ -28,7 +27,7 @@ void embedding_backward(Context& ctx,
                         ConstTensorView tokens_T,
                         ops::VocabShard shard,
                         const ops::ParamStorage& dw_VH) {
-  with_storage_type("embedding_backward", dy_TH.dtype, [&]<typename T>(T) {
+  with_storage_type(dy_TH.dtype, [&]<typename T>(T) {
     const Index num_tokens = tokens_T.num_elements();
     launch(embedding_backward_kernel<T>,
            blocks_of(num_tokens, 1),
@@ -40,7 +39,7 @@ void embedding_backward(Context& ctx,
            num_tokens,
            shard,
            dy_TH.shape[1],
-           data_of<float>(dw_VH.row_major()));
+           data_of<MathOf<T>>(dw_VH.row_major()));
   });
 }
 

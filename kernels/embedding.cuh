@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kTokenThreads) embedding_forward_kernel(
     if (held) {
       y[h] = w[h];
     } else {
-      put(y[h], 0);
+      put(y[h], MathOf<T>(0));
     }
   }
 }
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kTokenThreads)
                               Index num_tokens,
                               ops::VocabShard shard,
                               Index width,
-                              float* dw_VH) {
+                              MathOf<T>* dw_VH) {
   __shared__ bool is_same[kTokenThreads];
   const Index mine = blockIdx.x;
   const Index token = tokens_T[mine];
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kTokenThreads)
     const Index t = start + threadIdx.x;
     if (__syncthreads_or(t < mine && tokens_T[t] == token)) return;
   }
-  float* dw = dw_VH + (token - shard.first) * width;
+  MathOf<T>* dw = dw_VH + (token - shard.first) * width;
   for (Index start = mine; start < num_tokens; start += kTokenThreads) {
     const Index t = start + threadIdx.x;
     const bool same = t < num_tokens && tokens_T[t] == token;

@@ -8,30 +8,33 @@
 
 namespace pecan::kernels {
 
-constexpr float kGeluC = 1.5957691216057307F;  // 2 sqrt(2/pi)
-constexpr float kGeluA = 0.044715F;
+constexpr double kGeluC = 1.5957691216057307118;  // 2 sqrt(2/pi)
+constexpr double kGeluA = 0.044715;
 
 /// Beyond +-20 the sigmoid is 0 or 1 to rounding; farther out x^2 would overflow. A NaN stays one.
-__device__ inline float near(float x) {
-  x = x > 20.F ? 20.F : x;
-  return x < -20.F ? -20.F : x;
+template <typename M>
+__device__ M near(M x) {
+  x = x > M(20) ? M(20) : x;
+  return x < M(-20) ? M(-20) : x;
 }
 
 struct Gelu {
-  __device__ float operator()(float x) const {
-    const float v = near(x);
-    return (x > 0 ? x : v) / (1 + expf(-kGeluC * v * (1 + kGeluA * v * v)));
+  template <typename M>
+  __device__ M operator()(M x) const {
+    const M v = near(x);
+    return (x > 0 ? x : v) / (1 + exp_of(-M(kGeluC) * v * (1 + M(kGeluA) * v * v)));
   }
 };
 
 struct GeluBackward {
-  __device__ float operator()(float dh, float x) const {
-    const float v = near(x);
-    const float square = kGeluA * v * v;
-    const float e = expf(-kGeluC * v * (1 + square));
-    const float s = 1 / (1 + e);
+  template <typename M>
+  __device__ M operator()(M dh, M x) const {
+    const M v = near(x);
+    const M square = M(kGeluA) * v * v;
+    const M e = exp_of(-M(kGeluC) * v * (1 + square));
+    const M s = 1 / (1 + e);
     // e s = 1 - s, without the difference of nearly equal numbers.
-    return dh * (s + v * s * (e * s) * (kGeluC * (1 + 3 * square)));
+    return dh * (s + v * s * (e * s) * (M(kGeluC) * (1 + 3 * square)));
   }
 };
 

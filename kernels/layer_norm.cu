@@ -1,5 +1,4 @@
 #include "kernels/layer_norm.cuh"
-
 #include "kernels/operators.hpp"
 
 namespace pecan::kernels {
@@ -12,7 +11,8 @@ void layer_norm_forward(Context& ctx,
                         TensorView y_TH,
                         TensorView mean_T,
                         TensorView rstd_T) {
-  with_storage_type("layer_norm_forward", x_TH.dtype, [&]<typename T>(T) {
+  with_storage_type(x_TH.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
     const Index width = w_H.num_elements(), rows = rstd_T.num_elements();
     with_row_threads(width, [&](auto threads) {
       constexpr int kRowThreads = decltype(threads)::value;
@@ -22,14 +22,14 @@ void layer_norm_forward(Context& ctx,
              0,
              stream_of(ctx),
              data_of<T>(x_TH),
-             data_of<float>(w_H),
-             data_of<float>(b_H),
-             float(eps),
+             data_of<M>(w_H),
+             data_of<M>(b_H),
+             M(eps),
              rows,
              width,
              data_of<T>(y_TH),
-             data_of<float>(mean_T),
-             data_of<float>(rstd_T));
+             data_of<M>(mean_T),
+             data_of<M>(rstd_T));
     });
   });
 }
@@ -44,24 +44,25 @@ void layer_norm_backward(Context& ctx,
                          ops::Accumulate accumulate,
                          TensorView dw_H,
                          TensorView db_H) {
-  with_storage_type("layer_norm_backward", x_TH.dtype, [&]<typename T>(T) {
+  with_storage_type(x_TH.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
     const Index width = w_H.num_elements(), rows = rstd_T.num_elements();
     const Parts parts(rows);
     Scratch scratch(ctx);
-    float* dw_parts = scratch.take<float>(parts.count * width);
-    float* db_parts = scratch.take<float>(parts.count * width);
+    M* dw_parts = scratch.take<M>(parts.count * width);
+    M* db_parts = scratch.take<M>(parts.count * width);
     with_row_threads(width, [&](auto threads) {
       constexpr int kRowThreads = decltype(threads)::value;
       launch(layer_norm_backward_kernel<T, kRowThreads>,
              unsigned(parts.count),
              kRowBlock,
-             2 * std::size_t(width) * RowOfThread<kRowThreads>::kRows * sizeof(float),
+             2 * std::size_t(width) * RowOfThread<kRowThreads>::kRows * sizeof(M),
              stream_of(ctx),
              data_of<T>(dy_TH),
              data_of<T>(x_TH),
-             data_of<float>(w_H),
-             data_of<float>(mean_T),
-             data_of<float>(rstd_T),
+             data_of<M>(w_H),
+             data_of<M>(mean_T),
+             data_of<M>(rstd_T),
              rows,
              parts.rows_each,
              width,
@@ -70,8 +71,8 @@ void layer_norm_backward(Context& ctx,
              dw_parts,
              db_parts);
     });
-    add_parts(ctx, dw_parts, parts.count, width, data_of<float>(dw_H));
-    add_parts(ctx, db_parts, parts.count, width, data_of<float>(db_H));
+    add_parts(ctx, dw_parts, parts.count, width, data_of<M>(dw_H));
+    add_parts(ctx, db_parts, parts.count, width, data_of<M>(db_H));
   });
 }
 

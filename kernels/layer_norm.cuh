@@ -9,30 +9,30 @@
 
 namespace pecan::kernels {
 
-template <typename T, int kRowThreads>
+template <typename T, int kRowThreads, typename M = MathOf<T>>
 __global__ void __launch_bounds__(kRowBlock) layer_norm_forward_kernel(const T* x_TH,
-                                                                       const float* w_H,
-                                                                       const float* b_H,
-                                                                       float eps,
+                                                                       const M* w_H,
+                                                                       const M* b_H,
+                                                                       M eps,
                                                                        Index rows,
                                                                        Index width,
                                                                        T* y_TH,
-                                                                       float* mean_T,
-                                                                       float* rstd_T) {
+                                                                       M* mean_T,
+                                                                       M* rstd_T) {
   using Row = RowOfThread<kRowThreads>;
   const Index t = Index(blockIdx.x) * Row::kRows + Row::slot();
   if (t >= rows) return;  // whole rows leave, and with them all who reduce together
   const T* x = x_TH + t * width;
-  float sum = 0;
+  M sum = 0;
   for (Index h = Row::lane(); h < width; h += kRowThreads) sum += wide(x[h]);
-  const float mean = group_reduce<kRowThreads>(sum) / float(width);
-  float squares = 0;
+  const M mean = group_reduce<kRowThreads>(sum) / M(width);
+  M squares = 0;
   for (Index h = Row::lane(); h < width; h += kRowThreads) {
-    const float deviation = wide(x[h]) - mean;
+    const M deviation = wide(x[h]) - mean;
     squares += deviation * deviation;
   }
   squares = group_reduce<kRowThreads>(squares);
-  const float rstd = 1 / sqrtf(squares / float(width) + eps);
+  const M rstd = 1 / root_of(squares / M(width) + eps);
   for (Index h = Row::lane(); h < width; h += kRowThreads)
     put(y_TH[t * width + h], (wide(x[h]) - mean) * rstd * w_H[h] + b_H[h]);
   if (Row::lane() == 0) {
@@ -41,24 +41,24 @@ __global__ void __launch_bounds__(kRowBlock) layer_norm_forward_kernel(const T* 
   }
 }
 
-/// With n = (x - mean) rstd and g = w dy: dx = rstd (g - mean(g) - n mean(g n)); dw sums dy n and db
-/// sums dy. dx may be dy.
-template <typename T, int kRowThreads>
+/// With n = (x - mean) rstd and g = w dy: dx = rstd (g - mean(g) - n mean(g n)); dw sums dy n and
+/// db sums dy. dx may be dy.
+template <typename T, int kRowThreads, typename M = MathOf<T>>
 __global__ void __launch_bounds__(kRowBlock) layer_norm_backward_kernel(const T* dy_TH,
                                                                         const T* x_TH,
-                                                                        const float* w_H,
-                                                                        const float* mean_T,
-                                                                        const float* rstd_T,
+                                                                        const M* w_H,
+                                                                        const M* mean_T,
+                                                                        const M* rstd_T,
                                                                         Index rows,
                                                                         Index rows_each,
                                                                         Index width,
                                                                         bool add_to_dx,
                                                                         T* dx_TH,
-                                                                        float* dw_parts_PH,
-                                                                        float* db_parts_PH) {
+                                                                        M* dw_parts_PH,
+                                                                        M* db_parts_PH) {
   using Row = RowOfThread<kRowThreads>;
-  float* dw = reinterpret_cast<float*>(dynamic_smem) + 2 * Row::slot() * width;
-  float* db = dw + width;
+  M* dw = reinterpret_cast<M*>(dynamic_smem) + 2 * Row::slot() * width;
+  M* db = dw + width;
   for (Index h = Row::lane(); h < width; h += kRowThreads) dw[h] = db[h] = 0;
   const Index first = Index(blockIdx.x) * rows_each;
   const Index end = min(rows, first + rows_each);
@@ -66,27 +66,27 @@ __global__ void __launch_bounds__(kRowBlock) layer_norm_backward_kernel(const T*
     const T* dy = dy_TH + t * width;
     const T* x = x_TH + t * width;
     T* dx = dx_TH + t * width;
-    const float mean = mean_T[t], rstd = rstd_T[t];
-    float sum = 0, product = 0;
+    const M mean = mean_T[t], rstd = rstd_T[t];
+    M sum = 0, product = 0;
     for (Index h = Row::lane(); h < width; h += kRowThreads) {
-      const float g = wide(dy[h]), n = (wide(x[h]) - mean) * rstd;
+      const M g = wide(dy[h]), n = (wide(x[h]) - mean) * rstd;
       sum += g * w_H[h];
       product += g * w_H[h] * n;
       dw[h] += g * n;
       db[h] += g;
     }
-    const float mean_g = group_reduce<kRowThreads>(sum) / float(width);
-    const float mean_gn = group_reduce<kRowThreads>(product) / float(width);
+    const M mean_g = group_reduce<kRowThreads>(sum) / M(width);
+    const M mean_gn = group_reduce<kRowThreads>(product) / M(width);
     for (Index h = Row::lane(); h < width; h += kRowThreads) {
-      const float n = (wide(x[h]) - mean) * rstd;
-      const float gradient = rstd * (wide(dy[h]) * w_H[h] - mean_g - n * mean_gn);
+      const M n = (wide(x[h]) - mean) * rstd;
+      const M gradient = rstd * (wide(dy[h]) * w_H[h] - mean_g - n * mean_gn);
       put(dx[h], add_to_dx ? wide(dx[h]) + gradient : gradient);
     }
   }
   __syncthreads();
-  const float* of_slots = reinterpret_cast<const float*>(dynamic_smem);
+  const M* of_slots = reinterpret_cast<const M*>(dynamic_smem);
   for (Index h = threadIdx.x; h < width; h += kRowBlock) {
-    float dw_sum = 0, db_sum = 0;
+    M dw_sum = 0, db_sum = 0;
     for (int slot = 0; slot < Row::kRows; ++slot) {
       dw_sum += of_slots[2 * slot * width + h];
       db_sum += of_slots[(2 * slot + 1) * width + h];

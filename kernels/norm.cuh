@@ -1,6 +1,7 @@
 #pragma once
-/// What kernels over rows share: rows of a few elements belong to a warp, wider ones to a block, and
-/// sums over rows are made in two steps, by blocks of neighbouring rows and then over the blocks.
+/// What kernels over rows share: rows of a few elements belong to a warp, wider ones to a block,
+/// and sums over rows are made in two steps, by blocks of neighbouring rows and then over the
+/// blocks.
 
 #include "kernels/common.cuh"
 
@@ -32,6 +33,7 @@ void with_row_threads(Index width, Body&& body) {
 
 /// to[c] += the sum over parts, ascending, of parts[p][c].
 void add_parts(const Context& ctx, const float* parts, Index num_parts, Index width, float* to);
+void add_parts(const Context& ctx, const double* parts, Index num_parts, Index width, double* to);
 
 /// How rows are cut into parts of neighbours.
 struct Parts {

@@ -1,7 +1,6 @@
-#include "kernels/permute.cuh"
-
 #include "kernels/elementwise.cuh"
 #include "kernels/operators.hpp"
+#include "kernels/permute.cuh"
 
 namespace pecan::kernels {
 
@@ -18,8 +17,7 @@ void permute_plan(Context& ctx,
   const std::int32_t* ids = data_of<std::int32_t>(topk_ids_TK);
   Scratch scratch(ctx);
   auto* counts = scratch.take<std::int32_t>((num_experts + 1) * Index(chunks));
-  launch(
-      count_kernel, chunks, kChunk, bin_bytes, stream_of(ctx), ids, slots, num_experts, counts);
+  launch(count_kernel, chunks, kChunk, bin_bytes, stream_of(ctx), ids, slots, num_experts, counts);
   launch(scan_kernel,
          1U,
          kScanThreads,
@@ -46,7 +44,7 @@ void permute_forward(Context& ctx,
                      ConstTensorView x_TH,
                      ConstTensorView order_P,
                      TensorView rows_PH) {
-  with_storage_type("permute_forward", x_TH.dtype, [&]<typename T>(T) {
+  with_storage_type(x_TH.dtype, [&]<typename T>(T) {
     const Index rows = rows_PH.shape[0], slots = order_P.shape[0];
     if (rows == 0) return;
     const Index k = slots / x_TH.shape[0];
@@ -75,13 +73,12 @@ void permute_forward(Context& ctx,
 namespace {
 
 void sum_rows(const Context& ctx,
-              std::string_view op,
               const ConstTensorView& rows_PH,
               const ConstTensorView& positions_TK,
               const ConstTensorView& weights_TK,
               const TensorView& y_TH,
               ops::Accumulate accumulate) {
-  with_storage_type(op, y_TH.dtype, [&]<typename T>(T) {
+  with_storage_type(y_TH.dtype, [&]<typename T>(T) {
     launch(sum_rows_kernel<T>,
            blocks_of(y_TH.shape[0], 1),
            kMoveThreads,
@@ -89,7 +86,7 @@ void sum_rows(const Context& ctx,
            stream_of(ctx),
            data_of<T>(rows_PH),
            data_of<std::int32_t>(positions_TK),
-           data_of<float>(weights_TK),
+           data_of<MathOf<T>>(weights_TK),
            rows_PH.shape[0],
            positions_TK.shape[1],
            y_TH.shape[1],
@@ -105,7 +102,7 @@ void permute_backward(Context& ctx,
                       ConstTensorView positions_TK,
                       TensorView dx_TH,
                       ops::Accumulate accumulate) {
-  sum_rows(ctx, "permute_backward", drows_PH, positions_TK, {}, dx_TH, accumulate);
+  sum_rows(ctx, drows_PH, positions_TK, {}, dx_TH, accumulate);
 }
 
 void unpermute_forward(Context& ctx,
@@ -114,7 +111,7 @@ void unpermute_forward(Context& ctx,
                        ConstTensorView weights_TK,
                        TensorView y_TH,
                        ops::Accumulate accumulate) {
-  sum_rows(ctx, "unpermute_forward", rows_PH, positions_TK, weights_TK, y_TH, accumulate);
+  sum_rows(ctx, rows_PH, positions_TK, weights_TK, y_TH, accumulate);
 }
 
 void unpermute_backward(Context& ctx,
@@ -124,7 +121,7 @@ void unpermute_backward(Context& ctx,
                         ConstTensorView weights_TK,
                         TensorView drows_PH,
                         TensorView dweights_TK) {
-  with_storage_type("unpermute_backward", dy_TH.dtype, [&]<typename T>(T) {
+  with_storage_type(dy_TH.dtype, [&]<typename T>(T) {
     launch(unpermute_backward_kernel<T>,
            blocks_of(positions_TK.num_elements(), 1),
            kMoveThreads,
@@ -133,12 +130,12 @@ void unpermute_backward(Context& ctx,
            data_of<T>(dy_TH),
            data_of<T>(rows_PH),
            data_of<std::int32_t>(positions_TK),
-           data_of<float>(weights_TK),
+           data_of<MathOf<T>>(weights_TK),
            rows_PH.shape[0],
            positions_TK.shape[1],
            dy_TH.shape[1],
            data_of<T>(drows_PH),
-           data_of<float>(dweights_TK));
+           data_of<MathOf<T>>(dweights_TK));
   });
 }
 

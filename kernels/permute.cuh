@@ -7,16 +7,15 @@
 /// count, scan, rank: 256, 1024 and 256 threads; shared 4 (E + 1), 132 and 32 (E + 1) bytes. Bytes:
 /// 20 a slot and 12 (E + 1) a chunk of 256 slots. No flops: launches and latency bound them.
 /// gather: a block a row. Bytes: 2 s an element. No flops.
-/// sums of rows: a block a token. Bytes: (K + 1) s a token's element. Flops: 2 K. Intensity in bf16:
-/// below 1 flop a byte.
-/// gradients of the weighted sum: a block a slot. Bytes: 3 s an element. Flops: 3. Memory bounds all
-/// that moves rows.
+/// sums of rows: a block a token. Bytes: (K + 1) s a token's element. Flops: 2 K. Intensity in
+/// bf16: below 1 flop a byte. gradients of the weighted sum: a block a slot. Bytes: 3 s an element.
+/// Flops: 3. Memory bounds all that moves rows.
 
 #include "kernels/common.cuh"
 
 namespace pecan::kernels {
 
-constexpr int kChunk = 256;       // slots of a block
+constexpr int kChunk = 256;  // slots of a block
 constexpr int kScanThreads = 1024;
 constexpr int kMoveThreads = 128;
 
@@ -99,8 +98,12 @@ __global__ void __launch_bounds__(kChunk) rank_kernel(const std::int32_t* ids_P,
 
 /// to = from, `units` of 16 bytes or of an element.
 template <typename Unit>
-__global__ void __launch_bounds__(kMoveThreads) gather_kernel(
-    const Unit* x_TU, const std::int32_t* order_P, Index slots, Index k, Index units, Unit* rows_PU) {
+__global__ void __launch_bounds__(kMoveThreads) gather_kernel(const Unit* x_TU,
+                                                              const std::int32_t* order_P,
+                                                              Index slots,
+                                                              Index k,
+                                                              Index units,
+                                                              Unit* rows_PU) {
   const Index slot = order_P[blockIdx.x];
   require(slot >= 0 && slot < slots);
   const Unit* from = x_TU + slot / k * units;
@@ -109,10 +112,10 @@ __global__ void __launch_bounds__(kMoveThreads) gather_kernel(
 }
 
 /// y[t] (+)= sum over k, ascending, of weights[t, k] rows[positions[t, k]]; null weights are ones.
-template <typename T>
+template <typename T, typename M = MathOf<T>>
 __global__ void __launch_bounds__(kMoveThreads) sum_rows_kernel(const T* rows_PH,
                                                                 const std::int32_t* positions_TK,
-                                                                const float* weights_TK,
+                                                                const M* weights_TK,
                                                                 Index num_rows,
                                                                 Index k,
                                                                 Index width,
@@ -121,12 +124,12 @@ __global__ void __launch_bounds__(kMoveThreads) sum_rows_kernel(const T* rows_PH
   const Index t = blockIdx.x;
   T* y = y_TH + t * width;
   for (Index h = threadIdx.x; h < width; h += kMoveThreads) {
-    float sum = add_to_y ? wide(y[h]) : 0.F;
+    M sum = add_to_y ? wide(y[h]) : M(0);
     for (Index i = 0; i < k; ++i) {
       const Index position = positions_TK[t * k + i];
       require(position >= -1 && position < num_rows);
       if (position < 0) continue;
-      const float row = wide(rows_PH[position * width + h]);
+      const M row = wide(rows_PH[position * width + h]);
       sum += weights_TK == nullptr ? row : weights_TK[t * k + i] * row;
     }
     put(y[h], sum);
@@ -135,17 +138,17 @@ __global__ void __launch_bounds__(kMoveThreads) sum_rows_kernel(const T* rows_PH
 
 /// dweights[s] = dy[t] . rows[p], drows[p] = weights[s] dy[t] of slot s at position p. drows may be
 /// rows.
-template <typename T>
+template <typename T, typename M = MathOf<T>>
 __global__ void __launch_bounds__(kMoveThreads)
     unpermute_backward_kernel(const T* dy_TH,
                               const T* rows_PH,
                               const std::int32_t* positions_TK,
-                              const float* weights_TK,
+                              const M* weights_TK,
                               Index num_rows,
                               Index k,
                               Index width,
                               T* drows_PH,
-                              float* dweights_TK) {
+                              M* dweights_TK) {
   const Index slot = blockIdx.x;
   const Index position = positions_TK[slot];
   require(position >= -1 && position < num_rows);
@@ -156,10 +159,10 @@ __global__ void __launch_bounds__(kMoveThreads)
   const T* dy = dy_TH + slot / k * width;
   const T* row = rows_PH + position * width;
   T* drow = drows_PH + position * width;
-  const float weight = weights_TK[slot];
-  float product = 0;
+  const M weight = weights_TK[slot];
+  M product = 0;
   for (Index h = threadIdx.x; h < width; h += kMoveThreads) {
-    const float g = wide(dy[h]);
+    const M g = wide(dy[h]);
     product += g * wide(row[h]);
     put(drow[h], weight * g);
   }

@@ -2,8 +2,8 @@
 /// A tensor to one number: parts of neighbouring elements by a block each, and the parts by one
 /// block.
 ///
-/// Block: 256 threads; shared: 64 bytes. Bytes: those of the tensor once, and 16 a part. Flops: 1 or
-/// 2 an element in f64, of which a device for training has enough (0.25 or 0.5 flops a byte):
+/// Block: 256 threads; shared: 64 bytes. Bytes: those of the tensor once, and 16 a part. Flops: 1
+/// or 2 an element in f64, of which a device for training has enough (0.25 or 0.5 flops a byte):
 /// memory bounds them.
 
 #include <algorithm>
@@ -31,16 +31,6 @@ struct NonFinite {
   __device__ double operator()(double x) const { return x - x == 0 ? 0 : 1; }
 };
 
-__device__ inline double widest(double x) {
-  return x;
-}
-__device__ inline double widest(float x) {
-  return double(x);
-}
-__device__ inline double widest(Bf16 x) {
-  return double(__bfloat162float(x));
-}
-
 /// out[block] = combination of f of the block's `each` elements; 0 of none.
 template <typename T, typename F, typename Combine>
 __global__ void __launch_bounds__(kReduceThreads)
@@ -49,7 +39,7 @@ __global__ void __launch_bounds__(kReduceThreads)
   const Index end = min(count, begin + each);
   double value = 0;
   for (Index i = begin + threadIdx.x; i < end; i += kReduceThreads)
-    value = Combine{}(value, F{}(widest(x[i])));
+    value = Combine{}(value, F{}(double(wide(x[i]))));
   value = group_reduce<kReduceThreads>(value, Combine{});
   if (threadIdx.x == 0) out[blockIdx.x] = value;
 }

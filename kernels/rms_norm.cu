@@ -1,6 +1,5 @@
-#include "kernels/rms_norm.cuh"
-
 #include "kernels/operators.hpp"
+#include "kernels/rms_norm.cuh"
 
 namespace pecan::kernels {
 
@@ -10,7 +9,8 @@ void rms_norm_forward(Context& ctx,
                       double eps,
                       TensorView y_TH,
                       TensorView rstd_T) {
-  with_storage_type("rms_norm_forward", x_TH.dtype, [&]<typename T>(T) {
+  with_storage_type(x_TH.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
     const Index width = w_H.num_elements(), rows = rstd_T.num_elements();
     with_row_threads(width, [&](auto threads) {
       constexpr int kRowThreads = decltype(threads)::value;
@@ -20,12 +20,12 @@ void rms_norm_forward(Context& ctx,
              0,
              stream_of(ctx),
              data_of<T>(x_TH),
-             data_of<float>(w_H),
-             float(eps),
+             data_of<M>(w_H),
+             M(eps),
              rows,
              width,
              data_of<T>(y_TH),
-             data_of<float>(rstd_T));
+             data_of<M>(rstd_T));
     });
   });
 }
@@ -38,22 +38,23 @@ void rms_norm_backward(Context& ctx,
                        TensorView dx_TH,
                        ops::Accumulate accumulate,
                        TensorView dw_H) {
-  with_storage_type("rms_norm_backward", x_TH.dtype, [&]<typename T>(T) {
+  with_storage_type(x_TH.dtype, [&]<typename T>(T) {
+    using M = MathOf<T>;
     const Index width = w_H.num_elements(), rows = rstd_T.num_elements();
     const Parts parts(rows);
     Scratch scratch(ctx);
-    float* dw_parts = scratch.take<float>(parts.count * width);
+    M* dw_parts = scratch.take<M>(parts.count * width);
     with_row_threads(width, [&](auto threads) {
       constexpr int kRowThreads = decltype(threads)::value;
       launch(rms_norm_backward_kernel<T, kRowThreads>,
              unsigned(parts.count),
              kRowBlock,
-             std::size_t(width) * RowOfThread<kRowThreads>::kRows * sizeof(float),
+             std::size_t(width) * RowOfThread<kRowThreads>::kRows * sizeof(M),
              stream_of(ctx),
              data_of<T>(dy_TH),
              data_of<T>(x_TH),
-             data_of<float>(w_H),
-             data_of<float>(rstd_T),
+             data_of<M>(w_H),
+             data_of<M>(rstd_T),
              rows,
              parts.rows_each,
              width,
@@ -61,7 +62,7 @@ void rms_norm_backward(Context& ctx,
              data_of<T>(dx_TH),
              dw_parts);
     });
-    add_parts(ctx, dw_parts, parts.count, width, data_of<float>(dw_H));
+    add_parts(ctx, dw_parts, parts.count, width, data_of<M>(dw_H));
   });
 }
 

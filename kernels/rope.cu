@@ -1,30 +1,28 @@
-#include "kernels/rope.cuh"
-
 #include "kernels/operators.hpp"
+#include "kernels/rope.cuh"
 
 namespace pecan::kernels {
 namespace {
 
 void rotate(const Context& ctx,
-            std::string_view op,
             const ConstTensorView& table_SD,
             const ConstTensorView& positions_T,
             const TensorView& x_TND,
-            float sign) {
-  with_storage_type(op, x_TND.dtype, [&]<typename T>(T) {
+            int sign) {
+  with_storage_type(x_TND.dtype, [&]<typename T>(T) {
     const Index pairs = x_TND.num_elements() / 2;
     launch(rotate_kernel<T>,
            blocks_of(pairs, kRopeThreads),
            kRopeThreads,
            0,
            stream_of(ctx),
-           data_of<float>(table_SD),
+           data_of<MathOf<T>>(table_SD),
            data_of<std::int32_t>(positions_T),
            table_SD.shape[0],
            pairs,
            x_TND.shape[1],
            x_TND.shape[2] / 2,
-           sign,
+           MathOf<T>(sign),
            data_of<T>(x_TND));
   });
 }
@@ -35,14 +33,14 @@ void rope_forward(Context& ctx,
                   ConstTensorView table_SD,
                   ConstTensorView positions_T,
                   TensorView x_TND) {
-  rotate(ctx, "rope_forward", table_SD, positions_T, x_TND, 1);
+  rotate(ctx, table_SD, positions_T, x_TND, 1);
 }
 
 void rope_backward(Context& ctx,
                    ConstTensorView table_SD,
                    ConstTensorView positions_T,
                    TensorView dx_TND) {
-  rotate(ctx, "rope_backward", table_SD, positions_T, dx_TND, -1);
+  rotate(ctx, table_SD, positions_T, dx_TND, -1);
 }
 
 }  // namespace pecan::kernels

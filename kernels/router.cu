@@ -1,7 +1,6 @@
-#include "kernels/router.cuh"
-
 #include "kernels/operators.hpp"
 #include "kernels/reduce.cuh"
+#include "kernels/router.cuh"
 
 namespace pecan::kernels {
 
@@ -12,22 +11,23 @@ void router_forward(Context& ctx,
                     TensorView topk_ids_TK,
                     TensorView weights_TK,
                     TensorView probs_TE) {
-  require_f32("router_forward", logits_TE.dtype);
   const Index tokens = logits_TE.shape[0], experts = logits_TE.shape[1], k = topk_ids_TK.shape[1];
-  launch(router_forward_kernel,
-         blocks_of(tokens, kRouterWarps),
-         kRouterThreads,
-         kRouterWarps * router_row_bytes(experts, options.num_groups, k),
-         stream_of(ctx),
-         options,
-         data_of<float>(logits_TE),
-         data_of<float>(bias_E),
-         tokens,
-         experts,
-         k,
-         data_of<std::int32_t>(topk_ids_TK),
-         data_of<float>(weights_TK),
-         data_of<float>(probs_TE));
+  with_float_type(logits_TE.dtype, [&]<typename T>(T) {
+    launch(router_forward_kernel<T>,
+           blocks_of(tokens, kRouterWarps),
+           kRouterThreads,
+           kRouterWarps * router_row_bytes<T>(experts, options.num_groups, k),
+           stream_of(ctx),
+           options,
+           data_of<T>(logits_TE),
+           data_of<T>(bias_E),
+           tokens,
+           experts,
+           k,
+           data_of<std::int32_t>(topk_ids_TK),
+           data_of<T>(weights_TK),
+           data_of<T>(probs_TE));
+  });
 }
 
 void router_counts(Context& ctx,
@@ -36,25 +36,26 @@ void router_counts(Context& ctx,
                    ConstTensorView topk_ids_TK,
                    ops::BalanceGroups groups,
                    TensorView counts_GE) {
-  require_f32("router_counts", logits_TE.dtype);
   fill(ctx, 0, counts_GE);
   const Index tokens = logits_TE.shape[0], experts = logits_TE.shape[1], k = topk_ids_TK.shape[1];
   const bool ids_are_of_scores =
       options.choice == ops::RouterChoice::kInTurn ||
       (options.scores != ops::RouterScores::kSigmoid && options.num_groups == 0);
-  launch(router_counts_kernel,
-         blocks_of(tokens, kRouterWarps),
-         kRouterThreads,
-         kRouterWarps * router_row_bytes(experts, 0, k),
-         stream_of(ctx),
-         ids_are_of_scores,
-         data_of<float>(logits_TE),
-         data_of<std::int32_t>(topk_ids_TK),
-         tokens,
-         experts,
-         k,
-         groups,
-         data_of<unsigned long long>(counts_GE));
+  with_float_type(logits_TE.dtype, [&]<typename T>(T) {
+    launch(router_counts_kernel<T>,
+           blocks_of(tokens, kRouterWarps),
+           kRouterThreads,
+           kRouterWarps * router_row_bytes<T>(experts, 0, k),
+           stream_of(ctx),
+           ids_are_of_scores,
+           data_of<T>(logits_TE),
+           data_of<std::int32_t>(topk_ids_TK),
+           tokens,
+           experts,
+           k,
+           groups,
+           data_of<unsigned long long>(counts_GE));
+  });
 }
 
 ops::RouterLosses router_losses(Context& ctx,
@@ -63,28 +64,28 @@ ops::RouterLosses router_losses(Context& ctx,
                                 ConstTensorView counts_GE,
                                 ops::BalanceGroups groups,
                                 ops::BalanceScales scales) {
-  require_f32("router_losses", logits_TE.dtype);
   const Index tokens = logits_TE.shape[0];
   // Scales over the number of tokens are infinite without any.
   if (tokens == 0 || (scales.aux == 0 && scales.z == 0)) return {};
   Scratch scratch(ctx);
   double* terms = scratch.take<double>(2 * tokens);
   double* sums = scratch.take<double>(2);
-  launch(router_losses_kernel,
-         blocks_of(tokens, kRouterWarps),
-         kRouterThreads,
-         0,
-         stream_of(ctx),
-         data_of<float>(logits_TE),
-         data_of<float>(probs_TE),
-         data_of<std::int64_t>(counts_GE),
-         tokens,
-         logits_TE.shape[1],
-         groups,
-         terms);
+  with_float_type(logits_TE.dtype, [&]<typename T>(T) {
+    launch(router_losses_kernel<T>,
+           blocks_of(tokens, kRouterWarps),
+           kRouterThreads,
+           0,
+           stream_of(ctx),
+           data_of<T>(logits_TE),
+           data_of<T>(probs_TE),
+           data_of<std::int64_t>(counts_GE),
+           tokens,
+           logits_TE.shape[1],
+           groups,
+           terms);
+  });
   for (Index i = 0; i < 2; ++i)
-    reduce_to<Value, Plus>(
-        ctx, static_cast<const double*>(terms) + i * tokens, tokens, sums + i);
+    reduce_to<Value, Plus>(ctx, static_cast<const double*>(terms) + i * tokens, tokens, sums + i);
   double found[2] = {};
   fetch(ctx, sums, 2, found);
   return {.aux = scales.aux == 0 ? 0 : scales.aux * found[0],
@@ -103,27 +104,28 @@ void router_backward(Context& ctx,
                      double aux_coeff,
                      double z_coeff,
                      TensorView dlogits_TE) {
-  require_f32("router_backward", logits_TE.dtype);
   const Index tokens = logits_TE.shape[0];
-  launch(router_backward_kernel,
-         blocks_of(tokens, kRouterWarps),
-         kRouterThreads,
-         0,
-         stream_of(ctx),
-         options,
-         data_of<float>(logits_TE),
-         data_of<float>(probs_TE),
-         data_of<std::int32_t>(topk_ids_TK),
-         data_of<float>(weights_TK),
-         data_of<float>(dweights_TK),
-         data_of<std::int64_t>(counts_GE),
-         tokens,
-         logits_TE.shape[1],
-         topk_ids_TK.shape[1],
-         groups,
-         float(aux_coeff),
-         float(2 * z_coeff),
-         data_of<float>(dlogits_TE));
+  with_float_type(logits_TE.dtype, [&]<typename T>(T) {
+    launch(router_backward_kernel<T>,
+           blocks_of(tokens, kRouterWarps),
+           kRouterThreads,
+           0,
+           stream_of(ctx),
+           options,
+           data_of<T>(logits_TE),
+           data_of<T>(probs_TE),
+           data_of<std::int32_t>(topk_ids_TK),
+           data_of<T>(weights_TK),
+           data_of<T>(dweights_TK),
+           data_of<std::int64_t>(counts_GE),
+           tokens,
+           logits_TE.shape[1],
+           topk_ids_TK.shape[1],
+           groups,
+           T(aux_coeff),
+           T(2 * z_coeff),
+           data_of<T>(dlogits_TE));
+  });
 }
 
 }  // namespace pecan::kernels

@@ -15,36 +15,39 @@ namespace pecan::kernels {
 constexpr int kRouterWarps = 4;
 constexpr int kRouterThreads = kRouterWarps * kWarp;
 
-/// Keeps s / sum of s finite where every s is 0, in f32 too. Source: Megatron.
-constexpr float kSumFloor = 1e-20F;
+/// Keeps s / sum of s finite where every s is 0. Source: Megatron.
+constexpr double kSumFloor = 1e-20;
 
 /// Shared memory of a token's warp.
+template <typename T>
 struct RouterRow {
-  float* scores;         ///< [E]; -inf: not to be chosen (again)
-  float* group_scores;   ///< [groups]
+  T* scores;             ///< [E]; -inf: not to be chosen (again)
+  T* group_scores;       ///< [groups]
   std::int32_t* chosen;  ///< [K]
 };
 
-[[nodiscard]] __host__ __device__ inline std::size_t router_row_bytes(Index experts,
-                                                                      Index groups,
-                                                                      Index k) {
-  return std::size_t(experts + groups + k) * sizeof(float);
+template <typename T>
+[[nodiscard]] __host__ __device__ std::size_t router_row_bytes(Index experts,
+                                                               Index groups,
+                                                               Index k) {
+  return std::size_t(experts + groups + k) * sizeof(T);
 }
 
-__device__ inline RouterRow router_row(Index experts, Index groups, Index k) {
-  auto* memory = reinterpret_cast<float*>(
-      dynamic_smem + threadIdx.x / kWarp * router_row_bytes(experts, groups, k));
-  return {memory,
-          memory + experts,
-          reinterpret_cast<std::int32_t*>(memory + experts + groups)};
+template <typename T>
+__device__ RouterRow<T> router_row(Index experts, Index groups, Index k) {
+  auto* memory = reinterpret_cast<T*>(dynamic_smem + threadIdx.x / kWarp *
+                                                         router_row_bytes<T>(experts, groups, k));
+  return {memory, memory + experts, reinterpret_cast<std::int32_t*>(memory + experts + groups)};
 }
 
-__device__ inline float sigmoid(float x) {
-  return 1 / (1 + expf(-x));
+template <typename T>
+__device__ T sigmoid(T x) {
+  return 1 / (1 + exp_of(-x));
 }
 
 /// The larger score; of equal ones the lower index. NaN is smaller than all others.
-__device__ inline bool comes_first(float a, int a_index, float b, int b_index) {
+template <typename T>
+__device__ bool comes_first(T a, int a_index, T b, int b_index) {
   if (b_index < 0) return a_index >= 0;
   if (a_index < 0) return false;
   const bool a_nan = a != a, b_nan = b != b;
@@ -54,9 +57,9 @@ __device__ inline bool comes_first(float a, int a_index, float b, int b_index) {
 
 /// Index of the best of scores[0..count) that `is_free` allows, for the whole warp; -1 if it allows
 /// none.
-template <typename IsFree>
-__device__ int best_of(const float* scores, Index count, const IsFree& is_free) {
-  float best = 0;
+template <typename T, typename IsFree>
+__device__ int best_of(const T* scores, Index count, const IsFree& is_free) {
+  T best = 0;
   int index = -1;
   for (int e = threadIdx.x % kWarp; e < count; e += kWarp) {
     if (is_free(e) && comes_first(scores[e], e, best, index)) {
@@ -66,7 +69,7 @@ __device__ int best_of(const float* scores, Index count, const IsFree& is_free) 
   }
 #pragma unroll
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    const float other = __shfl_xor_sync(kAllLanes, best, distance);
+    const T other = __shfl_xor_sync(kAllLanes, best, distance);
     const int other_index = __shfl_xor_sync(kAllLanes, index, distance);
     if (comes_first(other, other_index, best, index)) {
       best = other;
@@ -77,10 +80,11 @@ __device__ int best_of(const float* scores, Index count, const IsFree& is_free) 
 }
 
 /// Writes the `count` best to chosen[0..count) in shared memory, in order.
-__device__ inline void choose_best(const float* scores,
-                                   Index num_candidates,
-                                   Index count,
-                                   std::int32_t* chosen) {
+template <typename T>
+__device__ void choose_best(const T* scores,
+                            Index num_candidates,
+                            Index count,
+                            std::int32_t* chosen) {
   for (Index i = 0; i < count; ++i) {
     const int best = best_of(scores, num_candidates, [&](int e) {
       for (Index j = 0; j < i; ++j) {
@@ -94,8 +98,9 @@ __device__ inline void choose_best(const float* scores,
 }
 
 /// Sum of the `count` best of scores[0..size), by one lane alone; NaNs are passed over.
-__device__ inline float sum_of_best(const float* scores, Index size, Index count) {
-  float sum = 0;
+template <typename T>
+__device__ T sum_of_best(const T* scores, Index size, Index count) {
+  T sum = 0;
   int last = -1;
   for (Index i = 0; i < count; ++i) {
     int best = -1;
@@ -112,10 +117,11 @@ __device__ inline float sum_of_best(const float* scores, Index size, Index count
 }
 
 /// Leaves the best groups their scores, and the others -inf.
-__device__ inline void keep_best_groups(const ops::RouterOptions& options,
-                                        Index experts,
-                                        Index k,
-                                        const RouterRow& row) {
+template <typename T>
+__device__ void keep_best_groups(const ops::RouterOptions& options,
+                                 Index experts,
+                                 Index k,
+                                 const RouterRow<T>& row) {
   const int lane = threadIdx.x % kWarp;
   const Index size = experts / options.num_groups;
   for (Index group = lane; group < options.num_groups; group += kWarp)
@@ -125,26 +131,30 @@ __device__ inline void keep_best_groups(const ops::RouterOptions& options,
   for (Index e = lane; e < experts; e += kWarp) {
     bool kept = false;
     for (Index i = 0; i < options.group_topk; ++i) kept |= row.chosen[i] == e / size;
-    if (!kept) row.scores[e] = -INFINITY;
+    if (!kept) row.scores[e] = -T(INFINITY);
   }
   __syncwarp();
 }
 
-__device__ inline float row_max_of(const float* logits, Index experts) {
-  float largest = -INFINITY;
-  for (Index e = threadIdx.x % kWarp; e < experts; e += kWarp) largest = fmaxf(largest, logits[e]);
+template <typename T>
+__device__ T row_max_of(const T* logits, Index experts) {
+  T largest = -T(INFINITY);
+  for (Index e = threadIdx.x % kWarp; e < experts; e += kWarp)
+    largest = larger_of(largest, logits[e]);
   return warp_reduce(largest, Larger{});
 }
 
-__device__ inline float exp_sum_of(const float* logits, Index experts, float largest) {
-  float sum = 0;
-  for (Index e = threadIdx.x % kWarp; e < experts; e += kWarp) sum += expf(logits[e] - largest);
+template <typename T>
+__device__ T exp_sum_of(const T* logits, Index experts, T largest) {
+  T sum = 0;
+  for (Index e = threadIdx.x % kWarp; e < experts; e += kWarp) sum += exp_of(logits[e] - largest);
   return warp_reduce(sum);
 }
 
-__device__ inline float log_sum_exp_of(const float* logits, Index experts) {
-  const float largest = row_max_of(logits, experts);
-  return largest + logf(exp_sum_of(logits, experts, largest));
+template <typename T>
+__device__ T log_sum_exp_of(const T* logits, Index experts) {
+  const T largest = row_max_of(logits, experts);
+  return largest + log_of(exp_sum_of(logits, experts, largest));
 }
 
 /// BalanceGroups::group_of, for the device.
@@ -159,38 +169,37 @@ __device__ inline Index token_of_warp(Index tokens) {
 }
 
 /// `bias_E` may be null.
-__global__ void __launch_bounds__(kRouterThreads)
-    router_forward_kernel(ops::RouterOptions options,
-                          const float* logits_TE,
-                          const float* bias_E,
-                          Index tokens,
-                          Index experts,
-                          Index k,
-                          std::int32_t* topk_ids_TK,
-                          float* weights_TK,
-                          float* probs_TE) {
+template <typename T>
+__global__ void __launch_bounds__(kRouterThreads) router_forward_kernel(ops::RouterOptions options,
+                                                                        const T* logits_TE,
+                                                                        const T* bias_E,
+                                                                        Index tokens,
+                                                                        Index experts,
+                                                                        Index k,
+                                                                        std::int32_t* topk_ids_TK,
+                                                                        T* weights_TK,
+                                                                        T* probs_TE) {
   const Index t = token_of_warp(tokens);
   if (t < 0) return;
   const int lane = threadIdx.x % kWarp;
-  const RouterRow row = router_row(experts, options.num_groups, k);
-  const float* logits = logits_TE + t * experts;
-  float* probs = probs_TE + t * experts;
-  float* weights = weights_TK + t * k;
+  const RouterRow<T> row = router_row<T>(experts, options.num_groups, k);
+  const T* logits = logits_TE + t * experts;
+  T* probs = probs_TE + t * experts;
+  T* weights = weights_TK + t * k;
   const bool of_sigmoid = options.scores == ops::RouterScores::kSigmoid;
-  const float largest = of_sigmoid ? 0 : row_max_of(logits, experts);
+  const T largest = of_sigmoid ? 0 : row_max_of(logits, experts);
 
   if (options.choice == ops::RouterChoice::kInTurn) {
     for (Index i = lane; i < k; i += kWarp)
       row.chosen[i] = std::int32_t((options.first_in_turn + t * k + i) % experts);
   } else {
     // The scores grow with the logits: where nothing is added to them, both choose alike.
-    const bool by_logits =
-        (options.num_groups == 0 && bias_E == nullptr) ||
-        options.scores == ops::RouterScores::kTopkThenSoftmax;
+    const bool by_logits = (options.num_groups == 0 && bias_E == nullptr) ||
+                           options.scores == ops::RouterScores::kTopkThenSoftmax;
     for (Index e = lane; e < experts; e += kWarp) {
-      const float score = by_logits    ? logits[e]
-                          : of_sigmoid ? sigmoid(logits[e])
-                                       : expf(logits[e] - largest);
+      const T score = by_logits    ? logits[e]
+                      : of_sigmoid ? sigmoid(logits[e])
+                                   : exp_of(logits[e] - largest);
       row.scores[e] = bias_E == nullptr ? score : score + bias_E[e];
     }
     __syncwarp();
@@ -199,38 +208,39 @@ __global__ void __launch_bounds__(kRouterThreads)
   }
   __syncwarp();
 
-  float sum = 0;
+  T sum = 0;
   for (Index e = lane; e < experts; e += kWarp)
-    sum += of_sigmoid ? sigmoid(logits[e]) : expf(logits[e] - largest);
-  sum = warp_reduce(sum) + (of_sigmoid ? kSumFloor : 0);
+    sum += of_sigmoid ? sigmoid(logits[e]) : exp_of(logits[e] - largest);
+  sum = warp_reduce(sum) + (of_sigmoid ? T(kSumFloor) : 0);
   for (Index e = lane; e < experts; e += kWarp)
-    probs[e] = (of_sigmoid ? sigmoid(logits[e]) : expf(logits[e] - largest)) / sum;
+    probs[e] = (of_sigmoid ? sigmoid(logits[e]) : exp_of(logits[e] - largest)) / sum;
 
   // Every lane adds up the few chosen ones, in their order.
-  const float factor = float(options.scaling_factor);
-  float shift = largest, of_chosen = sum;
+  const T factor = T(options.scaling_factor);
+  T shift = largest, of_chosen = sum;
   if (of_sigmoid) {
-    of_chosen = k == 1 ? 1 : kSumFloor;
+    of_chosen = k == 1 ? 1 : T(kSumFloor);
     for (Index i = 0; k > 1 && i < k; ++i) of_chosen += sigmoid(logits[row.chosen[i]]);
   } else if (options.scores == ops::RouterScores::kTopkThenSoftmax) {
     // The chosen ones may all lie far below the largest logit: they get a shift of their own.
     shift = logits[row.chosen[0]];
-    for (Index i = 1; i < k; ++i) shift = fmaxf(shift, logits[row.chosen[i]]);
+    for (Index i = 1; i < k; ++i) shift = larger_of(shift, logits[row.chosen[i]]);
     of_chosen = 0;
-    for (Index i = 0; i < k; ++i) of_chosen += expf(logits[row.chosen[i]] - shift);
+    for (Index i = 0; i < k; ++i) of_chosen += exp_of(logits[row.chosen[i]] - shift);
   }
   for (Index i = lane; i < k; i += kWarp) {
-    const float logit = logits[row.chosen[i]];
+    const T logit = logits[row.chosen[i]];
     topk_ids_TK[t * k + i] = row.chosen[i];
-    weights[i] = factor * (of_sigmoid ? sigmoid(logit) : expf(logit - shift)) / of_chosen;
+    weights[i] = factor * (of_sigmoid ? sigmoid(logit) : exp_of(logit - shift)) / of_chosen;
   }
 }
 
 /// `by_ids`: the choices count; else those that the logits alone would make. Integers may be added
 /// in any order.
+template <typename T>
 __global__ void __launch_bounds__(kRouterThreads)
     router_counts_kernel(bool by_ids,
-                         const float* logits_TE,
+                         const T* logits_TE,
                          const std::int32_t* topk_ids_TK,
                          Index tokens,
                          Index experts,
@@ -239,21 +249,22 @@ __global__ void __launch_bounds__(kRouterThreads)
                          unsigned long long* counts_GE) {
   const Index t = token_of_warp(tokens);
   if (t < 0) return;
-  const RouterRow row = router_row(experts, 0, k);
+  const RouterRow<T> row = router_row<T>(experts, 0, k);
   if (!by_ids) choose_best(logits_TE + t * experts, experts, k, row.chosen);
   unsigned long long* counts = counts_GE + group_of(groups, t) * experts;
   for (Index i = threadIdx.x % kWarp; i < k; i += kWarp) {
     const Index id = by_ids ? topk_ids_TK[t * k + i] : row.chosen[i];
     require(id >= 0 && id < experts);
-    const float logit = logits_TE[t * experts + id];
+    const T logit = logits_TE[t * experts + id];
     if (by_ids || logit == logit) atomicAdd(&counts[id], 1ULL);  // a NaN chooses nothing by itself
   }
 }
 
 /// terms[t]: sum of counts times probs; terms[tokens + t]: square of the logits' log-sum-exp.
+template <typename T>
 __global__ void __launch_bounds__(kRouterThreads)
-    router_losses_kernel(const float* logits_TE,
-                         const float* probs_TE,
+    router_losses_kernel(const T* logits_TE,
+                         const T* probs_TE,
                          const std::int64_t* counts_GE,
                          Index tokens,
                          Index experts,
@@ -263,11 +274,10 @@ __global__ void __launch_bounds__(kRouterThreads)
   if (t < 0) return;
   const int lane = threadIdx.x % kWarp;
   const std::int64_t* counts = counts_GE + group_of(groups, t) * experts;
-  float balance = 0;
-  for (Index e = lane; e < experts; e += kWarp)
-    balance += float(counts[e]) * probs_TE[t * experts + e];
+  T balance = 0;
+  for (Index e = lane; e < experts; e += kWarp) balance += T(counts[e]) * probs_TE[t * experts + e];
   balance = warp_reduce(balance);
-  const float lse = log_sum_exp_of(logits_TE + t * experts, experts);
+  const T lse = log_sum_exp_of(logits_TE + t * experts, experts);
   if (lane == 0) {
     terms_2T[t] = double(balance);
     terms_2T[tokens + t] = double(lse) * double(lse);
@@ -277,56 +287,57 @@ __global__ void __launch_bounds__(kRouterThreads)
 /// A softmax gives dlogit = p (dp - sum of p dp): one over all experts, and one over the chosen for
 /// kTopkThenSoftmax. With D = sum of s + floor, s / D gives ds = (dp - sum of p dp) / D: once over
 /// all experts, and for K > 1 once over the chosen; then dlogit = s (1 - s) ds.
+template <typename T>
 __global__ void __launch_bounds__(kRouterThreads)
     router_backward_kernel(ops::RouterOptions options,
-                           const float* logits_TE,
-                           const float* probs_TE,
+                           const T* logits_TE,
+                           const T* probs_TE,
                            const std::int32_t* topk_ids_TK,
-                           const float* weights_TK,
-                           const float* dweights_TK,
+                           const T* weights_TK,
+                           const T* dweights_TK,
                            const std::int64_t* counts_GE,
                            Index tokens,
                            Index experts,
                            Index k,
                            ops::BalanceGroups groups,
-                           float aux_factor,
-                           float z_factor,
-                           float* dlogits_TE) {
+                           T aux_factor,
+                           T z_factor,
+                           T* dlogits_TE) {
   const Index t = token_of_warp(tokens);
   if (t < 0) return;
   const int lane = threadIdx.x % kWarp;
-  const float* logits = logits_TE + t * experts;
-  const float* probs = probs_TE + t * experts;
+  const T* logits = logits_TE + t * experts;
+  const T* probs = probs_TE + t * experts;
   const std::int32_t* ids = topk_ids_TK + t * k;
-  const float* weights = weights_TK + t * k;
-  const float* dweights = dweights_TK + t * k;
+  const T* weights = weights_TK + t * k;
+  const T* dweights = dweights_TK + t * k;
   const std::int64_t* counts = counts_GE + group_of(groups, t) * experts;
-  const float scaling = float(options.scaling_factor);
+  const T scaling = T(options.scaling_factor);
 
-  float mean = 0;
-  for (Index e = lane; e < experts; e += kWarp) mean += probs[e] * aux_factor * float(counts[e]);
+  T mean = 0;
+  for (Index e = lane; e < experts; e += kWarp) mean += probs[e] * aux_factor * T(counts[e]);
   mean = warp_reduce(mean);
-  float weighted = 0;
+  T weighted = 0;
   for (Index i = 0; i < k; ++i) {
     require(ids[i] >= 0 && ids[i] < experts);
     weighted += weights[i] * dweights[i];
   }
-  const float lse = z_factor == 0 ? 0 : log_sum_exp_of(logits, experts);
+  const T lse = z_factor == 0 ? 0 : log_sum_exp_of(logits, experts);
 
   if (options.scores == ops::RouterScores::kSigmoid) {
-    float sum = 0;
+    T sum = 0;
     for (Index e = lane; e < experts; e += kWarp) sum += sigmoid(logits[e]);
-    sum = warp_reduce(sum) + kSumFloor;
-    float of_chosen = k > 1 ? kSumFloor : 1;
+    sum = warp_reduce(sum) + T(kSumFloor);
+    T of_chosen = k > 1 ? T(kSumFloor) : 1;
     for (Index i = 0; k > 1 && i < k; ++i) of_chosen += sigmoid(logits[ids[i]]);
     if (k == 1) weighted = 0;
     for (Index e = lane; e < experts; e += kWarp) {
-      float ds = (aux_factor * float(counts[e]) - mean) / sum;
+      T ds = (aux_factor * T(counts[e]) - mean) / sum;
       for (Index i = 0; i < k; ++i) {
         if (ids[i] == e) ds += (scaling * dweights[i] - weighted) / of_chosen;
       }
-      const float s = sigmoid(logits[e]);
-      const float z = z_factor == 0 ? 0 : z_factor * lse * expf(logits[e] - lse);
+      const T s = sigmoid(logits[e]);
+      const T z = z_factor == 0 ? 0 : z_factor * lse * exp_of(logits[e] - lse);
       dlogits_TE[t * experts + e] = s * (1 - s) * ds + z;
     }
     return;
@@ -334,13 +345,13 @@ __global__ void __launch_bounds__(kRouterThreads)
   const bool all_weighted = options.scores == ops::RouterScores::kSoftmaxThenTopk;
   if (all_weighted) mean += weighted;
   for (Index e = lane; e < experts; e += kWarp) {
-    float slot = 0;
+    T slot = 0;
     for (Index i = 0; i < k; ++i) {
       if (ids[i] != e) continue;
       slot = weights[i] * (all_weighted ? dweights[i] : dweights[i] - weighted / scaling);
     }
     dlogits_TE[t * experts + e] =
-        probs[e] * (aux_factor * float(counts[e]) - mean + z_factor * lse) + slot;
+        probs[e] * (aux_factor * T(counts[e]) - mean + z_factor * lse) + slot;
   }
 }
 

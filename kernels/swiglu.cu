@@ -1,11 +1,10 @@
-#include "kernels/swiglu.cuh"
-
 #include "kernels/operators.hpp"
+#include "kernels/swiglu.cuh"
 
 namespace pecan::kernels {
 
 void swiglu_forward(Context& ctx, ConstTensorView gate_TF, ConstTensorView up_TF, TensorView h_TF) {
-  with_storage_type("swiglu_forward", gate_TF.dtype, [&]<typename T>(T) {
+  with_storage_type(gate_TF.dtype, [&]<typename T>(T) {
     map_2(ctx,
           SwiGlu{},
           h_TF.num_elements(),
@@ -21,7 +20,7 @@ void swiglu_backward(Context& ctx,
                      ConstTensorView up_TF,
                      TensorView dgate_TF,
                      TensorView dup_TF) {
-  with_storage_type("swiglu_backward", gate_TF.dtype, [&]<typename T>(T) {
+  with_storage_type(gate_TF.dtype, [&]<typename T>(T) {
     const Index count = gate_TF.num_elements();
     const T* dh = data_of<T>(dh_TF);
     const T* gate = data_of<T>(gate_TF);

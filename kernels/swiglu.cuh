@@ -9,12 +9,13 @@
 namespace pecan::kernels {
 
 struct SwiGlu {
-  __device__ float operator()(float gate, float up) const {
-    return gate / (1 + expf(-gate)) * up;
+  template <typename M>
+  __device__ M operator()(M gate, M up) const {
+    return gate / (1 + exp_of(-gate)) * up;
   }
 };
 
-template <typename T>
+template <typename T, typename M = MathOf<T>>
 __global__ void __launch_bounds__(kMapThreads) swiglu_backward_kernel(Index count,
                                                                       bool aligned,
                                                                       const T* dh_in,
@@ -26,13 +27,13 @@ __global__ void __launch_bounds__(kMapThreads) swiglu_backward_kernel(Index coun
   if (begin >= count) return;
   const int mine = int(min(Index(kLanes), count - begin));
   const bool whole = aligned && mine == kLanes;
-  float dh[kLanes], gate[kLanes], up[kLanes], dgate[kLanes], dup[kLanes];
+  M dh[kLanes], gate[kLanes], up[kLanes], dgate[kLanes], dup[kLanes];
   load_lanes(dh_in + begin, mine, whole, dh);
   load_lanes(gate_in + begin, mine, whole, gate);
   load_lanes(up_in + begin, mine, whole, up);
 #pragma unroll
   for (int i = 0; i < kLanes; ++i) {
-    const float s = 1 / (1 + expf(-gate[i]));
+    const M s = 1 / (1 + exp_of(-gate[i]));
     dgate[i] = dh[i] * up[i] * s * (1 + gate[i] * (1 - s));
     dup[i] = dh[i] * gate[i] * s;
   }
