@@ -17,7 +17,8 @@ function(pecan_add_emulated_library name)
     set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
   endif()
   set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE ON VISIBILITY_INLINES_HIDDEN ON)
-  target_link_libraries(${name} PUBLIC pecan_cuda_emulation ${EMULATED_LIBRARIES} PRIVATE pecan_options)
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/kernels ${PROJECT_SOURCE_DIR}/include)
+  target_link_libraries(${name} PUBLIC pecan_cuda_emulation ${EMULATED_LIBRARIES} PRIVATE pecan_options fmt::fmt)
   # Kernels read memory as vectors of what it was written as, which nvcc allows; parameters that only some
   # instantiation needs and pragmas of nvcc are no mistakes.
   set(options -fno-strict-aliasing -Wno-unknown-pragmas)

@@ -37,8 +37,7 @@
 #include_next <cuda_runtime.h>
 #undef cudaLaunchKernelEx
 
-#include <pecan_emulation/execution.hpp>
-// After the vocabulary above.
 #include <pecan_emulation/atomics.hpp>
+#include <pecan_emulation/execution.hpp>
 #include <pecan_emulation/math.hpp>
 #include <pecan_emulation/warp.hpp>

@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 #include <pecan_emulation/execution.hpp>
 
+#include "async_copy.hpp"
 #include "checker.hpp"
 #include "errors.hpp"
 #include "fiber.hpp"
@@ -406,6 +407,7 @@ void run_grid(std::size_t dynamic_bytes) {
   for (std::uint64_t place = 0; place < num_blocks && b.error == cudaSuccess; ++place) {
     prepare_block(scheduled_block(place, num_blocks));
     begin_block_memory(dynamic_bytes);
+    forget_copies();
     is_in_kernel = true;
     switch_to(b.fibers.take());
     is_in_kernel = false;

@@ -115,7 +115,7 @@ void wait_for_pending(cudaStream_t handle) {
     const std::scoped_lock lock(device_mutex());
     Stream* stream = find_stream(handle);
     if (stream == nullptr) return;
-    pending = std::exchange(stream->pending, {});
+    pending = stream->pending;
     Stream* default_stream = find_stream(nullptr);
     if (stream == default_stream) {
       for (const auto& [_, other] : streams().by_handle) {
@@ -133,7 +133,7 @@ void wait_for_all_pending() {
   {
     const std::scoped_lock lock(device_mutex());
     for (const auto& [_, stream] : streams().by_handle) {
-      append_unfinished(pending, std::exchange(stream->pending, {}));
+      append_unfinished(pending, stream->pending);
     }
   }
   for (const auto& work : pending) work->wait();
@@ -142,6 +142,7 @@ void wait_for_all_pending() {
 std::uint32_t begin_operation(Stream& stream, const char* name, const void* kernel) {
   Streams& all = streams();
   stream.num_not_ready = settings().num_not_ready;
+  std::erase_if(stream.pending, [](const auto& work) { return work->is_finished(); });
   stream.clock.join(all.host);
   Stream* default_stream = find_stream(nullptr);
   if (&stream == default_stream) {

@@ -34,6 +34,8 @@ PECAN_EMULATION_API void set_schedule(Schedule schedule, std::uint64_t seed);
 /// std::invalid_argument where the text cannot be read.
 PECAN_EMULATION_API void inject_failures(const std::string& failures);
 PECAN_EMULATION_API void set_queries_not_ready(int num_queries);
+/// After how many milliseconds a collective fails whose other ranks do not come.
+PECAN_EMULATION_API void set_nccl_timeout_ms(int milliseconds);
 /// Calls of a function of the API since the start, injected failures included.
 [[nodiscard]] PECAN_EMULATION_API std::uint64_t num_calls(const std::string& function);
 /// Forgets errors that would otherwise stay until the end of the process.
