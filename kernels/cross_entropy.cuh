@@ -29,9 +29,10 @@ __device__ M row_max(const T* row, Index count) {
 }
 
 template <typename T, typename M = MathOf<T>>
-__device__ M row_exp_sum(const T* row, Index count, M largest) {
-  M sum = 0;
-  for (Index v = threadIdx.x; v < count; v += kLossThreads) sum += exp_of(wide(row[v]) - largest);
+__device__ double row_exp_sum(const T* row, Index count, M largest) {
+  double sum = 0;
+  for (Index v = threadIdx.x; v < count; v += kLossThreads)
+    sum += double(exp_of(wide(row[v]) - largest));
   return group_reduce<kLossThreads>(sum);
 }
 
@@ -77,11 +78,11 @@ __global__ void __launch_bounds__(kLossThreads)
   require(label >= 0 && label < vocab_size);
   const M label_logit = wide(row[label]);
   const M largest = row_max(row, vocab_size);
-  const M sum = row_exp_sum(row, vocab_size, largest);
-  if (threadIdx.x == 0) loss_T[t] = mask * (log(double(sum)) - double(label_logit - largest));
+  const double sum = row_exp_sum(row, vocab_size, largest);
+  if (threadIdx.x == 0) loss_T[t] = mask * (log(sum) - (double(label_logit) - double(largest)));
   // Everyone has read the label's logit: a sum of the block lies between.
   if constexpr (kGradient)
-    put_gradient(row, vocab_size, columns, label, largest, sum, M(scale * mask));
+    put_gradient(row, vocab_size, columns, label, largest, M(sum), M(scale * mask));
 }
 
 template <typename T, typename M = MathOf<T>>
@@ -109,10 +110,10 @@ __global__ void __launch_bounds__(kLossThreads)
   const T* row = logits_TV + t * columns;
   const Index label = labels_T[t];
   require(label >= 0 && label < shard.total);
-  const M sum = row_exp_sum(row, shard.count, M(max_T[t]));
+  const double sum = row_exp_sum(row, shard.count, M(max_T[t]));
   if (threadIdx.x == 0) {
     const bool held = label >= shard.first && label < shard.first + shard.count;
-    sums_2T[t] = double(sum);
+    sums_2T[t] = sum;
     sums_2T[tokens + t] = held ? double(wide(row[label - shard.first])) - max_T[t] : 0;
   }
 }

@@ -49,7 +49,7 @@ Outcome run(const Problem& problem,
             DType dtype,
             int threads,
             device::Background* background = nullptr) {
-  CpuContext ctx(threads, 1 << 20);
+  OpContext ctx(threads, 1 << 20);
   ctx.set_background(background);
   const ops::AttentionShape& s = problem.shape;
   const Shape q_shape{s.batch * s.sequence, s.heads, s.head_dim};

@@ -22,7 +22,7 @@ Dropped drop(DType dtype,
              std::int64_t num_experts,
              const Values& ids,
              const Values& weights) {
-  CpuContext ctx;
+  OpContext ctx;
   const Shape shape{std::int64_t(ids.size()) / k, k};
   Guarded counts(DType::kI64, {num_experts}), kept(DType::kI32, shape);
   const std::int64_t number = ops::drop_over_capacity(ctx,

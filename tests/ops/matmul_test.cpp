@@ -41,7 +41,7 @@ TEST_CASE("matmul: products and gradients agree with the reference in every stor
   const std::int64_t shapes[][3] = {
       {0, 5, 3}, {1, 1, 1}, {3, 7, 5}, {64, 63, 65}, {65, 129, 64}, {7, 48, 17}, {4, 6, 0}};
   for_each_storage_kind([&](DType dtype, int threads) {
-    CpuContext ctx(threads, dtype == DType::kBF16 ? 1 << 20 : 0);
+    OpContext ctx(threads, dtype == DType::kBF16 ? 1 << 20 : 0);
     const DType master = master_of(dtype);
     for (const auto& [tokens, outputs, inputs] : shapes) {
       for (const std::int64_t panel : {0, 1, 16, 200}) {
@@ -90,7 +90,7 @@ TEST_CASE("matmul: products and gradients agree with the reference in every stor
 }
 
 TEST_CASE("matmul: gradients agree with central differences") {
-  CpuContext ctx;
+  OpContext ctx;
   Values x = random_values(3 * 5, 1);
   Values w = random_values(4 * 5, 2);
   const Values dy = random_values(3 * 4, 3);
@@ -127,7 +127,7 @@ TEST_CASE("matmul: the plan takes exactly what a product takes") {
 
 TEST_CASE("matmul: the background is given a moment between panels and at the end") {
   for (const int threads : {1, 2}) {
-    CpuContext ctx(threads);
+    OpContext ctx(threads);
     CountingBackground background;
     ctx.set_background(&background);
     Guarded x(DType::kF32, {2, 3}, Values(6)), y(DType::kF32, {2, 5}), dx(DType::kF32, {2, 3});
@@ -149,7 +149,7 @@ TEST_CASE("matmul: the background is given a moment between panels and at the en
 
 TEST_CASE("matmul: a realistic shape repeats bit by bit") {
   for (const int threads : {1, 2}) {
-    CpuContext ctx(threads);
+    OpContext ctx(threads);
     Guarded x(DType::kF32, {256, 384}, random_values(256 * 384, 1));
     Guarded w(DType::kF32, {512, 384}, random_values(512 * 384, 2));
     Guarded first(DType::kF32, {256, 512});
@@ -163,7 +163,7 @@ TEST_CASE("matmul: a realistic shape repeats bit by bit") {
 }
 
 TEST_CASE("matmul: shapes, dtypes and overlaps that do not fit are refused") {
-  CpuContext ctx;
+  OpContext ctx;
   Guarded x(DType::kF32, {2, 3}, Values(6));
   Guarded w(DType::kF32, {4, 3}, Values(12));
   Guarded y(DType::kF32, {2, 4}, Values(8));
