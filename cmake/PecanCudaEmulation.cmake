@@ -19,9 +19,12 @@ function(pecan_add_emulated_library name)
   set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE ON VISIBILITY_INLINES_HIDDEN ON)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/kernels ${PROJECT_SOURCE_DIR}/include)
   target_link_libraries(${name} PUBLIC pecan_cuda_emulation ${EMULATED_LIBRARIES} PRIVATE pecan_options fmt::fmt)
-  # Kernels read memory as vectors of what it was written as, which nvcc allows; parameters that only some
-  # instantiation needs and pragmas of nvcc are no mistakes.
-  set(options -fno-strict-aliasing -Wno-unknown-pragmas)
+  if(NOT EMULATED_TYPE STREQUAL STATIC)
+    target_link_options(${name} PRIVATE -Wl,--version-script=${emulation}/runtime/dynamic_memory.map)
+  endif()
+  # Kernels read memory as vectors of what it was written as, which nvcc allows, and have pragmas for it. Shared
+  # memory is never initialised, so that no access to it has to ask whether it is.
+  set(options -fno-strict-aliasing -fno-extern-tls-init -Wno-unknown-pragmas)
   if(EMULATED_VARIANT STREQUAL checked)
     # The calls that these make go to the emulation, not to a sanitizer's library: no target is linked with them.
     list(APPEND options -O1 -fno-tree-vectorize --param=tsan-instrument-func-entry-exit=0

@@ -49,9 +49,8 @@ __global__ void overrun_static(float* y) {
   y[threadIdx.x] = shared[threadIdx.x];
 }
 __global__ void overrun_local(float* y, int index) {
-  float local[4] = {1, 2, 3, 4};
-  local[index] = 9;
-  y[0] = local[0] + local[3];
+  const float local[4] = {1, 2, 3, 4};
+  y[0] = local[index];
 }
 __global__ void fill(float* y, float value, int size) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);

@@ -68,6 +68,8 @@ struct Shadow {
   Range all_registered;
   Range shared;
   Range dynamic;
+  Range built_in;                ///< threadIdx and its like
+  Range last_variables;          ///< where a variable was found last
   std::vector<Range> constants;  ///< mapped parts of programs and libraries
   std::vector<Range> variables;
 };
@@ -277,9 +279,13 @@ Visit visit_of_kernel(Access access) {
 
 /// Device code touches what is neither memory of the device nor its own.
 void check_foreign(std::uintptr_t address, Access access, const void* code) {
+  if (running.parameters.contains(address) || shadow.last_variables.contains(address)) return;
   const auto holds = [&](const Range& range) { return range.contains(address); };
-  if (running.parameters.contains(address)) return;
-  if (std::any_of(shadow.variables.begin(), shadow.variables.end(), holds)) return;
+  const auto found = std::find_if(shadow.variables.begin(), shadow.variables.end(), holds);
+  if (found != shadow.variables.end()) {
+    shadow.last_variables = *found;
+    return;
+  }
   if (access == Access::kRead &&
       std::any_of(shadow.constants.begin(), shadow.constants.end(), holds)) {
     return;
@@ -319,6 +325,12 @@ bool is_checking() {
 void start_checking() {
   // Again for each module.
   find_images();
+  const auto [first, last] = std::minmax({reinterpret_cast<std::uintptr_t>(&threadIdx),
+                                          reinterpret_cast<std::uintptr_t>(&blockIdx),
+                                          reinterpret_cast<std::uintptr_t>(&blockDim),
+                                          reinterpret_cast<std::uintptr_t>(&gridDim)});
+  // Defined side by side.
+  shadow.built_in = {first, last + sizeof(dim3)};
   if (std::exchange(checking, true)) return;
   reserve(reinterpret_cast<void*>(kArenaBase), kArenaBytes);
   shadow.bytes = static_cast<std::uint8_t*>(reserve(nullptr, kArenaBytes));
@@ -333,31 +345,25 @@ unsigned char* take_from_arena(std::size_t num_bytes, Space space) {
   return reinterpret_cast<unsigned char*>(kArenaBase + std::exchange(next, next + num_bytes));
 }
 
-void give_back_pages(void* address, std::size_t num_bytes) {
-  const auto low = reinterpret_cast<std::uintptr_t>(address);
-  const std::uintptr_t first = (low + kPageBytes - 1) / kPageBytes * kPageBytes;
-  const std::uintptr_t last = (low + num_bytes) / kPageBytes * kPageBytes;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
-}
-
 bool is_in_device_arena(const void* address) {
   const std::uintptr_t offset = reinterpret_cast<std::uintptr_t>(address) - kArenaBase;
   return checking && offset >= kSharedBytes && offset < kPinnedStart;
 }
 
 void mark_allocated(const void* address, std::size_t num_bytes, Content content) {
-  if (!checking) return;
   const std::size_t offset = reinterpret_cast<std::uintptr_t>(address) - kArenaBase;
   std::memset(shadow.bytes + offset,
               content == Content::kDefined ? kAllocated | kDefinedContent : kAllocated,
               num_bytes);
 }
 
-void mark_freed(const void* address, std::size_t num_bytes) {
-  if (!checking) return;
-  const std::size_t offset = reinterpret_cast<std::uintptr_t>(address) - kArenaBase;
-  std::memset(shadow.bytes + offset, 0, num_bytes);
-  clear_granules(offset, num_bytes);
+void mark_freed(void* address, std::size_t num_bytes) {
+  const auto low = reinterpret_cast<std::uintptr_t>(address);
+  std::memset(shadow.bytes + (low - kArenaBase), 0, num_bytes);
+  clear_granules(low - kArenaBase, num_bytes);
+  const std::uintptr_t first = (low + kPageBytes - 1) / kPageBytes * kPageBytes;
+  const std::uintptr_t last = (low + num_bytes) / kPageBytes * kPageBytes;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
 void watch_registered(const void* address, std::size_t num_bytes) {
@@ -433,7 +439,10 @@ void check_alignment(const void* address, std::size_t alignment, const void* cod
 void check_access(const void* address, std::size_t num_bytes, Access access, const void* code) {
   const auto location = reinterpret_cast<std::uintptr_t>(address);
   if (is_in_kernel) {
-    if (running.is_paused || running.stack.contains(location)) return;
+    if (running.is_paused || running.stack.contains(location) ||
+        shadow.built_in.contains(location)) {
+      return;
+    }
     running.is_paused = true;
     const auto offset = offset_of(location);
     if (!offset) {

@@ -22,12 +22,11 @@ void start_checking();
 /// Memory at addresses that are never used again, so that late accesses are seen; nullptr if none
 /// is left.
 unsigned char* take_from_arena(std::size_t num_bytes, Space space);
-/// The machine may have the pages back; the addresses stay taken.
-void give_back_pages(void* address, std::size_t num_bytes);
 bool is_in_device_arena(const void* address);
-/// These do nothing where nothing is checked.
 void mark_allocated(const void* address, std::size_t num_bytes, Content content);
-void mark_freed(const void* address, std::size_t num_bytes);
+/// The machine may have the pages back; the addresses stay taken.
+void mark_freed(void* address, std::size_t num_bytes);
+/// These do nothing where nothing is checked.
 void watch_registered(const void* address, std::size_t num_bytes);
 void forget_registered(const void* address);
 /// An operation reads or writes memory as a whole.

@@ -248,6 +248,48 @@ const void* advance(const void* matrix, cudaDataType type, long long num_element
          num_elements * static_cast<long long>(element_bytes(type));
 }
 
+/// Products of one shape, at equal distances.
+struct Batch {
+  Shape shape;
+  Types types;
+  cublasComputeType_t compute;
+  const void* alpha;
+  const void* a;
+  long long a_stride;
+  const void* b;
+  long long b_stride;
+  const void* beta;
+  void* c;
+  long long c_stride;
+  int num_products;
+};
+
+cublasStatus_t multiply_batch(const char* name, cublasHandle_t handle, const Batch& batch) {
+  return library_call(name, handle, [&](Stream& stream) {
+    const Types& types = batch.types;
+    if (batch.num_products < 0 || !batch.shape.is_valid()) return CUBLAS_STATUS_INVALID_VALUE;
+    if (!is_supported(types.a, types.b, types.c, batch.compute, Function::kPlain)) {
+      return CUBLAS_STATUS_NOT_SUPPORTED;
+    }
+    const std::uint32_t operation = begin_operation(stream, "a product of cuBLAS");
+    const float alpha = read_scalar(handle, batch.alpha, operation);
+    const float beta = read_scalar(handle, batch.beta, operation);
+    for (int index = 0; index < batch.num_products; ++index) {
+      const cublasStatus_t status =
+          multiply(batch.shape,
+                   types,
+                   alpha,
+                   advance(batch.a, types.a, index * batch.a_stride),
+                   advance(batch.b, types.b, index * batch.b_stride),
+                   beta,
+                   const_cast<void*>(advance(batch.c, types.c, index * batch.c_stride)),
+                   operation);
+      if (status != CUBLAS_STATUS_SUCCESS) return status;
+    }
+    return CUBLAS_STATUS_SUCCESS;
+  });
+}
+
 }  // namespace
 }  // namespace pecan::emulation
 
@@ -363,29 +405,20 @@ PECAN_CUBLAS_API cublasGemmStridedBatchedEx(cublasHandle_t handle,
                                             int num_products,
                                             cublasComputeType_t compute,
                                             cublasGemmAlgo_t) {
-  return library_call(__func__, handle, [&](Stream& stream) {
-    const Shape shape{a_operation, b_operation, m, n, k, lda, ldb, ldc};
-    if (num_products < 0 || !shape.is_valid()) return CUBLAS_STATUS_INVALID_VALUE;
-    if (!is_supported(a_type, b_type, c_type, compute, Function::kPlain)) {
-      return CUBLAS_STATUS_NOT_SUPPORTED;
-    }
-    const std::uint32_t operation = begin_operation(stream, "a product of cuBLAS");
-    const float alpha_value = read_scalar(handle, alpha, operation);
-    const float beta_value = read_scalar(handle, beta, operation);
-    for (int index = 0; index < num_products; ++index) {
-      const cublasStatus_t status =
-          multiply(shape,
-                   {a_type, b_type, c_type},
-                   alpha_value,
-                   advance(a, a_type, index * a_stride),
-                   advance(b, b_type, index * b_stride),
-                   beta_value,
-                   const_cast<void*>(advance(c, c_type, index * c_stride)),
-                   operation);
-      if (status != CUBLAS_STATUS_SUCCESS) return status;
-    }
-    return CUBLAS_STATUS_SUCCESS;
-  });
+  return multiply_batch(__func__,
+                        handle,
+                        {{a_operation, b_operation, m, n, k, lda, ldb, ldc},
+                         {a_type, b_type, c_type},
+                         compute,
+                         alpha,
+                         a,
+                         a_stride,
+                         b,
+                         b_stride,
+                         beta,
+                         c,
+                         c_stride,
+                         num_products});
 }
 PECAN_CUBLAS_API cublasGemmEx(cublasHandle_t handle,
                               cublasOperation_t a_operation,
@@ -405,31 +438,21 @@ PECAN_CUBLAS_API cublasGemmEx(cublasHandle_t handle,
                               cudaDataType c_type,
                               int ldc,
                               cublasComputeType_t compute,
-                              cublasGemmAlgo_t algorithm) {
-  if (const auto code = count_call(__func__)) return static_cast<cublasStatus_t>(*code);
-  return cublasGemmStridedBatchedEx(handle,
-                                    a_operation,
-                                    b_operation,
-                                    m,
-                                    n,
-                                    k,
-                                    alpha,
-                                    a,
-                                    a_type,
-                                    lda,
-                                    0,
-                                    b,
-                                    b_type,
-                                    ldb,
-                                    0,
-                                    beta,
-                                    c,
-                                    c_type,
-                                    ldc,
-                                    0,
-                                    1,
-                                    compute,
-                                    algorithm);
+                              cublasGemmAlgo_t) {
+  return multiply_batch(__func__,
+                        handle,
+                        {{a_operation, b_operation, m, n, k, lda, ldb, ldc},
+                         {a_type, b_type, c_type},
+                         compute,
+                         alpha,
+                         a,
+                         0,
+                         b,
+                         0,
+                         beta,
+                         c,
+                         0,
+                         1});
 }
 PECAN_CUBLAS_API cublasSgemm_v2(cublasHandle_t handle,
                                 cublasOperation_t a_operation,
@@ -445,25 +468,20 @@ PECAN_CUBLAS_API cublasSgemm_v2(cublasHandle_t handle,
                                 const float* beta,
                                 float* c,
                                 int ldc) {
-  return cublasGemmEx(handle,
-                      a_operation,
-                      b_operation,
-                      m,
-                      n,
-                      k,
-                      alpha,
-                      a,
-                      CUDA_R_32F,
-                      lda,
-                      b,
-                      CUDA_R_32F,
-                      ldb,
-                      beta,
-                      c,
-                      CUDA_R_32F,
-                      ldc,
-                      CUBLAS_COMPUTE_32F,
-                      CUBLAS_GEMM_DEFAULT);
+  return multiply_batch(__func__,
+                        handle,
+                        {{a_operation, b_operation, m, n, k, lda, ldb, ldc},
+                         {CUDA_R_32F, CUDA_R_32F, CUDA_R_32F},
+                         CUBLAS_COMPUTE_32F,
+                         alpha,
+                         a,
+                         0,
+                         b,
+                         0,
+                         beta,
+                         c,
+                         0,
+                         1});
 }
 PECAN_CUBLAS_API cublasGemmGroupedBatchedEx(cublasHandle_t handle,
                                             const cublasOperation_t a_operations[],

@@ -90,8 +90,10 @@ cudaError_t allocate(void** address, std::size_t num_bytes, Space space) {
                                       : allocate_guarded(num_bytes, &made.block);
   if (data == nullptr) return cudaErrorMemoryAllocation;
   std::memset(data, kFill, num_bytes);
-  // Much of what fills pinned memory (reads of files, MPI) was compiled without the checks.
-  mark_allocated(data, num_bytes, space == Space::kDevice ? Content::kNone : Content::kDefined);
+  if (made.block == nullptr) {
+    // Much of what fills pinned memory (reads of files, MPI) was compiled without the checks.
+    mark_allocated(data, num_bytes, space == Space::kDevice ? Content::kNone : Content::kDefined);
+  }
   made.address = reinterpret_cast<std::uintptr_t>(data);
   memory().allocations[made.address] = made;
   if (space == Space::kDevice) memory().device_bytes += num_bytes;
@@ -113,12 +115,11 @@ cudaError_t release(void* address, Space space) {
   const Allocation allocation = found->second;
   all.erase(found);
   if (space == Space::kDevice) memory().device_bytes -= allocation.num_bytes;
-  mark_freed(address, allocation.num_bytes);
   if (allocation.block != nullptr) {
     check_guards(allocation);
     std::free(allocation.block);
   } else {
-    give_back_pages(address, allocation.num_bytes);
+    mark_freed(address, allocation.num_bytes);
   }
   return cudaSuccess;
 }

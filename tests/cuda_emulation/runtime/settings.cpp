@@ -158,7 +158,9 @@ void set_queries_not_ready(int num_queries) {
   settings().num_not_ready = num_queries;
 }
 
-void set_nccl_timeout_ms(int milliseconds) { settings().nccl_timeout_ms = milliseconds; }
+void set_nccl_timeout_ms(int milliseconds) {
+  settings().nccl_timeout_ms = milliseconds;
+}
 
 std::uint64_t num_calls(const std::string& function) {
   const std::scoped_lock lock(calls_mutex);

@@ -91,6 +91,10 @@ void begin_kernel_memory(const void* kernel, std::size_t dynamic_bytes) {
   std::size_t module_and_offset[] = {module.tls_id, 0};
   const auto base = reinterpret_cast<std::uintptr_t>(__tls_get_addr(module_and_offset));
   const auto dynamic = reinterpret_cast<std::uintptr_t>(dynamic_memory);
+  if (dynamic != 0 && dynamic - base >= module.tls_bytes) {
+    fmt::print(stderr, "cuda emulation: kernels share dynamic_smem with another library\n");
+    std::abort();
+  }
   set_shared_memory({base, base + module.tls_bytes},
                     {dynamic, dynamic + (dynamic == 0 ? 0 : dynamic_bytes)});
 }

@@ -16,8 +16,9 @@ namespace {
 
 struct Streams {
   std::map<cudaStream_t, std::unique_ptr<Stream>> by_handle;
-  std::uint32_t next_id = 1;
+  std::vector<const Stream*> by_id = {nullptr};  ///< 0 is the host
   Clock host;
+  Clock destroyed;  ///< what was issued on streams that are gone
   std::uint32_t num_host_operations = 0;
   std::uint32_t host_operation = 0;
   std::deque<Operation> operations;
@@ -34,7 +35,8 @@ thread_local std::uint32_t acting_operation = 0;
 Stream& add_stream(cudaStream_t handle, bool waits_for_default) {
   auto& slot = streams().by_handle[handle];
   slot = std::make_unique<Stream>();
-  slot->id = streams().next_id++;
+  slot->id = static_cast<std::uint32_t>(streams().by_id.size());
+  streams().by_id.push_back(slot.get());
   slot->waits_for_default = waits_for_default;
   return *slot;
 }
@@ -181,11 +183,8 @@ bool happened_before(std::uint32_t earlier, std::uint32_t later) {
   const Operation& before = operation(earlier);
   const std::uint32_t stream = operation(later).stream;
   if (before.stream == stream) return true;
-  if (stream == 0) return streams().host.of(before.stream) >= before.number;
-  for (const auto& [_, other] : streams().by_handle) {
-    if (other->id == stream) return other->clock.of(before.stream) >= before.number;
-  }
-  return true;
+  const Clock& now = stream == 0 ? streams().host : streams().by_id[stream]->clock;
+  return now.of(before.stream) >= before.number;
 }
 
 void host_waited_for(const Clock& clock) {
@@ -194,7 +193,7 @@ void host_waited_for(const Clock& clock) {
 }
 
 Clock issued_so_far() {
-  Clock clock;
+  Clock clock = streams().destroyed;
   for (const auto& [_, stream] : streams().by_handle) clock.join(stream->clock);
   return clock;
 }

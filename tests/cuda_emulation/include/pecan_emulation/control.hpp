@@ -16,6 +16,7 @@
 ///
 /// A process whose findings nobody has taken ends with exit code 86.
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
