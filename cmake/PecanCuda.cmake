@@ -15,6 +15,10 @@ if(NOT PECAN_CUDA STREQUAL OFF)
     # Targets say what they are compiled for: there is nothing to detect.
     set(CMAKE_CUDA_ARCHITECTURES OFF)
     enable_language(CUDA)
+    # CMake 3.25 does not know nvcc's flag for C++20, which targets inherit as their dialect.
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+    endif()
     if(PECAN_CCACHE)
       set(CMAKE_CUDA_COMPILER_LAUNCHER ${PECAN_CCACHE})
     endif()
