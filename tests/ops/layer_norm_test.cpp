@@ -46,7 +46,8 @@ Values shifted(std::int64_t count, std::uint64_t seed) {
 }  // namespace
 
 TEST_CASE("layer_norm: forward agrees with the reference, also of heads", "[any device]") {
-  const Shape shapes[] = {{0, 4}, {1, 1}, {3, 7}, {65, 63}, {9, 129}, {128, 256}, {5, 3, 32}};
+  const Shape shapes[] = {
+      {0, 4}, {1, 1}, {3, 7}, {65, 63}, {9, 129}, {128, 256}, {5, 3, 32}, {3, 1153}};
   for_each_storage_kind([&](DType dtype, int threads) {
     OpContext ctx(threads);
     for (const Shape& shape : shapes) {
@@ -106,7 +107,13 @@ TEST_CASE("layer_norm: gradients agree with central differences", "[any device]"
 TEST_CASE("layer_norm: f32, bf16 and threaded gradients agree with f64, and add where asked",
           "[any device]") {
   OpContext exact_ctx;
-  for (const Shape& shape : {Shape{1, 1}, Shape{63, 65}, Shape{300, 129}, Shape{0, 8}}) {
+  // The last two: several rows of each part that sums over rows are made of, on a GPU.
+  for (const Shape& shape : {Shape{1, 1},
+                             Shape{63, 65},
+                             Shape{300, 129},
+                             Shape{0, 8},
+                             Shape{2600, 7},
+                             Shape{520, 515}}) {
     const Values x = stored(DType::kBF16, shifted(shape.num_elements(), 1));
     const Values w = random_values(shape[1], 2);
     const Values dy = stored(DType::kBF16, random_values(shape.num_elements(), 3));

@@ -54,8 +54,7 @@ class Guarded {
     const std::size_t count = std::size_t(shape.num_elements()) * size_of(dtype);
     memory_.assign((count + 2 * kGuard + 7) / 8, kPattern);
     std::memset(host_bytes() + kGuard, 0xFF, count);
-    if (test_device() != device::cpu())
-      on_device_ = device::Buffer(test_device(), image().num_bytes());
+    if (test_device() != device::cpu()) on_device_ = device::Buffer(test_device(), count);
   }
   Guarded(DType dtype, const Shape& shape, const Values& values) : Guarded(dtype, shape) {
     REQUIRE(std::int64_t(values.size()) == shape.num_elements());
@@ -86,18 +85,20 @@ class Guarded {
   /// For operators. The host's elements are from now on those of the device.
   [[nodiscard]] TensorView view() {
     if (on_device_.size() == 0) return {host_bytes() + kGuard, dtype_, shape_};
-    if (!device_is_newer_) device::upload(test_stream(), image(), device_image());
+    const TensorView on_device{on_device_.data(), dtype_, shape_};
+    if (!device_is_newer_) device::upload(test_stream(), on_host(), on_device);
     device_is_newer_ = true;
-    return {on_device_.data() + kGuard, dtype_, shape_};
+    return on_device;
   }
   /// For reading and writing by the test itself.
   [[nodiscard]] TensorView on_host() {
+    const TensorView elements{host_bytes() + kGuard, dtype_, shape_};
     if (device_is_newer_) {
-      device::download(test_stream(), device_image(), image());
+      device::download(test_stream(), {on_device_.data(), dtype_, shape_}, elements);
       test_stream().synchronize();
     }
     device_is_newer_ = false;
-    return {host_bytes() + kGuard, dtype_, shape_};
+    return elements;
   }
   operator TensorView() { return view(); }       // NOLINT: tests pass them to operators
   operator ConstTensorView() { return view(); }  // NOLINT
@@ -130,11 +131,6 @@ class Guarded {
   static constexpr std::size_t kGuard = 64;
   static constexpr std::uint64_t kPattern = 0xA5A5A5A5A5A5A5A5U;
   std::byte* host_bytes() { return reinterpret_cast<std::byte*>(memory_.data()); }
-  /// Guards and elements.
-  [[nodiscard]] TensorView image() {
-    return {host_bytes(), DType::kU8, Shape{std::int64_t(memory_.size() * 8)}};
-  }
-  [[nodiscard]] TensorView device_image() { return {on_device_.data(), DType::kU8, image().shape}; }
   [[nodiscard]] bool intact() {
     const std::size_t end = kGuard + on_host().num_bytes();
     for (std::size_t i = 0; i < memory_.size() * 8; ++i) {
@@ -145,7 +141,7 @@ class Guarded {
   DType dtype_;
   Shape shape_;
   std::vector<std::uint64_t> memory_;
-  device::Buffer on_device_;
+  device::Buffer on_device_;  ///< without guards: the checks of the emulation know its ends
   bool device_is_newer_ = false;
 };
 

@@ -42,8 +42,13 @@ std::int64_t num_kept(const Values& ids) {
 
 constexpr std::size_t kDrops[] = {0, 3, 1};
 
-constexpr std::int64_t kShapes[][4] = {
-    {0, 2, 4, 3}, {1, 1, 1, 1}, {7, 2, 4, 5}, {65, 3, 2, 63}, {129, 2, 16, 129}, {40, 2, 300, 8}};
+constexpr std::int64_t kShapes[][4] = {{0, 2, 4, 3},
+                                       {1, 1, 1, 1},
+                                       {7, 2, 4, 5},
+                                       {65, 3, 2, 63},
+                                       {129, 2, 16, 129},
+                                       {40, 2, 300, 8},
+                                       {500, 2, 700, 3}};
 
 }  // namespace
 

@@ -10,8 +10,8 @@
 
 namespace pecan::test {
 
-/// The CPU, or where PECAN_TEST_DEVICE=cuda device 0 of the
-/// library that PECAN_CUDA_LIBRARY names (tests/kernels).
+/// The CPU; where PECAN_TEST_DEVICE=cuda device 0 of the library that PECAN_CUDA_LIBRARY names
+/// (tests/kernels).
 inline device::Device test_device() {
   static const device::Device found = [] {
     const char* name = std::getenv("PECAN_TEST_DEVICE");
