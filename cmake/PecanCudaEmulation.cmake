@@ -19,7 +19,9 @@ function(pecan_add_emulated_library name)
   set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE ON VISIBILITY_INLINES_HIDDEN ON)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/kernels ${PROJECT_SOURCE_DIR}/include)
   target_link_libraries(${name} PUBLIC pecan_cuda_emulation ${EMULATED_LIBRARIES} PRIVATE pecan_options fmt::fmt)
+  set(linked INTERFACE)
   if(NOT EMULATED_TYPE STREQUAL STATIC)
+    set(linked PRIVATE)
     target_link_options(${name} PRIVATE -Wl,--version-script=${emulation}/runtime/dynamic_memory.map)
   endif()
   # Kernels read memory as vectors of what it was written as, which nvcc allows, and have pragmas for it. Shared
@@ -29,7 +31,7 @@ function(pecan_add_emulated_library name)
     # The calls that these make go to the emulation, not to a sanitizer's library: no target is linked with them.
     list(APPEND options -O1 -fno-tree-vectorize --param=tsan-instrument-func-entry-exit=0
          -fsanitize=thread,alignment,bounds,signed-integer-overflow,shift,integer-divide-by-zero)
-    target_link_options(${name} PRIVATE -Wl,--wrap=memcpy,--wrap=memmove,--wrap=memset)
+    target_link_options(${name} ${linked} -Wl,--wrap=memcpy,--wrap=memmove,--wrap=memset)
   elseif(EMULATED_VARIANT STREQUAL fast)
     list(APPEND options -O2)
   else()

@@ -8,6 +8,8 @@ namespace pecan::kernels {
 decltype(ops::cpu::adamw_update) adamw_update;
 decltype(ops::cpu::add) add;
 decltype(ops::cpu::add_bias) add_bias;
+decltype(ops::cpu::attention_backward) attention_backward;
+decltype(ops::cpu::attention_forward) attention_forward;
 decltype(ops::cpu::axpy) axpy;
 decltype(ops::cpu::bias_backward) bias_backward;
 decltype(ops::cpu::cast) cast;

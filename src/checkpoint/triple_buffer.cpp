@@ -54,12 +54,13 @@ std::optional<Begun> TripleBuffer::begin_snapshot() {
   // With a single buffer nothing newer can come before it is overwritten: storage has it.
   const Buffer* kept = nullptr;
   if (const auto last = newest(); last && num_buffers_ > 1) kept = &buffers_[std::size_t(*last)];
-  // The oldest, so that the others hold what came last.
+  // The oldest content, so that the others hold what came last; a failed snapshot is none.
+  const auto age = [](const Buffer& buffer) { return buffer.complete ? buffer.generation : 0; };
   std::optional<int> free;
   for (int b = 0; b < num_buffers_; ++b) {
     const Buffer& buffer = buffers_[std::size_t(b)];
     if (buffer.state != BufferState::kSnapshot || buffer.waiting || &buffer == kept) continue;
-    if (!free || buffer.generation < buffers_[std::size_t(*free)].generation) free = b;
+    if (!free || age(buffer) < age(buffers_[std::size_t(*free)])) free = b;
   }
   if (free) return take(*free);
   const auto in_storage = find([&](const Buffer& buffer) {

@@ -49,9 +49,28 @@ void visit_largest(const T* scores, std::int64_t n, std::int64_t count, Visit&& 
   }
 }
 
+/// exp_sum of the vector kernels, where the last few experts of a row fill up a vector with zeros:
+/// rows are short.
+template <typename T>
+double row_exp_sum(const T* x, T* y, std::int64_t num_experts, T scale, T shift) {
+  constexpr std::int64_t kVector = 16;
+  const auto& kernels = detail::vector_kernels<T>();
+  const std::int64_t rest = num_experts % kVector;
+  const std::int64_t whole = num_experts - rest;
+  double sum = whole == 0 ? 0 : kernels.exp_sum(x, y, whole, scale, shift);
+  if (rest == 0) return sum;
+  T padded[kVector];
+  std::fill_n(std::copy_n(x + whole, rest, padded),
+              kVector - rest,
+              -scale * std::numeric_limits<T>::infinity());
+  sum += kernels.exp_sum(padded, padded, kVector, scale, shift);
+  std::copy_n(padded, rest, y + whole);
+  return sum;
+}
+
 template <typename T>
 void sigmoid_row(const T* logits, T* s, std::int64_t num_experts) {
-  detail::vector_kernels<T>().exp_sum(logits, s, num_experts, T(-1), T(0));
+  row_exp_sum(logits, s, num_experts, T(-1), T(0));
   for (std::int64_t e = 0; e < num_experts; ++e) s[e] = T(1 / (1 + double(s[e])));
 }
 
@@ -64,7 +83,7 @@ double log_sum_exp(const T* logits, std::int64_t num_experts) {
   const T largest = kernels.max(logits, num_experts);
   double sum = 0;
   for (std::int64_t e = 0; e < num_experts; e += kPiece) {
-    sum += kernels.exp_sum(logits + e, piece, std::min(kPiece, num_experts - e), T(1), largest);
+    sum += row_exp_sum(logits + e, piece, std::min(kPiece, num_experts - e), T(1), largest);
   }
   return double(largest) + std::log(sum);
 }
@@ -113,7 +132,7 @@ void choose(const RouterOptions& options,
         break;
       case RouterScores::kSoftmaxThenTopk: {
         const auto& kernels = detail::vector_kernels<T>();
-        kernels.exp_sum(logits, scratch, num_experts, T(1), kernels.max(logits, num_experts));
+        row_exp_sum(logits, scratch, num_experts, T(1), kernels.max(logits, num_experts));
         break;
       }
       case RouterScores::kSigmoid:
@@ -144,11 +163,15 @@ void router_forward(Context& ctx,
     const std::int64_t k = topk_ids_TK.shape[1];
     const T* bias = bias_E.data == nullptr ? nullptr : bias_E.as<T>().data();
     const auto& kernels = detail::vector_kernels<T>();
+    const T* all_logits = logits_TE.as<T>().data();
+    std::int32_t* all_ids = topk_ids_TK.as<std::int32_t>().data();
+    T* all_weights = weights_TK.as<T>().data();
+    T* all_probs = probs_TE.as<T>().data();
     parallel_for(ctx, logits_TE.shape[0], logits_TE.num_elements() * k, [&](std::int64_t t) {
-      const T* logits = logits_TE.as<T>().data() + t * num_experts;
-      std::int32_t* ids = topk_ids_TK.as<std::int32_t>().data() + t * k;
-      T* weights = weights_TK.as<T>().data() + t * k;
-      T* probs = probs_TE.as<T>().data() + t * num_experts;
+      const T* logits = all_logits + t * num_experts;
+      std::int32_t* ids = all_ids + t * k;
+      T* weights = all_weights + t * k;
+      T* probs = all_probs + t * num_experts;
       if (options.choice == RouterChoice::kInTurn) {
         for (std::int64_t i = 0; i < k; ++i) {
           ids[i] = std::int32_t((options.first_in_turn + t * k + i) % num_experts);
@@ -168,7 +191,7 @@ void router_forward(Context& ctx,
         }
       } else {
         const T row_largest = kernels.max(logits, num_experts);
-        sum = kernels.exp_sum(logits, probs, num_experts, T(1), row_largest);
+        sum = row_exp_sum(logits, probs, num_experts, T(1), row_largest);
         if (options.scores == RouterScores::kSoftmaxThenTopk) {
           for (std::int64_t i = 0; i < k; ++i) {
             weights[i] = T(options.scaling_factor * double(probs[ids[i]]) / sum);
@@ -206,16 +229,17 @@ void router_counts(Context& /*ctx*/,
       options.choice == RouterChoice::kInTurn ||
       (options.scores != RouterScores::kSigmoid && options.num_groups == 0);
   with_float_type(logits_TE.dtype, [&]<typename T>(T) {
+    const T* all_logits = logits_TE.as<T>().data();
+    const std::int32_t* all_ids = topk_ids_TK.as<std::int32_t>().data();
+    std::int64_t* all_counts = counts_GE.as<std::int64_t>().data();
     for (std::int64_t t = 0; t < logits_TE.shape[0]; ++t) {
-      std::int64_t* counts = counts_GE.as<std::int64_t>().data() + groups.group_of(t) * num_experts;
+      std::int64_t* counts = all_counts + groups.group_of(t) * num_experts;
       if (ids_are_of_scores) {
-        const std::int32_t* ids = topk_ids_TK.as<std::int32_t>().data() + t * k;
+        const std::int32_t* ids = all_ids + t * k;
         for (std::int64_t i = 0; i < k; ++i) ++counts[ids[i]];
       } else {
         visit_largest(
-            logits_TE.as<T>().data() + t * num_experts, num_experts, k, [&](std::int64_t e) {
-              ++counts[e];
-            });
+            all_logits + t * num_experts, num_experts, k, [&](std::int64_t e) { ++counts[e]; });
       }
     }
   });
@@ -233,17 +257,19 @@ RouterLosses router_losses(Context& /*ctx*/,
   // Scales over the number of tokens are infinite without any.
   if (tokens == 0) return losses;
   with_float_type(logits_TE.dtype, [&]<typename T>(T) {
+    const T* all_logits = logits_TE.as<T>().data();
+    const T* all_probs = probs_TE.as<T>().data();
+    const std::int64_t* all_counts = counts_GE.as<std::int64_t>().data();
     for (std::int64_t t = 0; t < tokens && scales.aux != 0; ++t) {
-      const T* probs = probs_TE.as<T>().data() + t * num_experts;
-      const std::int64_t* counts =
-          counts_GE.as<std::int64_t>().data() + groups.group_of(t) * num_experts;
+      const T* probs = all_probs + t * num_experts;
+      const std::int64_t* counts = all_counts + groups.group_of(t) * num_experts;
       double balance = 0;
       for (std::int64_t e = 0; e < num_experts; ++e)
         balance += double(counts[e]) * double(probs[e]);
       losses.aux += balance;
     }
     for (std::int64_t t = 0; t < tokens && scales.z != 0; ++t) {
-      const double lse = log_sum_exp(logits_TE.as<T>().data() + t * num_experts, num_experts);
+      const double lse = log_sum_exp(all_logits + t * num_experts, num_experts);
       losses.z += lse * lse;
     }
   });
@@ -302,7 +328,7 @@ void softmax_gradient(RouterScores scores, const TokenGradient<T>& g) {
 template <typename T>
 void sigmoid_gradient(const TokenGradient<T>& g) {
   // dlogits first holds exp(-logit).
-  detail::vector_kernels<T>().exp_sum(g.logits, g.dlogits, g.num_experts, T(-1), T(0));
+  row_exp_sum(g.logits, g.dlogits, g.num_experts, T(-1), T(0));
   const auto sigmoid_of = [&](std::int64_t e) { return 1 / (1 + double(g.dlogits[e])); };
   double mean = 0, sum = kSumFloor;
   for (std::int64_t e = 0; e < g.num_experts; ++e) {
@@ -351,20 +377,26 @@ void router_backward(Context& ctx,
   with_float_type(logits_TE.dtype, [&]<typename T>(T) {
     const std::int64_t num_experts = logits_TE.shape[1];
     const std::int64_t k = topk_ids_TK.shape[1];
+    const T* logits = logits_TE.as<T>().data();
+    const T* probs = probs_TE.as<T>().data();
+    const std::int32_t* ids = topk_ids_TK.as<std::int32_t>().data();
+    const T* weights = weights_TK.as<T>().data();
+    const T* dweights = dweights_TK.as<T>().data();
+    const std::int64_t* counts = counts_GE.as<std::int64_t>().data();
+    T* dlogits = dlogits_TE.as<T>().data();
     parallel_for(ctx, logits_TE.shape[0], logits_TE.num_elements() * 8, [&](std::int64_t t) {
-      const TokenGradient<T> gradient{
-          num_experts,
-          k,
-          logits_TE.as<T>().data() + t * num_experts,
-          probs_TE.as<T>().data() + t * num_experts,
-          topk_ids_TK.as<std::int32_t>().data() + t * k,
-          weights_TK.as<T>().data() + t * k,
-          dweights_TK.as<T>().data() + t * k,
-          counts_GE.as<std::int64_t>().data() + groups.group_of(t) * num_experts,
-          options.scaling_factor,
-          aux_coeff,
-          2 * z_coeff,
-          dlogits_TE.as<T>().data() + t * num_experts};
+      const TokenGradient<T> gradient{num_experts,
+                                      k,
+                                      logits + t * num_experts,
+                                      probs + t * num_experts,
+                                      ids + t * k,
+                                      weights + t * k,
+                                      dweights + t * k,
+                                      counts + groups.group_of(t) * num_experts,
+                                      options.scaling_factor,
+                                      aux_coeff,
+                                      2 * z_coeff,
+                                      dlogits + t * num_experts};
       if (options.scores == RouterScores::kSigmoid) {
         sigmoid_gradient(gradient);
       } else {

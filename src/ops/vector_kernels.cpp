@@ -9,23 +9,6 @@ extern const ExactKernels kBaselineExact;
 extern const ExactKernels kAvx2Exact;
 extern const ExactKernels kAvx512Exact;
 
-namespace {
-
-template <typename Table>
-const Table& table_of(Isa isa, const Table& baseline, const Table& avx2, const Table& avx512) {
-  switch (isa) {
-    case Isa::kAvx2:
-      return avx2;
-    case Isa::kAvx512:
-      return avx512;
-    case Isa::kBaseline:
-      break;
-  }
-  return baseline;
-}
-
-}  // namespace
-
 bool supports(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {

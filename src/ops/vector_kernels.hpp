@@ -42,6 +42,23 @@ struct IsaKernels {
                         std::int64_t c_row);
 };
 
+/// The one of three tables that `isa` names.
+template <typename Table>
+[[nodiscard]] const Table& table_of(Isa isa,
+                                    const Table& baseline,
+                                    const Table& avx2,
+                                    const Table& avx512) {
+  switch (isa) {
+    case Isa::kAvx2:
+      return avx2;
+    case Isa::kAvx512:
+      return avx512;
+    case Isa::kBaseline:
+      break;
+  }
+  return baseline;
+}
+
 /// Whether this CPU runs `isa`.
 [[nodiscard]] bool supports(Isa isa);
 /// The widest instruction set that this CPU runs.

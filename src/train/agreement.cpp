@@ -1,5 +1,7 @@
 #include "train/agreement.hpp"
 
+#include <utility>
+
 namespace pecan::train {
 namespace {
 
@@ -10,6 +12,15 @@ constexpr char kConfigError = 'u';
 constexpr char kOtherError = 'e';
 
 }  // namespace
+
+std::string from_rank(Context& ctx, comm::Group& world, Rank source, std::string text) {
+  auto size = std::int64_t(text.size());
+  world.broadcast(ctx, view_of(std::span(&size, 1)), source, kTag).wait();
+  text.resize(std::size_t(size));
+  const std::span<std::uint8_t> bytes(reinterpret_cast<std::uint8_t*>(text.data()), text.size());
+  world.broadcast(ctx, view_of(bytes), source, kTag).wait();
+  return text;
+}
 
 std::string from_root(Context& ctx, comm::Group& world, const std::function<std::string()>& body) {
   std::string message;
@@ -22,12 +33,7 @@ std::string from_root(Context& ctx, comm::Group& world, const std::function<std:
       message = kOtherError + std::string(error.what());
     }
   }
-  auto size = std::int64_t(message.size());
-  world.broadcast(ctx, view_of(std::span(&size, 1)), Rank{0}, kTag).wait();
-  message.resize(std::size_t(size));
-  const std::span<std::uint8_t> bytes(reinterpret_cast<std::uint8_t*>(message.data()),
-                                      message.size());
-  world.broadcast(ctx, view_of(bytes), Rank{0}, kTag).wait();
+  message = from_rank(ctx, world, Rank{0}, std::move(message));
   const char kind = message.front();
   message.erase(0, 1);
   if (kind == kConfigError) throw ConfigError(message);

@@ -206,6 +206,7 @@ class Trainer {
         ctx_,
         world_,
         {.memory_dir = config_.checkpoint.memory_dir,
+         .node = options_.node,
          .newest_step = lasting_.newest_step,
          .reinitialise = options_.allow_reinit_expert ? initialise : std::function<void()>()});
     if (options_.heartbeat != nullptr) {
@@ -323,9 +324,12 @@ class Trainer {
             ctx_, view_of(std::span(&first_unfit, 1)), ReduceOp::kMin, {Purpose::kCheckpointVote})
         .wait();
     if (first_unfit == world_.size()) return;
-    PECAN_VALIDATE(found.errors.empty(), CheckpointError, "{}", fmt::join(found.errors, "; "));
+    // Rank 0 speaks for all, and the first to end ends the others.
+    const Rank unfit{std::int32_t(first_unfit)};
     throw CheckpointError(fmt::format(
-        "the node of rank {} cannot hold snapshots in memory; its message says why", first_unfit));
+        "the node of rank {} cannot hold snapshots in memory: {}",
+        unfit,
+        from_rank(ctx_, world_, unfit, fmt::format("{}", fmt::join(found.errors, "; ")))));
   }
 
   /// Experts a checkpoint from here on, after a recovery that lost `plt`.

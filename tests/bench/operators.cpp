@@ -1,6 +1,7 @@
 /// Operators of one training step of configuration A (docs/performance.md), as Google Benchmarks:
 ///   build/bench/bin/bench-operators [--benchmark_filter=attention]
-/// The argument of each is the number of threads; GFLOP/s and GB/s are counters.
+/// The first argument of each is the number of threads, attention's others are sequence and head
+/// dim; GFLOP/s and GB/s are counters.
 /// Products are to be seen beside the machine's rate, attention counts the pairs that are seen.
 
 #include <cmath>
@@ -124,9 +125,9 @@ template <DType kType, bool kBackward>
 void attention(benchmark::State& state) {
   Machine machine(int(state.range(0)));
   Context ctx = machine.context();
-  const std::int64_t sequence = state.range(1);
-  const ops::AttentionShape shape{kTokens / sequence, sequence, 8, 8, 32};
-  const Shape rows{kTokens, 8, 32};
+  const std::int64_t sequence = state.range(1), dim = state.range(2);
+  const ops::AttentionShape shape{kTokens / sequence, sequence, 8, 8, dim};
+  const Shape rows{kTokens, 8, dim};
   const Tensor q(kType, rows), k(kType, rows), v(kType, rows), out(kType, rows);
   const Tensor dout(kType, rows), dq(kType, rows), dk(kType, rows), dv(kType, rows);
   const Tensor lse(DType::kF32, {shape.batch, 8, sequence});
@@ -150,7 +151,7 @@ void attention(benchmark::State& state) {
     }
   }
   // Of the pairs of query and key that are seen.
-  const double pairs = double(kTokens) * double(sequence + 1) / 2 * 8 * 32;
+  const double pairs = double(kTokens) * double(sequence + 1) / 2 * 8 * double(dim);
   count(state, (kBackward ? 10 : 4) * pairs, 0);
 }
 
@@ -480,7 +481,7 @@ void register_all() {
     }
   }
   const auto sequences = [](auto* b) {
-    return b->ArgsProduct({{1, 2}, {256, 2048}})->UseRealTime();
+    return b->ArgsProduct({{1, 2}, {256, 2048}, {32, 64, 128}})->UseRealTime();
   };
   sequences(benchmark::RegisterBenchmark("attention_f32/forward", attention<DType::kF32, false>));
   sequences(benchmark::RegisterBenchmark("attention_f32/backward", attention<DType::kF32, true>));

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -876,6 +877,38 @@ TEST_CASE("a damaged snapshot is taken from its copy on another node", "[recover
   }
 }
 
+TEST_CASE("of damaged snapshots and copies all that is whole is used", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  test::JobOptions options = with_memory(dir.path());
+  options.checkpoint.replication_factor = 2;
+  options.nodes = on_nodes("AB");
+  train_and_die(fs, catalog, options, 11);
+  const auto posix = make_posix_file_system();
+  int num_damaged = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
+    const std::string path = entry.path().string();
+    const auto segment = read_segment(*posix, path);
+    REQUIRE(segment.ok());
+    // Of one expert's moments one block here, and another one in the copy.
+    const char* const dataset = segment.value().name.copy == 0 ? "exp_avg" : "absorbed_moments";
+    const auto& blocks = segment.value().index.blocks;
+    const auto damaged = std::ranges::find_if(blocks, [&](const BlockEntry& block) {
+      return block.unit.value > 0 && block.block.dataset == dataset;
+    });
+    if (damaged == blocks.end()) continue;  // experts of the other rank
+    ++num_damaged;
+    test::flip_bit(
+        *posix, path, 8 * segment.value().offsets[std::size_t(damaged - blocks.begin())]);
+  }
+  REQUIRE(num_damaged >= 4);
+  const auto reports = recover_all(fs, catalog, options);
+  CHECK(reports[0].plan.recovery.step == Step{11});
+  CHECK(sources_of(reports[0].plan).find("storage") == std::string::npos);
+  CHECK(mentions(reports[0].damages, "in memory cannot be used"));
+}
+
 TEST_CASE("snapshots in memory load onto another number of ranks and nodes", "[recovery]") {
   const test::TempDir dir;
   MemoryFileSystem fs;
@@ -936,29 +969,246 @@ TEST_CASE("storage has its turn although copies make snapshots longer than a ste
   test::JobOptions options = with_memory(dir.path());
   options.checkpoint.replication_factor = 2;
   options.nodes = on_nodes("AB");
-  std::vector<SaveRecord> records;
-  const ExpectLog log;  // snapshots for memory are skipped
+  struct Turn {
+    Step begun_when_due{0}, begun_next{0}, begun_after{0}, committed{0};
+  };
+  std::vector<Turn> turns(2);
   comm::run_thread_group(2, [&](comm::Group& world) {
     Job job(fs, catalog, options, world);
-    job.train(1);
-    // Records are equal on all ranks. Steps of nothing are much shorter than writing.
-    constexpr int kMostSteps = 200'000;
-    const auto stored = [&] {
-      return std::ranges::count_if(job.records(), [](const SaveRecord& record) {
-        return record.level == SaveLevel::kStorage && record.committed;
-      });
-    };
-    for (int step = 0; step < kMostSteps && stored() < 4; ++step) job.step();
+    Turn& turn = turns[std::size_t(world.rank().value)];
+    job.train(6);
+    job.step();  // a snapshot whose copies need more than the one vote of a step ...
+    job.step();  // ... is under way when a checkpoint is due
+    turn.begun_when_due = job.checkpointer().last_started();
     job.drain();
-    if (world.rank().value == 0) records = job.records();
+    job.train(1);
+    turn.begun_next = job.checkpointer().last_started();
+    job.train(3);
+    turn.begun_after = job.checkpointer().last_started();
+    turn.committed = job.newest_committed();
   });
-  int stored = 0;
-  for (const SaveRecord& record : records) {
-    if (record.level != SaveLevel::kStorage) continue;
-    CHECK(record.failure.find("the snapshot before it") == std::string::npos);
-    stored += record.committed ? 1 : 0;
+  for (const Turn& turn : turns) {
+    CHECK(turn.begun_when_due == Step{4});
+    CHECK(turn.begun_next == Step{9});  // as soon as there is a buffer, not with the next interval
+    CHECK(turn.begun_after == Step{12});  // and once
+    CHECK(turn.committed == Step{12});
   }
-  CHECK(stored >= 4);  // the first had a turn anyway
+}
+
+namespace {
+
+/// A group some of whose messages of one purpose change on their way, as in a faulty network: the
+/// last byte of those numbered first .. last among the ones of `at_least` bytes. The bytes of the
+/// sender stay as they are.
+class ChangingGroup final : public comm::Group {
+ public:
+  struct Change {
+    comm::Purpose purpose = comm::Purpose::kReplication;
+    std::size_t at_least = 0;
+    int first = 0;
+    int last = -1;
+    int sent = 0;
+  };
+  ChangingGroup(comm::Group& inner, Change& change) : inner_(inner), change_(change) {}
+  ChangingGroup(std::unique_ptr<comm::Group> inner, Change& change)
+      : owned_(std::move(inner)), inner_(*owned_), change_(change) {}
+
+  [[nodiscard]] int size() const override { return inner_.size(); }
+  [[nodiscard]] Rank rank() const override { return inner_.rank(); }
+  comm::Pending all_reduce(Context& ctx,
+                           TensorView inout,
+                           comm::ReduceOp op,
+                           comm::Tag tag) override {
+    return inner_.all_reduce(ctx, inout, op, tag);
+  }
+  comm::Pending reduce_scatter_v(Context& ctx,
+                                 ConstTensorView input,
+                                 std::span<const std::int64_t> counts,
+                                 TensorView output,
+                                 comm::ReduceOp op,
+                                 comm::Tag tag) override {
+    return inner_.reduce_scatter_v(ctx, input, counts, output, op, tag);
+  }
+  comm::Pending all_gather_v(Context& ctx,
+                             ConstTensorView input,
+                             std::span<const std::int64_t> counts,
+                             TensorView output,
+                             comm::Tag tag) override {
+    return inner_.all_gather_v(ctx, input, counts, output, tag);
+  }
+  comm::Pending all_to_all_v(Context& ctx,
+                             ConstTensorView input,
+                             std::span<const std::int64_t> send_counts,
+                             TensorView output,
+                             std::span<const std::int64_t> receive_counts,
+                             comm::Tag tag) override {
+    return inner_.all_to_all_v(ctx, changed(input, tag), send_counts, output, receive_counts, tag);
+  }
+  comm::Pending broadcast(Context& ctx, TensorView inout, Rank root, comm::Tag tag) override {
+    return inner_.broadcast(ctx, inout, root, tag);
+  }
+  comm::Pending send(Context& ctx, ConstTensorView input, Rank to, comm::Tag tag) override {
+    return inner_.send(ctx, changed(input, tag), to, tag);
+  }
+  comm::Pending receive(Context& ctx, TensorView output, Rank from, comm::Tag tag) override {
+    return inner_.receive(ctx, output, from, tag);
+  }
+  std::unique_ptr<comm::Group> split(int color, int key) override {
+    return std::make_unique<ChangingGroup>(inner_.split(color, key), change_);
+  }
+  void abort(const std::string& reason) override { inner_.abort(reason); }
+  void set_step(Step step) override { inner_.set_step(step); }
+  [[nodiscard]] comm::Traffic traffic(comm::Purpose purpose) const override {
+    return inner_.traffic(purpose);
+  }
+  [[nodiscard]] std::size_t scratch_bytes() const override { return inner_.scratch_bytes(); }
+
+ private:
+  ConstTensorView changed(ConstTensorView input, comm::Tag tag) {
+    const auto bytes = std::size_t(input.shape.num_elements()) * size_of(input.dtype);
+    if (tag.purpose != change_.purpose || bytes < change_.at_least) return input;
+    const int number = change_.sent++;
+    if (number < change_.first || number > change_.last) return input;
+    kept_.emplace_back(input.data, input.data + bytes).back() ^= std::byte(1);
+    return {kept_.back().data(), input.dtype, input.shape};
+  }
+
+  std::unique_ptr<comm::Group> owned_;
+  comm::Group& inner_;
+  Change& change_;
+  std::deque<std::vector<std::byte>> kept_;  ///< what is sent in place of what was given
+};
+
+}  // namespace
+
+TEST_CASE("a copy that changes on its way to another node does not count", "[recovery]") {
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  enum Message { kDescription, kContent, kMessages };
+  for (int message = kDescription; message < kMessages; ++message) {
+    for (const std::string lost : {"", "A", "B"}) {
+      INFO("message " << message << " changes, lost nodes: " << lost);
+      const test::TempDir dir;
+      MemoryFileSystem fs;
+      test::JobOptions options = with_memory(dir.path());
+      options.checkpoint.replication_factor = 2;
+      options.nodes = on_nodes("AB");
+      std::vector<std::string> failures(2);
+      {
+        const ExpectLog log;
+        comm::run_thread_group(2, [&](comm::Group& world) {
+          // More than the preamble of four numbers.
+          ChangingGroup::Change change{comm::Purpose::kReplication, 4 * sizeof(std::int64_t) + 1};
+          ChangingGroup group(world, change);
+          Job job(fs, catalog, options, group);
+          job.train(6);
+          change.first = change.sent + message;
+          change.last = world.rank().value == 0 ? change.first : -1;
+          job.train(1);
+          const SaveRecord& record = job.records().back();
+          failures[std::size_t(world.rank().value)] = record.committed ? "" : record.failure;
+        });
+      }
+      CHECK(failures[0].find("another rank") == 0);
+      CHECK(failures[1].find("rank 1: the copy of rank 0's snapshot: ") == 0);
+      lose_nodes(dir.path(), lost);
+      options.nodes = on_nodes(lost == "A" ? "CB" : lost == "B" ? "AC" : "AB");
+      const auto reports = recover_all(fs, catalog, options);
+      // The owner's node holds step 7 whole; without it step 6 is the newest that all have.
+      CHECK(reports[0].plan.recovery.step == Step{lost == "A" ? 6 : 7});
+      CHECK(reports[0].damages.empty());
+    }
+  }
+}
+
+TEST_CASE("a block that changes on its way at a recovery is not loaded", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 8, 2, 1});
+  test::JobOptions options = with_memory(dir.path());
+  options.nodes = on_nodes("AB");
+  train_and_die(fs, catalog, options, 10);
+  options.nodes = on_nodes("BA");
+  std::vector<Finding> findings(2);
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    // What is smaller than a block says how much there is.
+    ChangingGroup::Change change{comm::Purpose::kRecovery, 100};
+    change.first = 0;
+    change.last = world.rank().value == 0 ? 0 : -1;
+    ChangingGroup group(world, change);
+    const Job job(fs, catalog, options, group);
+    findings[std::size_t(world.rank().value)] = finding_of(job);
+  });
+  for (const Finding& finding : findings) {
+    CHECK(finding.difference == "");
+    CHECK(std::ranges::count_if(finding.damages, [](const std::string& damage) {
+            return damage.find("was changed on its way from rank 0") != std::string::npos;
+          }) == 1);
+  }
+}
+
+TEST_CASE("a node whose memory cannot take what the plan needs stops the restart", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  test::JobOptions options = with_memory(dir.path());
+  options.nodes = on_nodes("AB");
+  train_and_die(fs, catalog, options, 11);
+  lose_nodes(dir.path(), "B");
+  std::filesystem::path room;
+  for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
+    const auto name = SegmentName::parse(entry.path().filename().string());
+    if (name && name->buffer == 2)
+      room = dir / SegmentName{name->run_id, "B", Rank{1}, 2, 0}.file_name();
+  }
+  REQUIRE_FALSE(room.empty());
+  std::filesystem::create_directory(room);  // what cannot be reserved, in place of a full tmpfs
+  const ExpectLog log;
+  std::vector<ExitCode> codes(2, ExitCode::kDone);
+  std::string error;
+  const auto start = [&](comm::Group& world) {
+    try {
+      Job job(fs, catalog, options, world);
+      job.exchange_votes();  // in which the others hear of it
+    } catch (const Error& refused) {
+      codes[std::size_t(world.rank().value)] = refused.exit_code();
+      if (world.rank().value == 1) error = refused.what();
+      throw;
+    }
+  };
+  CHECK_THROWS_AS(comm::run_thread_group(2, start), Error);
+  CHECK(codes[1] == ExitCode::kCheckpoint);
+  CHECK(error.find("a buffer for snapshots in memory cannot be made") == 0);
+  // Nothing was given up: with room for it the run goes on.
+  std::filesystem::remove(room);
+  const auto reports = recover_all(fs, catalog, options);
+  CHECK(reports[0].plan.recovery.step >= Step{8});
+}
+
+TEST_CASE("memory of another model is no source, and is named", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const test::JobOptions options = with_memory(dir.path());
+  {
+    // Dead before anything is in storage, whose manifests would be refused.
+    const ExpectLog log;
+    test::FaultyFileSystem faulty(fs);
+    faulty.inject({test::Call::kRename,
+                   StatusCode::kNoSpace,
+                   1,
+                   true,
+                   "checkpoints/step-",
+                   test::Effect::kFail,
+                   0});
+    train_and_die(faulty, make_catalog({1, 4, 2, 1}), options, 3);
+  }
+  const StateCatalog other = make_catalog({1, 6, 2, 1});
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    const Job job(fs, other, options, world);
+    const RecoveryReport& report = job.recovered().report;
+    if (!report.fresh) throw InternalError("memory of another model was used");
+    if (!mentions(report.damages, "is of another model (fingerprint "))
+      throw InternalError("memory of another model was not named");
+  });
 }
 
 TEST_CASE("copies need other nodes, and a run that is over leaves none", "[recovery]") {
@@ -980,17 +1230,201 @@ TEST_CASE("copies need other nodes, and a run that is over leaves none", "[recov
 }
 
 TEST_CASE("what lies in memory of a branch that was left is never returned to", "[recovery]") {
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  for (const int factor : {1, 2}) {
+    const test::TempDir dir;
+    MemoryFileSystem fs;
+    test::JobOptions options = with_memory(dir.path());
+    options.checkpoint.replication_factor = factor;
+    options.nodes = on_nodes("AB");
+    train_and_die(fs, catalog, options, 7);  // storage 4; memory 5, 6, 7
+    test::JobOptions older = options;
+    older.mode = ResumeMode::kFromPath;
+    older.path = "run/checkpoints/step-00000004";
+    train_and_die(fs, catalog, older, 0);  // chosen by hand, and dead before its first save
+    const auto reports = recover_all(fs, catalog, options);
+    CHECK(reports[0].plan.recovery == Version{Incarnation{0}, Step{4}});
+  }
+}
+
+TEST_CASE("a node that comes back with memory of a branch that was left gives nothing",
+          "[recovery]") {
+  const test::TempDir dir, away;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 8, 2, 1});
+  test::JobOptions options = with_memory(dir.path());
+  options.nodes = on_nodes("AB");
+  train_and_die(fs, catalog, options, 10);  // storage 8; memory 8, 9, 10
+  // The node is cut off, and the run goes on from storage.
+  for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
+    const std::string name = entry.path().filename().string();
+    if (SegmentName::parse(name)->host != "B") continue;
+    std::filesystem::copy_file(entry.path(), away / name);
+    std::filesystem::remove(entry.path());
+  }
+  options.nodes = on_nodes("AC");
+  train_and_die(fs, catalog, options, 4);  // incarnation 1 goes from 8 to 12
+  lose_nodes(dir.path(), "C");
+  std::filesystem::copy(away.path(), dir.path());
+  options.nodes = on_nodes("AB");
+  std::vector<Recovered> recovered(2);
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    const Job job(fs, catalog, options, world);
+    if (!job.difference().empty()) throw InternalError(job.difference());
+    Recovered& mine = recovered[std::size_t(world.rank().value)];
+    mine.report = job.recovered().report;
+    mine.kept = job.recovered().kept;
+  });
+  const RestorePlan& plan = recovered[0].report.plan;
+  CHECK(plan.recovery == Version{Incarnation{1}, Step{12}});
+  for (const UnitRestore& restore : plan.restores) {
+    INFO(catalog.units[std::size_t(restore.unit.value)].name << " of " << restore.version.step.value);
+    CHECK((restore.version.incarnation == Incarnation{1} || restore.version.step <= Step{8}));
+  }
+  // The nodes' buffers are of different versions.
+  for (const Recovered& rank : recovered) CHECK(rank.kept == decltype(rank.kept)(3));
+}
+
+TEST_CASE("storage of a branch that memory has left is no source", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 8, 2, 1});
+  const test::JobOptions options = with_memory(dir.path());
+  train_and_die(fs, catalog, options, 10);  // storage 4, 8
+  test::JobOptions older = options;
+  older.mode = ResumeMode::kFromPath;
+  older.path = "run/checkpoints/step-00000004";
+  train_and_die(fs, catalog, older, 2);  // memory 5, 6 of incarnation 1
+  // As if the branch had never been renamed.
+  REQUIRE(
+      fs.rename("run/checkpoints/abandoned-1-step-00000008", "run/checkpoints/step-00000008").ok());
+  const auto reports = recover_all(fs, catalog, options);
+  CHECK(reports[0].plan.recovery == Version{Incarnation{1}, Step{6}});
+  for (const UnitRestore& restore : reports[0].plan.restores)
+    CHECK((restore.version.incarnation == Incarnation{1} || restore.version.step <= Step{4}));
+}
+
+TEST_CASE("a state that cannot be secured stays in memory", "[recovery]") {
   const test::TempDir dir;
   MemoryFileSystem fs;
   const StateCatalog catalog = make_catalog({1, 4, 2, 1});
   test::JobOptions options = with_memory(dir.path());
-  train_and_die(fs, catalog, options, 7);  // storage 4; memory 5, 6, 7
-  test::JobOptions older = options;
-  older.mode = ResumeMode::kFromPath;
-  older.path = "run/checkpoints/step-00000004";
-  train_and_die(fs, catalog, older, 0);  // chosen by hand, and dead before its first save
-  const auto reports = recover_all(fs, catalog, options);
-  CHECK(reports[0].plan.recovery == Version{Incarnation{0}, Step{4}});
+  options.nodes = on_nodes("AB");
+  train_and_die(fs, catalog, options, 10);
+  options.nodes = on_nodes("BA");
+  {
+    const ExpectLog log;
+    test::FaultyFileSystem full(fs);
+    full.inject({test::Call::kRename,
+                 StatusCode::kNoSpace,
+                 1,
+                 true,
+                 "checkpoints/step-",
+                 test::Effect::kFail,
+                 0});
+    CHECK_THROWS_WITH(train_and_die(full, catalog, options, 0),
+                      Catch::Contains("snapshots in memory that it comes from are still there"));
+  }
+  CHECK(recover_all(fs, catalog, options)[0].plan.recovery.step == Step{10});
+}
+
+namespace {
+
+/// What one rank found by recover() alone, up to a step.
+Recovered recover_up_to(FileSystem& fs,
+                        const StateCatalog& catalog,
+                        const test::JobOptions& options,
+                        StateBinding& binding,
+                        comm::Group& world,
+                        std::optional<Step> newest) {
+  device::Stream stream{device::cpu()};
+  device::Arena workspace;
+  Context ctx{device::cpu(), stream, workspace, 1};
+  return recover(fs,
+                 "run",
+                 ResumeMode::kFromFailure,
+                 "",
+                 catalog,
+                 binding,
+                 ctx,
+                 world,
+                 {.lock = options.lock,
+                  .memory_dir = options.checkpoint.non_persistent_save_interval.never()
+                                    ? ""
+                                    : options.checkpoint.memory_dir,
+                  .newest_step = newest});
+}
+
+/// A copy whose bytes change as they are loaded, as in faulty memory.
+class ChangingBinding final : public StateBinding {
+ public:
+  ChangingBinding(const StateCatalog& catalog, Rank rank) : kept_(catalog, rank) {}
+  void copy_out(ItemIndex item,
+                const Block& block,
+                std::span<std::byte> destination) const override {
+    kept_.copy_out(item, block, destination);
+  }
+  void copy_in(ItemIndex item, const Block& block, std::span<const std::byte> source) override {
+    std::vector<std::byte> changed(source.begin(), source.end());
+    changed.back() ^= std::byte(1);
+    kept_.copy_in(item, block, changed);
+  }
+
+ private:
+  test::FakeBinding kept_;
+};
+
+}  // namespace
+
+TEST_CASE("snapshots newer than what a recovery may take are not kept", "[recovery]") {
+  const test::TempDir dir;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  const test::JobOptions options = with_memory(dir.path());
+  train_and_die(fs, catalog, options, 10);  // memory 8, 9, 10
+  std::vector<std::vector<std::optional<Version>>> kept(2);
+  std::vector<Version> reached(2);
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    test::FakeBinding binding(catalog, world.rank());
+    const Recovered found = recover_up_to(fs, catalog, options, binding, world, Step{9});
+    kept[std::size_t(world.rank().value)] = found.kept;
+    reached[std::size_t(world.rank().value)] = found.report.plan.recovery;
+  });
+  for (std::size_t rank = 0; rank < 2; ++rank) {
+    CHECK(reached[rank].step == Step{9});
+    std::set<std::int64_t> steps;
+    for (const auto& version : kept[rank]) {
+      if (version) steps.insert(version->step.value);
+    }
+    CHECK(steps == std::set<std::int64_t>{8, 9});
+  }
+}
+
+TEST_CASE("ranks that hold other bytes after a recovery are named", "[recovery]") {
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 2, 1, 2});
+  train(fs, catalog, job_options(1), 2);
+  const auto recover_changed = [&](comm::Group& world) {
+    test::FakeBinding good(catalog, world.rank());
+    ChangingBinding bad(catalog, world.rank());
+    StateBinding& binding = world.rank().value == 1 ? static_cast<StateBinding&>(bad) : good;
+    static_cast<void>(recover_up_to(fs, catalog, job_options(1), binding, world, {}));
+  };
+  CHECK_THROWS_WITH(comm::run_thread_group(2, recover_changed), Catch::Contains("after recovery "));
+}
+
+TEST_CASE("the names of abandoned branches count incarnations where the lock is lost",
+          "[recovery]") {
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 2, 1, 1});
+  train(fs, catalog, job_options(1), 3);
+  test::flip_bit(fs, "run/checkpoints/step-00000003/manifest.json", 800);
+  CHECK(recover_once(fs, catalog, job_options(1)).abandoned ==
+        std::vector<std::string>{"abandoned-1-step-00000003"});
+  REQUIRE(fs.remove_file("run/lock.json").ok());
+  const auto world = comm::make_self_group();
+  CHECK(Job(fs, catalog, job_options(1), *world).recovered().identity.incarnation ==
+        Incarnation{2});
 }
 
 TEST_CASE("a crash at any call of a save on two levels loses nothing that either level had",

@@ -71,9 +71,18 @@ struct World {
       case Event::kBegin: {
         const std::optional<int> persisting = buffers.persisting();
         const std::optional<int> waiting = buffers.waiting();
+        const TripleBuffer before = buffers;
         const auto begun = buffers.begin_snapshot();
         if (!begun) return {};
         const auto b = std::size_t(begun->buffer);
+        const auto is_free = [&](int other) {
+          return before[other].state == BufferState::kSnapshot && !before[other].waiting;
+        };
+        for (int other = 0; is_free(int(b)) && other < buffers.size(); ++other) {
+          const std::int64_t inside = content[std::size_t(other)];
+          if (is_free(other) && inside < content[b] && (inside == 0 || inside != newest_whole))
+            return "overwrites what is newer than another free buffer's content";
+        }
         if (persisting == begun->buffer) return "overwrites what is being written";
         if (begun->owes_storage != (waiting == begun->buffer)) return "owes storage wrongly";
         if (buffers.size() > 1 && newest_whole > 0 && content[b] == newest_whole)

@@ -120,6 +120,14 @@ __global__ void no_barrier_before_write(float* y) {
   shared[threadIdx.x] = value;
   y[threadIdx.x] = value;
 }
+__global__ void last_changes_what_all_read(float* y) {
+  __shared__ float shared;
+  if (threadIdx.x == 0) shared = 1.0f;
+  __syncthreads();
+  const float value = shared;
+  if (threadIdx.x == kSize - 1) shared = value + 1.0f;
+  y[threadIdx.x] = value;
+}
 __global__ void barrier_before_write(float* y) {
   __shared__ float shared[kSize];
   shared[threadIdx.x] = 1.0f;
@@ -401,7 +409,7 @@ const std::vector<PlantedBug>& planted_bugs() {
        [] { run_block(overrun_static, device_floats(kSize)); }},
       {"index outside of a local array",
        "undefined",
-       [] { run_warp(overrun_local, device_floats(kSize), 4); }},
+       [] { cuda::launch(overrun_local, 1, 1, 0, nullptr, device_floats(kSize), 4); }},
       {"vector at an odd address",
        "alignment",
        [] {
@@ -469,6 +477,9 @@ const std::vector<PlantedBug>& planted_bugs() {
       {"no barrier between read and write",
        "race",
        [] { run_block(no_barrier_before_write, device_floats(kSize)); }},
+      {"the last one changes what all read",
+       "race",
+       [] { run_block(last_changes_what_all_read, device_floats(kSize)); }},
       {"a barrier between read and write",
        "",
        [] { run_block(barrier_before_write, device_floats(kSize)); }},

@@ -261,6 +261,8 @@ def runs(t):
     t.add("run directory: cannot be made", CHECKPOINT, ["/proc/pecan", "; "], t.train(run_dir="/proc/pecan"))
     t.add("run directory: of another model", CHECKPOINT, ["another model", "; "],
           t.train(*resume, "--set", "model.hidden_size=64", run_dir=copy()))
+    t.add("run directory: of another vocabulary", CHECKPOINT, ["another model", "config.yaml", "; "],
+          t.train(*resume, "--set", "model.vocab_size=500", run_dir=copy()))
     t.add("run directory: another number of ranks", USAGE, ["3", "global_batch_size=4", "; "],
           t.train(*resume, run_dir=copy()), ranks=3)
     t.add("resume: a path that is not there", CHECKPOINT, ["step-99", "; "],
@@ -272,6 +274,8 @@ def runs(t):
     damaged("manifests of garbage", ["manifest of step-00000004", "checksum", "; bring"], every("*/manifest.json", lambda f: f.write_bytes(b"{garbage")))
     damaged("manifests cut", ["manifest of step-00000004", "checksum", "; bring"], every("*/manifest.json", lambda f: os.truncate(f, 200)))
     damaged("manifests missing", ["step-00000004 has no manifest", "; bring"], every("*/manifest.json", os.unlink))
+    damaged("manifests of another run", ["is of run", "this is the run directory of", "; move it away"],
+            every("*/manifest.json", lambda f: shutil.copy(lab.other / f.relative_to(f.parents[2]), f)))
     damaged("state shards missing", ["state.h5", "; "], every("*/*.state.h5", os.unlink))
     damaged("state shards cut", ["state.h5", "; "], every("*/*.state.h5", lambda f: os.truncate(f, 100)))
     damaged("state shards flipped", ["state.h5", "; "], every("*/*.state.h5", e2e.flip))
@@ -283,7 +287,7 @@ def places(t):
     """Permissions, full disks, storage that is not shared: in mount namespaces of their own."""
     lab = t.lab
     if not t.namespaces:
-        t.skipped += 4
+        t.skipped += 5
         return
     inner = lambda mount, command: ["unshare", "-m", "sh", "-c", mount + ' && shift 0 && exec "$@"', "sh", *map(str, command)]
     closed = t.path("closed")
@@ -302,6 +306,20 @@ def places(t):
     alone.mkdir()
     t.add("place: storage that is not shared", CHECKPOINT, ["rank 1 does not see", "alone", "share, so choose"],
           inner(f"mount -t tmpfs tmpfs {alone}", t.train(run_dir=alone / "run")), ranks=2)
+
+
+    # Rank 1's node has come back with less memory.
+    less = t.path("less")
+    shutil.copytree(lab.used, less)
+    memory = t.path("memory")
+    memory.mkdir()
+    mount = (f'hostname node-$OMPI_COMM_WORLD_RANK && size=64m && [ $OMPI_COMM_WORLD_RANK = 0 ] || size=64k; '
+             f'mount -t tmpfs -o size=$size tmpfs {memory}')
+    settings = ["checkpoint.non_persistent_save_interval=1", f"checkpoint.memory_dir={memory}", "checkpoint.replication_factor=2"]
+    command = inner(mount, t.train("--resume-from-failure", *[w for s in settings for w in ("--set", s)], run_dir=less))
+    t.add("place: a node with less memory than before", CHECKPOINT,
+          [f"checkpoint.memory_dir={memory}", "MB free", "need", "enlarge it", "the node of rank 1 cannot hold"],
+          [command[0], "-u", *command[1:]], ranks=2)
 
 
 def live_run(t):

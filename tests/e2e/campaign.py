@@ -427,26 +427,30 @@ def main():
 def goodput(campaign):
     """Goodput of the second half of the failures, measured, and simulated with figures of the first half.
 
-    Of both halves pauses after stops on request are left out. Measured: steps that count, times the mean duration of a step,
-    over all seconds. Simulated: the failures at their times, each costing the mean pause of the first half.
+    Of both halves pauses after stops on request are left out. A step takes what lies between two records of it, stalls and all. Measured: steps
+    that count, times the duration of a step, over all seconds. Simulated: each failure after as many steps as it struck after, for a pause is
+    much longer than the training between two, and at the time of a clock it would strike another pause; each costs the mean pause of the first half.
     """
     pauses = [i for i in range(1, len(campaign.starts)) if not campaign.starts[i]["planned"]]
     if len(pauses) < 20:
         return "Too few failures for a goodput."
     middle = pauses[len(pauses) // 2]
-    step_s = [statistics.fmean(s for start in half for s in start["seconds"])
-              for half in (campaign.starts[:middle], campaign.starts[middle:])]
-    pause_s = statistics.fmean(campaign.starts[i]["first"] - campaign.starts[i - 1]["last"] for i in pauses if i < middle) - step_s[0]
-
-    wall, failures = step_s[1], []
     half = campaign.starts[middle:]
+    step_s = [sum(s["last"] - s["first"] for s in starts) / sum(len(s["seconds"]) - 1 for s in starts) for starts in (campaign.starts[:middle], half)]
+
+    def mean_pause(indices, step):
+        return statistics.fmean(campaign.starts[i]["first"] - campaign.starts[i - 1]["last"] for i in indices) - step
+
+    pause_s = mean_pause([i for i in pauses if i < middle], step_s[0])
+    later_s = mean_pause([i for i in pauses if i > middle], step_s[1])
+    wall, at, failures = 0, 0, []
     for i, start in enumerate(half):
         if i and not start["planned"]:
-            failures.append(wall)
-            wall += start["first"] - half[i - 1]["last"]
-        elif i:
-            wall += step_s[1]
-        wall += start["last"] - start["first"]
+            failures.append(at + 1e-3 * step_s[0])
+            at += pause_s
+            wall += start["first"] - half[i - 1]["last"] - step_s[1]
+        at += len(start["seconds"]) * step_s[0]
+        wall += start["last"] - start["first"] + step_s[1]
     counted = half[-1]["last_step"] - half[0]["first_step"] + 1
     measured = counted * step_s[1] / wall
 
@@ -455,20 +459,20 @@ def goodput(campaign):
     end = campaign.starts[middle]["incarnation"]
     (records / "metrics.jsonl").write_text("".join(
         json.dumps(record) + "\n" for record in campaign.metrics.records
-        if record.get("kind") not in (None, "content") and record.get("incarnation", 0) < end))
+        if record.get("kind") != "content" and record.get("incarnation", 0) < end))
     struck = sum(len(v) for v in campaign.outcomes.values())
     share = sum(len(campaign.outcomes[kind]) for kind in ("F3", "F9", "F15")) / struck
     command = [campaign.lab.bin / "pecan-plan", "simulate", "--config", campaign.lab.config, *settings(*SETTINGS), "--world", 8, "--nodes", 4,
-               "--from-run", records, "--steps", counted, *[word for t in failures for word in ("--fail-at", f"{t:.2f}")], "--step-s", f"{step_s[0]:.4f}",
+               "--from-run", records, "--steps", counted, *[word for t in failures for word in ("--fail-at", f"{t:.4f}")], "--step-s", f"{step_s[0]:.4f}",
                "--detect-s", 0, "--restart-s", f"{pause_s:.3f}", "--restore-s", 0, "--startup-s", 0, "--stall-s", 0,
                "--node-loss-share", f"{share:.3f}", "--nodes-at-once", REPLICAS, "--json"]
     ran = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     if ran.returncode != 0:
         return "pecan-plan simulate failed: " + ran.stderr
-    predicted = json.loads(ran.stdout)["result"]
+    predicted = json.loads(ran.stdout)["simulation"]["result"]
     return (f"Goodput over the last {len(failures)} failures: measured {100 * measured:.1f} %, predicted {100 * predicted['ettr']['mean']:.1f} % "
             f"({100 * (predicted['ettr']['mean'] / measured - 1):+.1f} %) by `pecan-plan simulate` from figures of the failures before: a step "
-            f"{1e3 * step_s[0]:.0f} ms ({1e3 * step_s[1]:.0f} ms later), a pause {pause_s:.1f} s; steps trained again: predicted "
+            f"{1e3 * step_s[0]:.0f} ms ({1e3 * step_s[1]:.0f} ms later), a pause {pause_s:.1f} s ({later_s:.1f} s later); steps trained again: predicted "
             f"{predicted['lost_steps']['mean']:.0f}, measured {sum(len(s['seconds']) for s in half) - counted}.")
 
 

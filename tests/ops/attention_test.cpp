@@ -3,6 +3,7 @@
 
 #include <pecan/ops/attention.hpp>
 
+#include "ops/attention_kernels.hpp"
 #include "ops/op_test.hpp"
 #include "ops/reference.hpp"
 
@@ -43,13 +44,27 @@ Problem make_problem(const ops::AttentionShape& shape) {
 
 struct Outcome {
   Values out, lse, dq, dk, dv;
+  bool operator==(const Outcome&) const = default;
 };
 
+/// The instruction sets that this machine runs.
+std::vector<ops::detail::Isa> known_isas() {
+  using ops::detail::Isa;
+  std::vector<Isa> isas;
+  for (const Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+    if (ops::detail::supports(isa)) isas.push_back(isa);
+  }
+  return isas;
+}
+
+/// `read_out`: what backward reads instead of the forward's out.
 Outcome run(const Problem& problem,
             DType dtype,
             int threads,
-            device::Background* background = nullptr) {
-  OpContext ctx(threads, 1 << 20);
+            device::Background* background = nullptr,
+            const ops::detail::IsaAttention& kernels = ops::detail::isa_attention(),
+            const Values* read_out = nullptr) {
+  OpContext ctx(threads, 8 << 20);
   ctx.set_background(background);
   const ops::AttentionShape& s = problem.shape;
   const Shape q_shape{s.batch * s.sequence, s.heads, s.head_dim};
@@ -62,10 +77,21 @@ Outcome run(const Problem& problem,
     document_start =
         documents.emplace(DType::kI32, Shape{s.batch * s.sequence}, problem.document_start);
   }
-  ops::attention_forward(ctx, s, document_start, q, k, v, out, lse);
+  const bool widest = &kernels == &ops::detail::isa_attention();
+  if (widest) {
+    ops::attention_forward(ctx, s, document_start, q, k, v, out, lse);
+  } else {
+    ops::cpu::attention_forward(ctx, kernels, s, document_start, q, k, v, out, lse);
+  }
+  Guarded read(dtype, q_shape, read_out == nullptr ? out.values() : *read_out);
   Guarded dout(dtype, q_shape, problem.dout), dq(dtype, q_shape), dk(dtype, k_shape),
       dv(dtype, k_shape);
-  ops::attention_backward(ctx, s, document_start, dout, q, k, v, out, lse, dq, dk, dv);
+  if (widest) {
+    ops::attention_backward(ctx, s, document_start, dout, q, k, v, read, lse, dq, dk, dv);
+  } else {
+    ops::cpu::attention_backward(
+        ctx, kernels, s, document_start, dout, q, k, v, read, lse, dq, dk, dv);
+  }
   CHECK(ctx.workspace().used() == 0);
   return {out.values(), lse.values(), dq.values(), dk.values(), dv.values()};
 }
@@ -162,7 +188,8 @@ TEST_CASE("attention: gradients across tiles agree with the reference in both dt
   for (const ops::AttentionShape& shape : {ops::AttentionShape{1, 64, 2, 1, 4},
                                            {1, 65, 2, 1, 4},
                                            {1, 129, 2, 2, 4},
-                                           {2, 193, 2, 1, 8}}) {
+                                           {2, 193, 2, 1, 8},
+                                           {1, 130, 6, 2, 40}}) {
     Problem problem = make_problem(shape);
     const Outcome exact = run(problem, DType::kF64, 1);
     const auto along = [&](Values& input, const Values& gradient) {
@@ -203,15 +230,72 @@ TEST_CASE("attention: later tokens change nothing before them, large scores do n
   }
 }
 
+TEST_CASE("attention: every instruction set is right at odd sequences and head dims") {
+  constexpr std::int64_t kSequences[] = {1, 7, 33, 65, 130};
+  constexpr std::int64_t kDims[] = {1, 8, 24, 32, 40, 64, 80, 128};
+  std::int64_t number = 0;
+  for (const std::int64_t sequence : kSequences) {
+    for (const std::int64_t dim : kDims) {
+      // Heads and documents take turns, so that each meets many sizes.
+      const std::int64_t batch =
+          sequence < 8 ? 3 : 1;  // so that a root mean square means something
+      const ops::AttentionShape shape{
+          batch, sequence, number % 3 + 1, number % 3 == 1 ? 2 : 1, dim};
+      for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF64}) {
+        Problem problem = make_problem(shape);
+        if (number % 2 == 1) problem.document_start = random_documents(shape);
+        for (Values* values : {&problem.q, &problem.k, &problem.v, &problem.dout})
+          *values = stored(dtype, *values);
+        const reference::Attention exact = expected(problem);
+        for (const ops::detail::Isa isa : known_isas()) {
+          INFO("instruction set " << int(isa) << " dtype " << name_of(dtype) << " S " << sequence
+                                  << " N " << shape.heads << " G " << shape.kv_groups << " D "
+                                  << dim);
+          const Outcome observed = run(problem, dtype, 1, nullptr, ops::detail::isa_attention(isa));
+          check_close(observed.out, exact.out, tolerance(dtype, sequence));
+          check_close(observed.lse, exact.lse, tolerance(master_of(dtype), dim));
+          // Against f64 that reads the same out, rounded as it is.
+          const Outcome wide = run(problem,
+                                   DType::kF64,
+                                   1,
+                                   nullptr,
+                                   ops::detail::isa_attention(ops::detail::Isa::kBaseline),
+                                   &observed.out);
+          // The gradient of each score is itself a sum over the head dim.
+          const Tolerance limit = tolerance(dtype, 4 * std::max(sequence, dim));
+          check_close(observed.dv, wide.dv, limit);
+          if (sequence == 1) {
+            // One key has probability 1 and its score no gradient: what is left is rounding.
+            for (const Values* gradient : {&observed.dq, &observed.dk}) {
+              for (const double value : *gradient)
+                CHECK(std::abs(value) <= 8 * tolerance(master_of(dtype), dim).max_error);
+            }
+            continue;
+          }
+          check_close(observed.dq, wide.dq, limit);
+          check_close(observed.dk, wide.dk, limit);
+        }
+      }
+      ++number;
+    }
+  }
+}
+
 TEST_CASE("attention: results do not depend on threads and repeat bit by bit") {
-  const Problem problem = make_problem({2, 130, 4, 2, 16});
-  const Outcome one = run(problem, DType::kF32, 1);
-  for (const int threads : {1, 2, 3}) {
-    const Outcome again = run(problem, DType::kF32, threads);
-    CHECK(again.out == one.out);
-    CHECK(again.dq == one.dq);
-    CHECK(again.dk == one.dk);
-    CHECK(again.dv == one.dv);
+  // Groups enough for every thread, and so few that their queries are cut into slices.
+  for (const ops::AttentionShape& shape :
+       {ops::AttentionShape{2, 130, 4, 2, 16}, {3, 130, 6, 3, 24}, {1, 257, 3, 1, 40}}) {
+    for (const bool documents : {false, true}) {
+      Problem problem = make_problem(shape);
+      if (documents) problem.document_start = random_documents(shape);
+      for (const DType dtype : {DType::kF32, DType::kBF16}) {
+        const Outcome one = run(problem, dtype, 1);
+        for (const int threads : {1, 2, 3}) {
+          INFO("B " << shape.batch << " threads " << threads << " documents " << documents);
+          CHECK(run(problem, dtype, threads) == one);
+        }
+      }
+    }
   }
 }
 

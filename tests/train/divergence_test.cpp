@@ -372,6 +372,49 @@ TEST_CASE("a rollback returns to the newest state before the skipped steps, in m
   CHECK(lab.metrics("run", "step").back().at("consumed_samples") == 12 * 8 + 80 - 8 * newest);
 }
 
+TEST_CASE(
+    "a rollback over several nodes returns to snapshots that have copies, and makes them again",
+    "[train]") {
+  Lab lab;
+  const ExpectLog expected;
+  REQUIRE(lab.fs().create_directories(lab.path("memory")).ok());
+  const std::vector<std::string> nodes{"a", "a", "b", "b"};
+  std::vector<std::string> settings{"training.train_iters=14",
+                                    "training.check_for_nan_in_loss_and_grad=skip",
+                                    "training.rollback_after_skips=2",
+                                    "checkpoint.async_save=true",
+                                    "checkpoint.save_interval=100",
+                                    "checkpoint.non_persistent_save_interval=1",
+                                    "checkpoint.replication_factor=2",
+                                    "checkpoint.memory_dir=" + lab.path("memory"),
+                                    "fault.inject=[nan step=9 rank=1 start=1, "
+                                    "nan step=10 rank=2 start=1]"};
+  settings.emplace_back("training.exit_interval=3");
+  CHECK(lab.train("run", settings, checkpoint::ResumeMode::kFreshOnly, nodes) ==
+        ExitCode::kStoppedOnRequest);
+  settings.pop_back();
+  CHECK(lab.train("run", settings, checkpoint::ResumeMode::kFromFailure, nodes) == ExitCode::kDone);
+  // Storage has step 3: what is newer was in memory. Snapshots are as frequent as their copies let
+  // them be: which there are is in the records.
+  std::map<std::int64_t, std::int64_t> newest;  // by incarnation
+  for (const auto& save : lab.metrics("run", "snapshot")) {
+    if (save.at("committed") != true) continue;
+    std::int64_t& step = newest[save.at("incarnation").get<std::int64_t>()];
+    step = std::max(step, save.at("step").get<std::int64_t>());
+  }
+  const auto rollbacks = lab.metrics("run", "rollback");
+  REQUIRE(rollbacks.size() == 1);
+  const std::int64_t to = rollbacks[0].at("to").get<std::int64_t>();
+  CHECK(to == newest[1]);
+  CHECK(to > 3);
+  CHECK(to < 9);
+  CHECK(rollbacks[0].at("passed_over") == nlohmann::json::array({8 * to, 80}));
+  CHECK(newest[2] > to);  // saves with copies go on behind it
+  CHECK(lab.metrics("run", "step").back().at("consumed_samples") == 14 * 8 + 80 - 8 * to);
+  // Neither snapshots nor copies are left of a run that is over.
+  CHECK(lab.fs().list(lab.path("memory")).value().empty());
+}
+
 TEST_CASE("rollbacks that do not help end the run with its exit code", "[train]") {
   Lab lab;
   const ExpectLog expected;

@@ -58,11 +58,14 @@ checkpoint: {{save_interval: 4, save_retain_interval: 4, async_save: false, pec:
 
   ExitCode train(const std::string& name,
                  const std::vector<std::string>& settings,
-                 checkpoint::ResumeMode mode = checkpoint::ResumeMode::kFreshOnly) {
+                 checkpoint::ResumeMode mode = checkpoint::ResumeMode::kFreshOnly,
+                 const std::vector<std::string>& node_of_rank = std::vector<std::string>(kWorld)) {
     const config::Config run_config = config(settings);
-    const train::RunOptions options{.run_directory = folder_ / name, .resume = mode};
     std::vector<ExitCode> codes(kWorld);
     comm::run_thread_group(kWorld, [&](comm::Group& world) {
+      const train::RunOptions options{.run_directory = folder_ / name,
+                                      .resume = mode,
+                                      .node = node_of_rank[std::size_t(world.rank().value)]};
       codes[std::size_t(world.rank().value)] = train::run(run_config, options, *fs_, world);
     });
     CHECK(std::ranges::count(codes, codes[0]) == kWorld);

@@ -21,8 +21,9 @@ void plan_attention(Context& ctx, const AttentionShape& shape, DType dtype);
 /// Computes out_TND = softmax(q k^T / sqrt(D), causal) v and saves lse_BNS, the logarithm of each
 /// row's sum of exponentials. q_TND, k_TGD, v_TGD in f32, f64 or bf16; scores, softmax and lse in
 /// their master type. document_start_T (i32): the first position of its sequence that a token
-/// attends to; `{}`: 0 for all. Scratch: tiles of each thread, from ctx.workspace. ShapeError where
-/// extents disagree or a document starts after its token.
+/// attends to; `{}`: 0 for all. Scratch from ctx.workspace: tiles and one group's keys and values
+/// of each thread. Results do not depend on ctx.threads. ShapeError where extents disagree or a
+/// document starts after its token.
 /// Source: Dao et al., "FlashAttention-2" (arXiv 2307.08691), algorithm 1.
 /// Differs from the paper: tiles in which no key is visible are skipped.
 void attention_forward(Context& ctx,
@@ -35,10 +36,12 @@ void attention_forward(Context& ctx,
                        TensorView lse_BNS);
 
 /// Computes dq_TND, dk_TGD and dv_TGD (overwritten) from dout and what forward read and wrote;
-/// bf16 gradients are summed in f32 and rounded once. Scratch: tiles of each thread, and for bf16
-/// a group's keys and values with their gradients, from ctx.workspace.
+/// bf16 gradients are summed in f32 and rounded once. Scratch from ctx.workspace: tiles and one
+/// group's keys and values with their gradients of each thread; where batch and groups are few, the
+/// queries of a group are cut into up to eight slices with gradients of their own, so that threads
+/// have work. Results do not depend on ctx.threads.
 /// Source: FlashAttention-2, algorithm 2. Differs from the paper: a head's tiles are done in order,
-/// so that sums are exact repeats.
+/// and slices added in order, so that sums are exact repeats.
 void attention_backward(Context& ctx,
                         const AttentionShape& shape,
                         ConstTensorView document_start_T,

@@ -28,6 +28,7 @@ struct RunOptions {
   checkpoint::ResumeMode resume = checkpoint::ResumeMode::kFreshOnly;
   std::string resume_path;
   bool allow_reinit_expert = false;  ///< experts of which no copy is left begin anew
+  std::string node = {};             ///< of this rank; empty: named after the host
   bool terminal = false;             ///< progress on one line that is rewritten
   std::ostream* out = nullptr;       ///< where rank 0 reports to people
   Heartbeat* heartbeat = nullptr;    ///< this rank's, which the world's observer beats; may be none

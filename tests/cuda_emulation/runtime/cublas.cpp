@@ -255,13 +255,13 @@ struct Batch {
   cublasComputeType_t compute;
   const void* alpha;
   const void* a;
-  long long a_stride;
   const void* b;
-  long long b_stride;
   const void* beta;
   void* c;
-  long long c_stride;
-  int num_products;
+  long long a_stride = 0;
+  long long b_stride = 0;
+  long long c_stride = 0;
+  int num_products = 1;
 };
 
 cublasStatus_t multiply_batch(const char* name, cublasHandle_t handle, const Batch& batch) {
@@ -412,11 +412,11 @@ PECAN_CUBLAS_API cublasGemmStridedBatchedEx(cublasHandle_t handle,
                          compute,
                          alpha,
                          a,
-                         a_stride,
                          b,
-                         b_stride,
                          beta,
                          c,
+                         a_stride,
+                         b_stride,
                          c_stride,
                          num_products});
 }
@@ -446,13 +446,9 @@ PECAN_CUBLAS_API cublasGemmEx(cublasHandle_t handle,
                          compute,
                          alpha,
                          a,
-                         0,
                          b,
-                         0,
                          beta,
-                         c,
-                         0,
-                         1});
+                         c});
 }
 PECAN_CUBLAS_API cublasSgemm_v2(cublasHandle_t handle,
                                 cublasOperation_t a_operation,
@@ -475,13 +471,9 @@ PECAN_CUBLAS_API cublasSgemm_v2(cublasHandle_t handle,
                          CUBLAS_COMPUTE_32F,
                          alpha,
                          a,
-                         0,
                          b,
-                         0,
                          beta,
-                         c,
-                         0,
-                         1});
+                         c});
 }
 PECAN_CUBLAS_API cublasGemmGroupedBatchedEx(cublasHandle_t handle,
                                             const cublasOperation_t a_operations[],
@@ -509,16 +501,19 @@ PECAN_CUBLAS_API cublasGemmGroupedBatchedEx(cublasHandle_t handle,
         !is_supported(a_type, b_type, c_type, compute, Function::kGrouped)) {
       return CUBLAS_STATUS_NOT_SUPPORTED;
     }
+    const auto shape_of = [&](int group) -> Shape {
+      return {a_operations[group],
+              b_operations[group],
+              m[group],
+              n[group],
+              k[group],
+              lda[group],
+              ldb[group],
+              ldc[group]};
+    };
     std::size_t num_products = 0;
     for (int group = 0; group < num_groups; ++group) {
-      const Shape shape{a_operations[group],
-                        b_operations[group],
-                        m[group],
-                        n[group],
-                        k[group],
-                        lda[group],
-                        ldb[group],
-                        ldc[group]};
+      const Shape shape = shape_of(group);
       if (group_sizes[group] < 0 || !shape.is_valid()) return CUBLAS_STATUS_INVALID_VALUE;
       num_products += static_cast<std::size_t>(group_sizes[group]);
     }
@@ -539,14 +534,7 @@ PECAN_CUBLAS_API cublasGemmGroupedBatchedEx(cublasHandle_t handle,
     }
     std::size_t product = 0;
     for (int group = 0; group < num_groups; ++group) {
-      const Shape shape{a_operations[group],
-                        b_operations[group],
-                        m[group],
-                        n[group],
-                        k[group],
-                        lda[group],
-                        ldb[group],
-                        ldc[group]};
+      const Shape shape = shape_of(group);
       for (int index = 0; index < group_sizes[group]; ++index, ++product) {
         for (const void* matrix : {a[product], b[product], static_cast<const void*>(c[product])}) {
           if (reinterpret_cast<std::uintptr_t>(matrix) % kGroupedAlignment == 0) continue;

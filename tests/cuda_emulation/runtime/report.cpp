@@ -114,8 +114,10 @@ std::string source_of(const void* code) {
 std::string kernel_name(const void* kernel) {
   std::string name = look_up(kernel).function;
   // A demangled template starts with its return type.
-  for (const std::string_view part : {"void ", "(anonymous namespace)::"}) {
-    if (name.starts_with(part)) name.erase(0, part.size());
+  if (name.starts_with("void ")) name.erase(0, 5);
+  constexpr std::string_view kAnonymous = "(anonymous namespace)::";
+  for (std::size_t at = name.find(kAnonymous); at != name.npos; at = name.find(kAnonymous)) {
+    name.erase(at, kAnonymous.size());
   }
   return name.substr(0, name.find('('));
 }

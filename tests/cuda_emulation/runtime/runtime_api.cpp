@@ -138,6 +138,20 @@ cudaError_t query(const PendingList& pending, int& num_not_ready, const Clock& c
   return cudaSuccess;
 }
 
+/// A function that waits for the whole device, as those that free memory do; then `body()`.
+template <typename Body>
+cudaError_t device_call(const char* name, Body body) {
+  wait_for_all_pending();
+  return api_call(name, [&] {
+    host_waited_for(issued_so_far());
+    return body();
+  });
+}
+
+bool is_device(int ordinal) {
+  return ordinal >= 0 && ordinal < settings().num_devices;
+}
+
 cudaError_t make_event(cudaEvent_t* handle, bool has_timing) {
   auto* event = new Event;
   event->has_timing = has_timing;
@@ -190,7 +204,7 @@ thread_local int current_device = 0;
 }
 PECAN_CUDA_API cudaSetDevice(int device) {
   return api_call(__func__, [&] {
-    if (device < 0 || device >= settings().num_devices) return cudaErrorInvalidDevice;
+    if (!is_device(device)) return cudaErrorInvalidDevice;
     current_device = device;
     return cudaSuccess;
   });
@@ -203,7 +217,7 @@ PECAN_CUDA_API cudaGetDevice(int* device) {
 }
 PECAN_CUDA_API cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   return api_call(__func__, [&] {
-    if (device < 0 || device >= settings().num_devices) return cudaErrorInvalidDevice;
+    if (!is_device(device)) return cudaErrorInvalidDevice;
     switch (attribute) {
       case cudaDevAttrMultiProcessorCount:
         *value = kNumMultiprocessors;
@@ -250,7 +264,7 @@ PECAN_CUDA_API cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int 
 }
 PECAN_CUDA_API cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   return api_call(__func__, [&] {
-    if (device < 0 || device >= settings().num_devices) return cudaErrorInvalidDevice;
+    if (!is_device(device)) return cudaErrorInvalidDevice;
     *properties = {};
     std::snprintf(properties->name, sizeof properties->name, "Pecan's CUDA emulation");
     properties->totalGlobalMem = settings().memory_bytes;
@@ -277,11 +291,7 @@ PECAN_CUDA_API cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
   });
 }
 PECAN_CUDA_API cudaDeviceSynchronize() {
-  wait_for_all_pending();
-  return api_call(__func__, [&] {
-    host_waited_for(issued_so_far());
-    return cudaSuccess;
-  });
+  return device_call(__func__, [] { return cudaSuccess; });
 }
 PECAN_CUDA_API cudaDeviceReset() {
   wait_for_all_pending();
@@ -376,12 +386,7 @@ PECAN_CUDA_API cudaMalloc(void** address, std::size_t num_bytes) {
   return api_call(__func__, [&] { return allocate(address, num_bytes, Space::kDevice); });
 }
 PECAN_CUDA_API cudaFree(void* address) {
-  // Freeing waits for the whole device.
-  wait_for_all_pending();
-  return api_call(__func__, [&] {
-    host_waited_for(issued_so_far());
-    return release(address, Space::kDevice);
-  });
+  return device_call(__func__, [&] { return release(address, Space::kDevice); });
 }
 PECAN_CUDA_API cudaMallocAsync(void** address, std::size_t num_bytes, cudaStream_t stream) {
   return stream_call(
@@ -403,21 +408,13 @@ PECAN_CUDA_API cudaHostAlloc(void** address, std::size_t num_bytes, unsigned) {
   return api_call(__func__, [&] { return allocate(address, num_bytes, Space::kPinned); });
 }
 PECAN_CUDA_API cudaFreeHost(void* address) {
-  wait_for_all_pending();
-  return api_call(__func__, [&] {
-    host_waited_for(issued_so_far());
-    return release(address, Space::kPinned);
-  });
+  return device_call(__func__, [&] { return release(address, Space::kPinned); });
 }
 PECAN_CUDA_API cudaHostRegister(void* address, std::size_t num_bytes, unsigned) {
   return api_call(__func__, [&] { return register_memory(address, num_bytes); });
 }
 PECAN_CUDA_API cudaHostUnregister(void* address) {
-  wait_for_all_pending();
-  return api_call(__func__, [&] {
-    host_waited_for(issued_so_far());
-    return unregister_memory(address);
-  });
+  return device_call(__func__, [&] { return unregister_memory(address); });
 }
 PECAN_CUDA_API cudaHostGetDevicePointer(void** device_address, void* address, unsigned) {
   return api_call(__func__, [&] {

@@ -1,0 +1,2 @@
+#define PECAN_ISA_KERNELS kAvx2Attention
+#include "ops/attention_kernels.inl"

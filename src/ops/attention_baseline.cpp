@@ -1,0 +1,2 @@
+#define PECAN_ISA_KERNELS kBaselineAttention
+#include "ops/attention_kernels.inl"
