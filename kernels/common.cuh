@@ -16,6 +16,7 @@
 #include <pecan/device/param_storage.hpp>
 
 #include "device/cuda/check.hpp"
+#include "device/cuda/stream.hpp"
 #include "kernels/launch.cuh"
 
 namespace pecan::kernels {
@@ -137,7 +138,7 @@ __device__ V group_reduce(V value, Combine combine = {}) {
 // -----------------------------------------------------------------------------------
 
 [[nodiscard]] inline cudaStream_t stream_of(const Context& ctx) {
-  return static_cast<cudaStream_t>(ctx.stream.handle());
+  return static_cast<const device::cuda::StreamState*>(ctx.stream.handle())->stream;
 }
 
 template <typename T>

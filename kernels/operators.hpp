@@ -1,5 +1,5 @@
 #pragma once
-/// The launchers, one a line of the operators' table; operators.cpp fills it.
+/// The launchers, one a line of the operators' table; library.cpp fills it.
 
 #include "ops/cuda.hpp"
 
@@ -21,6 +21,7 @@ decltype(ops::cpu::cross_entropy_forward_backward) cross_entropy_forward_backwar
 decltype(ops::cpu::cross_entropy_from_sums) cross_entropy_from_sums;
 decltype(ops::cpu::cross_entropy_max) cross_entropy_max;
 decltype(ops::cpu::cross_entropy_sums) cross_entropy_sums;
+decltype(ops::cpu::drop_over_capacity) drop_over_capacity;
 decltype(ops::cpu::embedding_backward) embedding_backward;
 decltype(ops::cpu::embedding_forward) embedding_forward;
 decltype(ops::cpu::fill) fill;
@@ -28,6 +29,9 @@ decltype(ops::cpu::gelu_backward) gelu_backward;
 decltype(ops::cpu::gelu_forward) gelu_forward;
 decltype(ops::cpu::layer_norm_backward) layer_norm_backward;
 decltype(ops::cpu::layer_norm_forward) layer_norm_forward;
+decltype(ops::cpu::matmul_backward_input) matmul_backward_input;
+decltype(ops::cpu::matmul_backward_weight) matmul_backward_weight;
+decltype(ops::cpu::matmul_forward) matmul_forward;
 decltype(ops::cpu::max_abs) max_abs;
 decltype(ops::cpu::permute_backward) permute_backward;
 decltype(ops::cpu::permute_forward) permute_forward;

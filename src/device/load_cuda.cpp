@@ -32,7 +32,18 @@ std::vector<std::string> places() {
   return paths;
 }
 
+/// The library brings hundreds of megabytes of others with it: where no driver would use them, no
+/// program waits for them. A library that is named is loaded: it need not be for a GPU.
+bool lacks_driver() {
+  if (std::getenv("PECAN_CUDA_LIBRARY") != nullptr) return false;
+  void* const driver = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+  if (driver != nullptr) ::dlclose(driver);
+  return driver == nullptr;
+}
+
 Result<Backend*> load() {
+  if (lacks_driver())
+    return Status::failure(StatusCode::kNotFound, "there is no CUDA driver on this machine");
   std::string complaint;
   for (const std::string& path : places()) {
     // Never closed: devices, and what they were asked for, refer to it until the process ends.

@@ -12,7 +12,7 @@ device::Device choose_device(config::DeviceChoice choice) {
   if (choice == DeviceChoice::kCpu) return device::cpu();
   const Result<device::Device> opened = device::open_cuda(0);
   const std::string reason = opened.ok()
-                                 ? "this version has CUDA kernels for some of its operators only"
+                                 ? "this version has CUDA kernels, but does not train with them yet"
                                  : opened.status().message;
   PECAN_VALIDATE(choice == DeviceChoice::kAuto,
                  NotConfigured,

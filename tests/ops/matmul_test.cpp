@@ -13,31 +13,39 @@ using ops::Accumulate;
 class Weight {
  public:
   Weight(DType dtype, const Shape& shape, std::int64_t panel_rows, const Values& values)
-      : memory_(dtype, shape),
-        storage_(memory_.view().data,
-                 dtype,
-                 shape,
-                 panel_rows == 0 ? StorageOrder::kRowMajor : StorageOrder::kRowPanels,
-                 panel_rows) {
+      : memory_(dtype, shape), panel_rows_(panel_rows) {
     Guarded logical(dtype, shape, values);
-    storage_.copy_in(Block::whole(shape), {logical.view().data, logical.view().num_bytes()});
+    stored_in(memory_.on_host()).copy_in(Block::whole(shape), bytes_of(logical));
   }
-  [[nodiscard]] const ops::ParamStorage& storage() const { return storage_; }
+  /// For operators.
+  [[nodiscard]] ops::ParamStorage storage() { return stored_in(memory_.view()); }
   [[nodiscard]] Values values() {
-    Guarded logical(storage_.dtype(), storage_.shape());
-    storage_.copy_out(Block::whole(storage_.shape()),
-                      {logical.view().data, logical.view().num_bytes()});
+    const ops::ParamStorage found = stored_in(memory_.on_host());
+    Guarded logical(found.dtype(), found.shape());
+    found.copy_out(Block::whole(found.shape()), bytes_of(logical));
     return logical.values();
   }
 
  private:
+  [[nodiscard]] static std::span<std::byte> bytes_of(Guarded& tensor) {
+    const TensorView host = tensor.on_host();
+    return {host.data, host.num_bytes()};
+  }
+  [[nodiscard]] ops::ParamStorage stored_in(const TensorView& memory) const {
+    return {memory.data,
+            memory.dtype,
+            memory.shape,
+            panel_rows_ == 0 ? StorageOrder::kRowMajor : StorageOrder::kRowPanels,
+            panel_rows_};
+  }
   Guarded memory_;
-  ops::ParamStorage storage_;
+  std::int64_t panel_rows_;
 };
 
 }  // namespace
 
-TEST_CASE("matmul: products and gradients agree with the reference in every storage order") {
+TEST_CASE("matmul: products and gradients agree with the reference in every storage order",
+          "[any device]") {
   const std::int64_t shapes[][3] = {
       {0, 5, 3}, {1, 1, 1}, {3, 7, 5}, {64, 63, 65}, {65, 129, 64}, {7, 48, 17}, {4, 6, 0}};
   for_each_storage_kind([&](DType dtype, int threads) {
@@ -89,7 +97,7 @@ TEST_CASE("matmul: products and gradients agree with the reference in every stor
   });
 }
 
-TEST_CASE("matmul: gradients agree with central differences") {
+TEST_CASE("matmul: gradients agree with central differences", "[any device]") {
   OpContext ctx;
   Values x = random_values(3 * 5, 1);
   Values w = random_values(4 * 5, 2);
@@ -137,7 +145,7 @@ TEST_CASE("matmul: the background is given a moment between panels and at the en
       return background.count - before;
     };
     for (const auto& [panel, expected] : {std::pair{0, 1}, {2, 3}}) {
-      const Weight w(DType::kF32, {5, 3}, panel, Values(15));
+      Weight w(DType::kF32, {5, 3}, panel, Values(15));
       CHECK(moments([&] { ops::matmul_forward(ctx, x, w.storage(), y); }) == expected);
       CHECK(moments([&] {
               ops::matmul_backward_input(ctx, y, w.storage(), dx, Accumulate::kOverwrite);
@@ -147,7 +155,7 @@ TEST_CASE("matmul: the background is given a moment between panels and at the en
   }
 }
 
-TEST_CASE("matmul: a realistic shape repeats bit by bit") {
+TEST_CASE("matmul: a realistic shape repeats bit by bit", "[any device]") {
   for (const int threads : {1, 2}) {
     OpContext ctx(threads);
     Guarded x(DType::kF32, {256, 384}, random_values(256 * 384, 1));

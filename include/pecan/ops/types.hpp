@@ -11,11 +11,11 @@
 /// throw ShapeError; a device that this build does not compute on, and an operator or dtype that
 /// has no kernel there, throws NotConfigured.
 ///
-/// On a CUDA device: f32 and bf16; sums are made in f32 where they are said to be in double and are
-/// not returned as one, always in the same order, by the shapes alone; scratch is taken from
-/// ctx.workspace; and values that must lie in a range (ids, labels, positions) are looked at by the
-/// kernel, which stops the device, so that the next synchronisation throws DeviceError. Operators
-/// that return a number wait for it.
+/// On a CUDA device: sums are made in f32 where they are said to be in double and are not returned
+/// as one, always in the same order, by the shapes alone; bf16 attention rounds its weights; scratch
+/// is taken from ctx.workspace; and values that must lie in a range (ids, labels, positions) are
+/// looked at by the kernel, which stops the device, so that the next synchronisation throws
+/// DeviceError. Operators that return a number wait for it.
 
 #include <cstdint>
 

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <memory>
 
 #include <cuda_runtime_api.h>
 
@@ -13,6 +14,7 @@
 #include <pecan/device/backend.hpp>
 
 #include "device/cuda/check.hpp"
+#include "device/cuda/stream.hpp"
 
 namespace pecan::device::cuda {
 
@@ -37,7 +39,7 @@ void warn(cudaError_t code, std::string_view call) noexcept {
 }
 
 cudaStream_t stream_of(void* stream) {
-  return static_cast<cudaStream_t>(stream);
+  return static_cast<StreamState*>(stream)->stream;
 }
 cudaEvent_t event_of(void* event) {
   return static_cast<cudaEvent_t>(event);
@@ -125,15 +127,18 @@ class CudaBackend final : public Backend {
 
   void* create_stream(int ordinal) override {
     choose(ordinal);
-    cudaStream_t stream = nullptr;
-    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
-    return stream;
+    auto state = std::make_unique<StreamState>();
+    check(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking),
+          "cudaStreamCreateWithFlags");
+    return state.release();
   }
 
   void destroy_stream(int ordinal, void* stream) noexcept override {
     warn(cudaSetDevice(ordinal), "cudaSetDevice");
-    warn(cudaStreamSynchronize(stream_of(stream)), "cudaStreamSynchronize");
-    warn(cudaStreamDestroy(stream_of(stream)), "cudaStreamDestroy");
+    const std::unique_ptr<StreamState> state(static_cast<StreamState*>(stream));
+    warn(cudaStreamSynchronize(state->stream), "cudaStreamSynchronize");
+    state->blas = {};
+    warn(cudaStreamDestroy(state->stream), "cudaStreamDestroy");
   }
 
   void synchronize(int ordinal, void* stream) override {
