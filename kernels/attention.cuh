@@ -8,13 +8,12 @@
 /// queries of all heads of their group: so every sum has one owner and a fixed order, for which the
 /// scores are made twice. Heads wider than 128 are made in parts of 128 columns.
 ///
-/// With W = D rounded up to 32, 64, 128 or 256, R rows of a block and s bytes a staged element
-/// (f64 8, f32 4, bf16 2), shared: (R + 64) (W s + 16) bytes forward and (2 R + 64) (W s + 16)
-/// backward, and some 5 R + 30 bytes s of scores. Bytes of memory: forward s S D (2 + 2 S / R / 2)
-/// a head with tiles read again from the cache for each block; flops: forward 2 S^2 D a head, that
-/// is 2 products of the lower half, backward 7 S^2 D where 5 would do with atomics. Intensity:
-/// R flops a byte and more: the multiply-adds (f32), or for bf16 the traffic of shared memory
-/// between tensor cores and the softmax bounds it.
+/// With W = D rounded up to 32, 64, 128 or 256, R rows of a block, s bytes an element (f64 8, f32
+/// 4, bf16 2) and m of its sums (8, 4, 4), shared memory: (R + 64) (W s + 16) bytes forward, (2 R +
+/// 64) (W s + 16) backward, and R (34 m + 32 s + 36). Bytes a head: forward 4 s S D from memory, and
+/// s S^2 D / R from the cache. Flops a head: forward 2 S^2 D, backward 7 S^2 D (atomics would save
+/// 2). Intensity against the cache: 2 R / s flops a byte, 64 in bf16 and 16 in f32. Multiply-adds
+/// bound f32; shared memory, through which scores go from tensor cores to softmax and back, bf16.
 /// Source: Dao et al., "FlashAttention-2" (arXiv 2307.08691), algorithms 1 and 2.
 
 #include <pecan/ops/attention.hpp>
