@@ -1,5 +1,6 @@
 // pecan-plan: what a configuration needs, without allocating it.
 
+#include <charconv>
 #include <iostream>
 
 #include <pecan/config/config.hpp>
@@ -74,6 +75,18 @@ CLI::Option* add_figure(CLI::App& app,
   return app.add_option(name, value, description)->check(check)->type_name("X")->group(group);
 }
 
+/// Reads SECONDS or SECONDS:NODES.
+std::optional<checkpoint::GivenFailure> given_failure(const std::string& text) {
+  checkpoint::GivenFailure failure;
+  const char* const end = text.data() + text.size();
+  auto parsed = std::from_chars(text.data(), end, failure.at_s);
+  if (parsed.ec == std::errc() && parsed.ptr != end && *parsed.ptr == ':')
+    parsed = std::from_chars(parsed.ptr + 1, end, failure.nodes.emplace());
+  const bool sound = failure.at_s >= 0 && failure.nodes.value_or(0) >= 0;
+  if (parsed.ec != std::errc() || parsed.ptr != end || !sound) return {};
+  return failure;
+}
+
 /// Defines the options of the figures.
 void add_figures(CLI::App& app, checkpoint::RunFigures& figures) {
   const auto add = [&](const char* name,
@@ -123,11 +136,23 @@ CLI::App& add_simulate(tools::CommandLine& line,
              failures,
              above)
       ->excludes(mtbf);
-  app.add_option("--fail-at",
-                 request.failures_s,
-                 "seconds from the start at which failures strike too, ascending")
-      ->check(tools::from_zero("seconds"))
-      ->type_name("X")
+  app.add_option_function<std::vector<std::string>>(
+         "--fail-at",
+         [&request](const std::vector<std::string>& given) {
+           for (const std::string& failure : given)
+             request.failures.push_back(*given_failure(failure));
+         },
+         "seconds from the start at which a failure strikes too, ascending; with :N, it takes N "
+         "neighbouring nodes with their memory (0: a process)")
+      ->check(CLI::Validator(
+          [](const std::string& text) {
+            if (given_failure(text)) return std::string();
+            return "'" + text +
+                   "' is no failure; use seconds from 0 on, like 12.5, or 12.5:2 if it takes two "
+                   "nodes";
+          },
+          ""))
+      ->type_name("X[:N]")
       ->take_all()
       ->allow_extra_args(false)
       ->group(failures);

@@ -127,6 +127,7 @@ struct Checkpointer::Impl {
     Status write;
     Status close;
     double snapshot_ms = 0;
+    Clock::time_point sealed_at;
     std::int64_t copied_bytes = 0;
     double bytes_per_ms = 0;  ///< of the last snapshot
     std::int64_t written_bytes = 0;
@@ -371,6 +372,7 @@ struct Checkpointer::Impl {
       // Before the writer starts: whoever hears that all is written hears that all is copied.
       const std::lock_guard lock(mutex);
       outcome.sealed = true;
+      outcome.sealed_at = Clock::now();
       outcome.copy = status;
     }
     if (save.direct) writer.post([this, buffer, status] { write(buffer, status); });
@@ -414,16 +416,21 @@ struct Checkpointer::Impl {
     if (!replicator) return;
     bool sealed = false;
     Status copied;
+    Clock::time_point sealed_at;
     {
       const std::lock_guard lock(mutex);
       sealed = outcome.sealed;
       copied = outcome.copy;
+      sealed_at = outcome.sealed_at;
     }
     if (cycle.filling() && sealed && replicator->expects_offer()) {
       replicator->offer(copied.ok() ? buffers[std::size_t(*cycle.filling())].segment() : nullptr);
     } else {
       replicator->progress();
     }
+    if (!cycle.filling() || !sealed || !replicator->done()) return;
+    double& replicate_ms = generations[std::size_t(*cycle.filling())]->record.replicate_ms;
+    if (replicate_ms == 0) replicate_ms = ms_since(sealed_at);
   }
 
   // ---- checkpoints in storage

@@ -52,8 +52,16 @@ void validate(const SimulationInput& in) {
   check_seconds("restore_memory_s", in.restore_memory_s);
   check_seconds("restore_storage_s", in.restore_storage_s);
   check_seconds("mtbf", in.mtbf_s);
-  for (const double at : in.failures_s) check_seconds("a failure's time", at);
-  refuse_unless(std::ranges::is_sorted(in.failures_s),
+  for (const GivenFailure& failure : in.failures) {
+    check_seconds("a failure's time", failure.at_s);
+    const int nodes = failure.nodes.value_or(0);
+    refuse_unless(nodes >= 0 && nodes <= in.nodes,
+                  fmt::format("a failure takes {} of {} nodes; use 0 (a process dies) to {}",
+                              nodes,
+                              in.nodes,
+                              in.nodes));
+  }
+  refuse_unless(std::ranges::is_sorted(in.failures, {}, &GivenFailure::at_s),
                 "the times of failures do not ascend; give them in order");
   if (in.num_layers > 0) {
     refuse_unless(in.experts >= 1 && in.experts <= in.num_experts,
@@ -229,17 +237,18 @@ class Trial {
   }
   double draw_gap() { return -in_.mtbf_s * std::log1p(-uniform(scene_.time_stream, num_drawn_++)); }
   [[nodiscard]] double next_failure() const {
-    const double fixed = num_fixed_ < in_.failures_s.size() ? in_.failures_s[num_fixed_] : kNever;
+    const double fixed = num_fixed_ < in_.failures.size() ? in_.failures[num_fixed_].at_s : kNever;
     return std::min(fixed, next_random_);
   }
 
   /// Takes the next failure: its time, and what memory it leaves.
   double strike() {
     const double at = next_failure();
+    std::optional<int> given;
     if (at == next_random_) {
       next_random_ += draw_gap();
     } else {
-      ++num_fixed_;
+      given = in_.failures[num_fixed_++].nodes;
     }
     const auto failure = std::uint64_t(result_.failures++);
     for (auto& save : held_) {
@@ -250,6 +259,16 @@ class Trial {
         save->replicated_at = kNever;
       }
     }
+    const auto lose = [&](int node) {
+      for (auto& save : held_) {
+        if (save) save->gone[std::size_t(node)] = true;
+      }
+    };
+    if (given) {
+      const int first = int(uniform(scene_.node_stream, failure) * double(in_.nodes));
+      for (int i = 0; i < *given; ++i) lose((first + i) % in_.nodes);
+      return at;
+    }
     if (uniform(scene_.kind_stream, failure) >= in_.node_loss_share) return at;
     std::vector<int> nodes(std::size_t(in_.nodes));
     std::iota(nodes.begin(), nodes.end(), 0);
@@ -257,9 +276,7 @@ class Trial {
       const double u = uniform(scene_.node_stream,
                                failure * std::uint64_t(in_.nodes_at_once) + std::uint64_t(i));
       std::swap(nodes[std::size_t(i)], nodes[std::size_t(i + int(u * double(in_.nodes - i)))]);
-      for (auto& save : held_) {
-        if (save) save->gone[std::size_t(nodes[std::size_t(i)])] = true;
-      }
+      lose(nodes[std::size_t(i)]);
     }
     return at;
   }
@@ -420,7 +437,7 @@ class Trial {
       const double steps = std::ceil((at - now_ - stall_) / in_.step_s - 1e-6);
       if (steps < double(num_steps)) num_steps = std::max<std::int64_t>(1, std::int64_t(steps));
     };
-    if (const auto filling = cycle_.filling()) until(held_[std::size_t(*filling)]->sealed_at);
+    if (const auto filling = cycle_.filling()) until(held_[std::size_t(*filling)]->replicated_at);
     if (closing_) until(closing_at_);
     if (writing_ && !closing_) until(written_at_);
     return num_steps;
@@ -429,14 +446,18 @@ class Trial {
   /// What the ranks learn by the votes of a step.
   void observe() {
     if (const auto filling = cycle_.filling();
-        filling && reached(held_[std::size_t(*filling)]->sealed_at)) {
+        filling && reached(held_[std::size_t(*filling)]->replicated_at)) {
       const Save& save = *held_[std::size_t(*filling)];
       cycle_.end_snapshot(SnapshotEnd::kWhole, save.for_storage);
       if (save.direct) static_cast<void>(cycle_.begin_persist());
       memory_.saved(save.units, Step{save.step});
     }
     if (closing_ && reached(closing_at_)) finish();
-    if (writing_ && !closing_ && reached(written_at_)) {
+    // Files may be written before copies have reached other nodes.
+    const auto filling = cycle_.filling();
+    const bool snapshot_ended =
+        !writing_ || !filling || held_[std::size_t(*filling)]->generation != writing_->generation;
+    if (writing_ && snapshot_ended && !closing_ && reached(written_at_)) {
       closing_ = *std::exchange(writing_, std::nullopt);
       closing_at_ = now_ + in_.commit_s;
       cycle_.end_persist();

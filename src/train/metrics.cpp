@@ -143,6 +143,7 @@ void MetricsWriter::write(Incarnation incarnation, const checkpoint::SaveRecord&
                 {"bytes_rank0", r.num_bytes},
                 {"expert_units", r.num_expert_units},
                 {"snapshot_ms", r.snapshot_ms},
+                {"replicate_ms", r.replicate_ms},
                 {"persist_ms", r.persist_ms},
                 {"commit_ms", r.commit_ms},
                 {"gb_per_s", ms > 0 ? double(r.num_bytes) / ms * 1e-6 : 0}});

@@ -103,7 +103,7 @@ checkpoint::SimulationInput input_of(const config::Config& config,
   in.recovery = request.recovery;
   in.nodes = request.nodes;
   in.expert_nodes = checkpoint::expert_nodes(plan.catalog, saves, request.nodes);
-  in.failures_s = request.failures_s;
+  in.failures = request.failures;
   in.node_loss_share = request.node_loss_share;
   in.nodes_at_once = request.nodes_at_once;
   in.trials = request.trials;
@@ -161,7 +161,7 @@ RunSeconds measure_run(const std::string& run_directory) {
                  "metrics",
                  path,
                  kMetricsSchema);
-  Samples step, snapshot, persist, full_snapshot, full_persist, commit, restore;
+  Samples step, snapshot, persist, full_snapshot, full_persist, commit, replicate, restore;
   double stall_s = 0;
   std::int64_t num_saves = 0;
   std::int64_t incarnation = -1;
@@ -181,6 +181,7 @@ RunSeconds measure_run(const std::string& run_directory) {
         if (!record.value("committed", false)) continue;
         const bool full = record.value("full", false);
         (full ? full_snapshot : snapshot).add(record, "snapshot_ms");
+        if (const double ms = record.value("replicate_ms", 0.0); ms > 0) replicate.add(ms);
         if (kind == "snapshot") continue;
         (full ? full_persist : persist).add(record, "persist_ms");
         commit.add(record, "commit_ms");
@@ -204,6 +205,7 @@ RunSeconds measure_run(const std::string& run_directory) {
   seconds.full_snapshot = full_snapshot.median();
   seconds.full_persist = full_persist.median();
   seconds.commit = commit.median();
+  seconds.replicate = replicate.median();
   if (num_saves > 0) seconds.stall = stall_s / double(num_saves);
   seconds.restore = restore.median();
   return seconds;
@@ -289,7 +291,7 @@ Simulation simulate_run(const config::Config& config,
   } else if (speeds.mtbf_hours) {
     in.mtbf_s = figures.note("mtbf_s", *speeds.mtbf_hours * 3600, "given");
   }
-  PECAN_VALIDATE(in.mtbf_s > 0 || !in.failures_s.empty(),
+  PECAN_VALIDATE(in.mtbf_s > 0 || !in.failures.empty(),
                  ConfigError,
                  "how often something fails is not known; give --mtbf (of the job), --node-mtbf or "
                  "--fail-at, in seconds");
@@ -330,7 +332,7 @@ std::string describe(const Simulation& simulation) {
     if (in.recovery == checkpoint::RecoveryMode::kStorageOnly) add("recovery from storage alone");
   }
   if (in.mtbf_s > 0) add("a failure every {:.6g} s on the average", in.mtbf_s);
-  if (!in.failures_s.empty()) add("{} failures at given times", in.failures_s.size());
+  if (!in.failures.empty()) add("{} failures at given times", in.failures.size());
   add("{:.4g} % of the failures take {} {} with the memory, the others a process",
       100 * in.node_loss_share,
       in.nodes_at_once,
@@ -379,6 +381,10 @@ std::string to_json(const Simulation& simulation) {
   ordered_json figures = ordered_json::object();
   for (const SourcedFigure& figure : simulation.figures)
     figures[figure.name] = {{"value", figure.value}, {"source", figure.source}};
+  ordered_json failures = ordered_json::array();
+  for (const checkpoint::GivenFailure& failure : in.failures)
+    failures.push_back(
+        {{"at_s", failure.at_s}, {"nodes", failure.nodes ? json(*failure.nodes) : json()}});
   ordered_json result = ordered_json::object();
   for (const Row& row : kRows) result[row.key] = to_json(simulation.result.*row.spread);
   const ordered_json json{
@@ -398,7 +404,7 @@ std::string to_json(const Simulation& simulation) {
         {"recovery", in.recovery == checkpoint::RecoveryMode::kTwoLevel ? "two-level" : "storage"},
         {"node_loss_share", in.node_loss_share},
         {"nodes_at_once", in.nodes_at_once},
-        {"failures_s", in.failures_s},
+        {"failures", std::move(failures)},
         {"follows_tokens", simulation.follows_tokens},
         {"moe_layers_followed", simulation.result.layers_followed},
         {"figures", std::move(figures)},

@@ -118,7 +118,7 @@ TEST_CASE("one failure loses the published proportion of tokens", "[simulate]") 
   // N = 8, a checkpoint every 32 of 1280 iterations, a failure behind the one of 640.
   for (const auto& [experts, plt] : {std::pair{1, 0.0875}, {2, 0.0375}, {4, 0.0125}, {8, 0.0}}) {
     SimulationInput in = with_experts(plain(1280, 32), 8, experts);
-    in.failures_s = {642.5};
+    in.failures = {{642.5}};
     const SimulationResult result = simulate(in);
     CHECK(result.plt.mean == Approx(plt).margin(1e-12));
     CHECK(result.plt.mean == Approx(expected_plt(8, experts, 32, 1280)).margin(1e-12));
@@ -138,9 +138,9 @@ TEST_CASE("failures at random lose by the closed form, one after the other", "[s
   in.trials = 2;
   in.steps = 1280;
   in.mtbf_s = 0;
-  in.failures_s = {642.5, 642.6, 642.7};
+  in.failures = {{642.5}, {642.6}, {642.7}};
   CHECK(simulate(in).plt.mean == Approx(0.0375));
-  in.failures_s = {642.5, 1000};
+  in.failures = {{642.5}, {1000}};
   CHECK(simulate(in).plt.mean == Approx(0.075));
 }
 
@@ -153,7 +153,7 @@ TEST_CASE("a lost node's experts come from storage, the others' from memory", "[
   in.experts_in_snapshot = 4;
   in.nodes = 2;
   in.node_loss_share = 1;
-  in.failures_s = {44.5};
+  in.failures = {{44.5}};
   in.trials = 200;
   const SimulationResult result = simulate(in);
   CHECK(result.plt.p2_5 == Approx((20 + 0) / 4.0 / 100));    // node 0 is lost
@@ -183,7 +183,7 @@ TEST_CASE("replicas keep what memory held while fewer nodes are lost", "[simulat
   CHECK(doubled.lost_steps.mean < 0.2 * alone.lost_steps.mean);
   CHECK(doubled.ettr.mean > alone.ettr.mean);
   in.steps = 1100;
-  in.failures_s = {1018.5};
+  in.failures = {{1018.5}};
   in.mtbf_s = 0;
   CHECK(simulate(in).plt.mean == 0);
   CHECK(simulate(in).recovered_memory.mean == 1);
@@ -194,6 +194,13 @@ TEST_CASE("replicas keep what memory held while fewer nodes are lost", "[simulat
   CHECK(from_storage(simulate(in)) == Approx(4.0 / 6).epsilon(0.06));
   in.replicas = 3;
   CHECK(from_storage(simulate(in)) == 0);
+  // Two that fail together at a given time are neighbours; a given process takes no memory.
+  in.replicas = 2;
+  in.failures[0].nodes = 2;
+  CHECK(from_storage(simulate(in)) == 1);
+  in.failures[0].nodes = 0;
+  CHECK(from_storage(simulate(in)) == 0);
+  in.failures[0].nodes.reset();
   // A replica that was not sent yet is none.
   in.trials = 20;
   in.nodes_at_once = 1;
@@ -201,6 +208,11 @@ TEST_CASE("replicas keep what memory held while fewer nodes are lost", "[simulat
   in.replicate_s = 4;
   CHECK(from_storage(simulate(in)) == 0);  // memory of step 1015 is not doubled, but of 1010
   CHECK(simulate(in).lost_steps.mean == 8);
+  // While copies are under way no other snapshot begins: every second one is left out.
+  in.nodes_at_once = 1;
+  in.node_loss_share = 0;
+  in.replicate_s = 7;
+  CHECK(simulate(in).skipped.mean > 0.45 * 1100 / 5);
 }
 
 TEST_CASE("a checkpoint counts once it is persisted, a snapshot once it is copied", "[simulate]") {
@@ -208,7 +220,7 @@ TEST_CASE("a checkpoint counts once it is persisted, a snapshot once it is copie
   in.full = {.snapshot = 0.5, .persist = 6};
   in.commit_s = 0.25;
   const auto lost = [&](double at) {
-    in.failures_s = {at};
+    in.failures = {{at}};
     const SimulationResult result = simulate(in);
     CHECK(result.recovered_storage.mean + result.recovered_memory.mean + result.from_scratch.mean ==
           1);
@@ -242,11 +254,11 @@ TEST_CASE("failures strike restarts and recoveries too", "[simulate]") {
   in.detect_s = 5;
   in.restart_s = 15;
   in.restore_storage_s = 10;
-  in.failures_s = {100.5};
+  in.failures = {{100.5}};
   CHECK(simulate(in).downtime_s.mean == Approx(30));
-  in.failures_s = {100.5, 105.5};  // while it restarts
+  in.failures = {{100.5}, {105.5}};  // while it restarts
   CHECK(simulate(in).downtime_s.mean == Approx(5 + 30));
-  in.failures_s = {100.5, 125.5};  // while it loads
+  in.failures = {{100.5}, {125.5}};  // while it loads
   const SimulationResult result = simulate(in);
   CHECK(result.downtime_s.mean == Approx(25 + 30));
   CHECK(result.failures.mean == 2);
@@ -261,7 +273,7 @@ TEST_CASE("failures strike restarts and recoveries too", "[simulate]") {
   in.restart_s = 20;
   in.node_loss_share = 1;
   in.trials = 400;
-  in.failures_s = {122.5, 130.0};
+  in.failures = {{122.5}, {130.0}};
   CHECK(from_storage(simulate(in)) == Approx(0.5).epsilon(0.1));  // the same node twice, or both
 }
 
@@ -271,7 +283,7 @@ TEST_CASE("memory and storage are read in their own time", "[simulate]") {
   in.experts_in_snapshot = 4;
   in.restore_memory_s = 3;
   in.restore_storage_s = 7;
-  in.failures_s = {122.5};
+  in.failures = {{122.5}};
   CHECK(simulate(in).downtime_s.mean == Approx(3));
   in.recovery = RecoveryMode::kStorageOnly;
   CHECK(simulate(in).downtime_s.mean == Approx(7));
@@ -425,9 +437,10 @@ TEST_CASE("input that makes no sense is refused with what would be taken", "[sim
              Contains("stands on a full checkpoint"));
   CHECK_THAT(refusal([](auto& in) { in.replicas = 3; }), Contains("do not fit on 2 nodes"));
   CHECK_THAT(refusal([](auto& in) { in.nodes_at_once = 3; }), Contains("use 1 to 2"));
+  CHECK_THAT(refusal([](auto& in) { in.failures = {{1, 3}}; }), Contains("3 of 2 nodes"));
   CHECK_THAT(refusal([](auto& in) { in.node_loss_share = 1.5; }), Contains("is no share"));
   CHECK_THAT(refusal([](auto& in) { in.trials = 1; }), Contains("at least 2"));
-  CHECK_THAT(refusal([](auto& in) { in.failures_s = {2, 1}; }), Contains("in order"));
+  CHECK_THAT(refusal([](auto& in) { in.failures = {{2}, {1}}; }), Contains("in order"));
   CHECK_THAT(refusal([](auto& in) {
                in.steps = 100'000'000;
                in.trials = 1000;

@@ -112,6 +112,7 @@ class Campaign:
         self.trained = 0
         self.starts = []            # of each that came to train: when and which its first and last step were, and their times
         self.stopped = False        # the next start follows a stop on request
+        self.taken = 0              # hosts whose memory was lost since the last start
         self.began = time.monotonic()
         (lab.folder / "hosts.txt").write_text("".join(f"{name} slots=2\n" for name in virtual.names))
 
@@ -167,9 +168,9 @@ class Campaign:
                 if record["incarnation"] > self.incarnation:
                     self.incarnation, self.steps_here, self.commits_here = record["incarnation"], 0, 0
                 if not self.starts or record["incarnation"] != self.starts[-1]["incarnation"]:
-                    self.starts.append({"incarnation": record["incarnation"], "planned": self.stopped, "seconds": [],
+                    self.starts.append({"incarnation": record["incarnation"], "planned": self.stopped, "seconds": [], "nodes": self.taken,
                                         "first": record["seen"], "first_step": record["step"]})
-                    self.stopped = False
+                    self.stopped, self.taken = False, 0
                 self.step = record["step"]
                 self.starts[-1] |= {"last": record["seen"], "last_step": record["step"]}
                 self.starts[-1]["seconds"].append(record["step_ms"] / 1e3)
@@ -245,7 +246,9 @@ class Campaign:
 
     def memory_goes_with(self, names):
         """Neighbours keep each other's copies; one host alone has no neighbour."""
-        self.memory_lost = len(names) >= min(REPLICAS, len(self.used_hosts()))
+        used = len(self.used_hosts())
+        self.memory_lost = len(names) >= min(REPLICAS, used)
+        self.taken = 4 if len(names) >= used else len(names)
 
     def used_hosts(self):
         return [name for name in self.hosts.names if self.ranks([name])]
@@ -425,55 +428,53 @@ def main():
 
 
 def goodput(campaign):
-    """Goodput of the second half of the failures, measured, and simulated with figures of the first half.
+    """Goodput measured, and simulated with figures of every second start.
 
-    Of both halves pauses after stops on request are left out. A step takes what lies between two records of it, stalls and all. Measured: steps
-    that count, times the duration of a step, over all seconds. Simulated: each failure after as many steps as it struck after, for a pause is
-    much longer than the training between two, and at the time of a clock it would strike another pause; each costs the mean pause of the first half.
+    Pauses after stops on request are left out. A step takes what lies between two records of it, stalls and all. Measured: steps that count,
+    times the duration of a step, over all seconds. Simulated: each failure after as many steps as it struck after and with as many hosts' memory,
+    for a pause is much longer than the training between two, and at the time of a clock it would strike another pause.
     """
-    pauses = [i for i in range(1, len(campaign.starts)) if not campaign.starts[i]["planned"]]
+    starts = campaign.starts
+    pauses = [i for i in range(1, len(starts)) if not starts[i]["planned"]]
     if len(pauses) < 20:
         return "Too few failures for a goodput."
-    middle = pauses[len(pauses) // 2]
-    half = campaign.starts[middle:]
-    step_s = [sum(s["last"] - s["first"] for s in starts) / sum(len(s["seconds"]) - 1 for s in starts) for starts in (campaign.starts[:middle], half)]
+
+    def mean_step(some):
+        return sum(s["last"] - s["first"] for s in some) / sum(len(s["seconds"]) - 1 for s in some)
 
     def mean_pause(indices, step):
-        return statistics.fmean(campaign.starts[i]["first"] - campaign.starts[i - 1]["last"] for i in indices) - step
+        return statistics.fmean(starts[i]["first"] - starts[i - 1]["last"] for i in indices) - step
 
-    pause_s = mean_pause([i for i in pauses if i < middle], step_s[0])
-    later_s = mean_pause([i for i in pauses if i > middle], step_s[1])
-    wall, at, failures = 0, 0, []
-    for i, start in enumerate(half):
-        if i and not start["planned"]:
-            failures.append(at + 1e-3 * step_s[0])
-            at += pause_s
-            wall += start["first"] - half[i - 1]["last"] - step_s[1]
-        at += len(start["seconds"]) * step_s[0]
-        wall += start["last"] - start["first"] + step_s[1]
-    counted = half[-1]["last_step"] - half[0]["first_step"] + 1
-    measured = counted * step_s[1] / wall
+    step_s, seen_step_s = mean_step(starts), mean_step(starts[::2])
+    pause_s, seen_pause_s = mean_pause(pauses, step_s), mean_pause(pauses[::2], seen_step_s)
+    trained = sum(len(s["seconds"]) for s in starts)
+    counted = starts[-1]["last_step"] - starts[0]["first_step"] + 1
+    measured = counted * step_s / (trained * step_s + len(pauses) * pause_s)
+    at, failures = 0, []
+    for start in starts:
+        if start is not starts[0] and not start["planned"]:
+            failures.append(f"{at + 1e-3 * seen_step_s:.4f}:{start['nodes']}")
+            at += seen_pause_s
+        at += len(start["seconds"]) * seen_step_s
 
-    records = campaign.lab.folder / "first-half"
+    records = campaign.lab.folder / "seen"
     records.mkdir(exist_ok=True)
-    end = campaign.starts[middle]["incarnation"]
+    seen = {s["incarnation"] for s in starts[::2]}
     (records / "metrics.jsonl").write_text("".join(
         json.dumps(record) + "\n" for record in campaign.metrics.records
-        if record.get("kind") != "content" and record.get("incarnation", 0) < end))
-    struck = sum(len(v) for v in campaign.outcomes.values())
-    share = sum(len(campaign.outcomes[kind]) for kind in ("F3", "F9", "F15")) / struck
+        if "kind" not in record or (record["kind"] != "content" and record.get("incarnation") in seen)))
     command = [campaign.lab.bin / "pecan-plan", "simulate", "--config", campaign.lab.config, *settings(*SETTINGS), "--world", 8, "--nodes", 4,
-               "--from-run", records, "--steps", counted, *[word for t in failures for word in ("--fail-at", f"{t:.4f}")], "--step-s", f"{step_s[0]:.4f}",
-               "--detect-s", 0, "--restart-s", f"{pause_s:.3f}", "--restore-s", 0, "--startup-s", 0, "--stall-s", 0,
-               "--node-loss-share", f"{share:.3f}", "--nodes-at-once", REPLICAS, "--json"]
+               "--from-run", records, "--steps", counted, *[word for failure in failures for word in ("--fail-at", failure)],
+               "--step-s", f"{seen_step_s:.4f}", "--restart-s", f"{seen_pause_s:.3f}", "--detect-s", 0, "--restore-s", 0, "--startup-s", 0, "--stall-s", 0,
+               "--json"]
     ran = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     if ran.returncode != 0:
         return "pecan-plan simulate failed: " + ran.stderr
     predicted = json.loads(ran.stdout)["simulation"]["result"]
-    return (f"Goodput over the last {len(failures)} failures: measured {100 * measured:.1f} %, predicted {100 * predicted['ettr']['mean']:.1f} % "
-            f"({100 * (predicted['ettr']['mean'] / measured - 1):+.1f} %) by `pecan-plan simulate` from figures of the failures before: a step "
-            f"{1e3 * step_s[0]:.0f} ms ({1e3 * step_s[1]:.0f} ms later), a pause {pause_s:.1f} s ({later_s:.1f} s later); steps trained again: predicted "
-            f"{predicted['lost_steps']['mean']:.0f}, measured {sum(len(s['seconds']) for s in half) - counted}.")
+    return (f"Goodput over {len(failures)} failures: measured {100 * measured:.1f} %, predicted {100 * predicted['ettr']['mean']:.1f} % "
+            f"({100 * (predicted['ettr']['mean'] / measured - 1):+.1f} %) by `pecan-plan simulate` from figures of every second start: a step "
+            f"{1e3 * seen_step_s:.0f} ms (of all {1e3 * step_s:.0f} ms), a pause {seen_pause_s:.1f} s (of all {pause_s:.1f} s); steps trained again: predicted "
+            f"{predicted['lost_steps']['mean']:.0f}, measured {trained - counted}.")
 
 
 def report(campaign):

@@ -66,7 +66,7 @@ constexpr const char* kLines =
     R"({"kind": "step", "incarnation": 0, "step": 1, "step_ms": 900, "ckpt_stall_ms": 0}
 {"kind": "step", "incarnation": 0, "step": 2, "step_ms": 110, "ckpt_stall_ms": 10}
 {"kind": "step", "incarnation": 0, "step": 3, "step_ms": 120, "ckpt_stall_ms": 0}
-{"kind": "checkpoint", "incarnation": 0, "step": 2, "committed": true, "full": true, "failure": "", "snapshot_ms": 40, "persist_ms": 200, "commit_ms": 4}
+{"kind": "checkpoint", "incarnation": 0, "step": 2, "committed": true, "full": true, "failure": "", "snapshot_ms": 40, "replicate_ms": 16, "persist_ms": 200, "commit_ms": 4}
 {"kind": "checkpoint", "incarnation": 0, "step": 3, "committed": false, "full": false, "failure": "skipped: busy", "snapshot_ms": 0, "persist_ms": 0, "commit_ms": 0}
 {"kind": "checkpoint", "incarnation": 0, "step": 4, "committed": true, "full": false, "failure": "", "snapshot_ms": 10, "persist_ms": 60, "commit_ms": 6}
 {"kind": "recovery", "incarnation": 1, "step": 4, "scan_ms": 5, "load_ms": 25}
@@ -86,6 +86,7 @@ TEST_CASE("a run's metrics give the figures of a simulation", "[train]") {
   CHECK(*seconds.snapshot == Approx(0.010));
   CHECK(*seconds.persist == Approx(0.060));
   CHECK(*seconds.commit == Approx(0.005));
+  CHECK(*seconds.replicate == Approx(0.016));
   CHECK(*seconds.stall == Approx(0.0075));  // 15 ms over two saves
   CHECK(*seconds.restore == Approx(0.030));
   CHECK_FALSE(seconds.restart.has_value());
@@ -176,6 +177,8 @@ TEST_CASE("what a simulation cannot know it asks for", "[train]") {
   request.nodes = 3;
   CHECK_THROWS_WITH(simulate_small(request), Contains("4 processes do not divide over 3 nodes"));
   request.nodes = 2;
-  CHECK_THROWS_WITH(simulate_small(request, {"checkpoint.non_persistent_save_interval=1", "checkpoint.replication_factor=3"}),
+  CHECK_THROWS_WITH(simulate_small(request,
+                                   {"checkpoint.non_persistent_save_interval=1",
+                                    "checkpoint.replication_factor=3"}),
                     Contains("do not fit on 2 nodes"));
 }

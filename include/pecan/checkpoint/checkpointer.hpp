@@ -52,6 +52,7 @@ struct SaveRecord {
   std::int64_t num_bytes = 0;  ///< written by this rank; memory: copied by it
   std::int64_t num_expert_units = 0;
   double snapshot_ms = 0;
+  double replicate_ms = 0;  ///< from this rank's seal until its copies, made and kept, are whole
   double persist_ms = 0;
   double commit_ms = 0;
 };

@@ -21,6 +21,14 @@ struct SaveSeconds {
   double persist = 0;   ///< from there to storage, until all ranks' parts are durable
 };
 
+/// A failure at a given time.
+struct GivenFailure {
+  double at_s = 0;
+  /// Neighbouring nodes, the first of them at random, that it takes with their memory; 0: a
+  /// process dies. Not given: as failures at random.
+  std::optional<int> nodes = {};
+};
+
 /// A run, its machine and its failures. All times in seconds.
 struct SimulationInput {
   std::int64_t steps = 0;  ///< of the whole training
@@ -46,11 +54,12 @@ struct SimulationInput {
   /// By (layer, expert), the nodes that a snapshot of it is spread over; empty: each expert on one
   /// node, in order.
   std::vector<std::vector<int>> expert_nodes;
-  double step_s = 0;       ///< of a step without saves
-  SaveSeconds partial;     ///< with K experts
-  SaveSeconds full;        ///< with all
-  double commit_s = 0;     ///< from all parts durable to the manifest
-  double replicate_s = 0;  ///< from a whole snapshot to its last replica
+  double step_s = 0;    ///< of a step without saves
+  SaveSeconds partial;  ///< with K experts
+  SaveSeconds full;     ///< with all
+  double commit_s = 0;  ///< from all parts durable to the manifest
+  /// From a sealed snapshot to its last replica; until then no other snapshot begins.
+  double replicate_s = 0;
   /// That the step loop waits for a save. Not given: MoC eq. 10, with the step as forward and
   /// backward.
   std::optional<double> stall_s;
@@ -61,8 +70,8 @@ struct SimulationInput {
   double restore_storage_s = 0;  ///< a recovery that reads storage, or both
 
   // Failures: exponential times between them, by the clock on the wall.
-  double mtbf_s = 0;               ///< of the whole job; 0: none but those of failures_s
-  std::vector<double> failures_s;  ///< times of failures, ascending, beside the random ones
+  double mtbf_s = 0;                   ///< of the whole job; 0: none but those of `failures`
+  std::vector<GivenFailure> failures;  ///< in ascending order of time, beside the random ones
   double node_loss_share = 0;  ///< of failures that take nodes and their memory; others: a process
   int nodes_at_once = 1;       ///< that such a failure takes
 
