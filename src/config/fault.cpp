@@ -163,6 +163,13 @@ Fault parse_fault(std::string_view text) {
   if (fault.kind == FaultKind::kExit) words.number("code", fault.code, 0, 255);
   if (fault.kind == FaultKind::kSlowDisk) words.number("bytes_per_s", fault.bytes_per_s, 1, 1e15);
   if (fault.kind == FaultKind::kSpike) words.number("factor", fault.factor, 1, 1e30);
+  if (fault.kind == FaultKind::kNan) {
+    words.take("repeats", [&](std::string_view value) {
+      if (value != "yes" && value != "no")
+        words.fail(fmt::format("repeats={} is neither yes nor no", value));
+      fault.repeats = value == "yes";
+    });
+  }
   words.finish();
   return fault;
 }

@@ -298,7 +298,7 @@ FaultInjector::Pending* FaultInjector::due(FaultKind kind) {
 
 void FaultInjector::begin_pass(parallel::ParamSet& params) {
   Pending* nan = due(FaultKind::kNan);
-  if (nan == nullptr) return;
+  if (nan == nullptr || (nan->struck && !nan->resolved.fault.repeats)) return;
   std::vector<const parallel::Param*> candidates;
   for (const parallel::Param& param : params.params()) {
     if (has_elements(param)) candidates.push_back(&param);

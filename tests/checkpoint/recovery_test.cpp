@@ -1278,7 +1278,8 @@ TEST_CASE("a node that comes back with memory of a branch that was left gives no
   const RestorePlan& plan = recovered[0].report.plan;
   CHECK(plan.recovery == Version{Incarnation{1}, Step{12}});
   for (const UnitRestore& restore : plan.restores) {
-    INFO(catalog.units[std::size_t(restore.unit.value)].name << " of " << restore.version.step.value);
+    INFO(catalog.units[std::size_t(restore.unit.value)].name << " of "
+                                                             << restore.version.step.value);
     CHECK((restore.version.incarnation == Incarnation{1} || restore.version.step <= Step{8}));
   }
   // The nodes' buffers are of different versions.
@@ -1289,19 +1290,23 @@ TEST_CASE("storage of a branch that memory has left is no source", "[recovery]")
   const test::TempDir dir;
   MemoryFileSystem fs;
   const StateCatalog catalog = make_catalog({1, 8, 2, 1});
-  const test::JobOptions options = with_memory(dir.path());
-  train_and_die(fs, catalog, options, 10);  // storage 4, 8
+  const test::JobOptions options = test::two_level_options(dir.path(), 2, 2, 4, 3);
+  train_and_die(fs, catalog, options, 14);  // storage 4, 8, 12, two experts each
   test::JobOptions older = options;
   older.mode = ResumeMode::kFromPath;
   older.path = "run/checkpoints/step-00000004";
-  train_and_die(fs, catalog, older, 2);  // memory 5, 6 of incarnation 1
+  train_and_die(fs, catalog, older, 1);  // memory 5 of incarnation 1: two experts again
   // As if the branch had never been renamed.
-  REQUIRE(
-      fs.rename("run/checkpoints/abandoned-1-step-00000008", "run/checkpoints/step-00000008").ok());
+  for (const char* name : {"step-00000008", "step-00000012"}) {
+    REQUIRE(
+        fs.rename(fmt::format("{}/abandoned-1-{}", kRoot, name), fmt::format("{}/{}", kRoot, name))
+            .ok());
+  }
   const auto reports = recover_all(fs, catalog, options);
-  CHECK(reports[0].plan.recovery == Version{Incarnation{1}, Step{6}});
-  for (const UnitRestore& restore : reports[0].plan.restores)
-    CHECK((restore.version.incarnation == Incarnation{1} || restore.version.step <= Step{4}));
+  CHECK(reports[0].plan.recovery == Version{Incarnation{1}, Step{5}});
+  // Of the branch that was left, step 8 has the experts that memory has, step 12 two of the four
+  // that are taken from the full checkpoint.
+  CHECK(sources_of(reports[0].plan) == "storage 1: 8, storage 4: 4, memory 5: 7");
 }
 
 TEST_CASE("a state that cannot be secured stays in memory", "[recovery]") {
@@ -1397,6 +1402,33 @@ TEST_CASE("snapshots newer than what a recovery may take are not kept", "[recove
       if (version) steps.insert(version->step.value);
     }
     CHECK(steps == std::set<std::int64_t>{8, 9});
+  }
+}
+
+TEST_CASE("a snapshot that changes while ranks of its node look at it is not taken", "[recovery]") {
+  const test::TempDir dir, before;
+  MemoryFileSystem fs;
+  const StateCatalog catalog = make_catalog({1, 4, 2, 1});
+  const test::JobOptions options = with_memory(dir.path());
+  train_and_die(fs, catalog, options, 10);  // memory 8, 9, 10
+  std::filesystem::copy(dir.path(), before.path());
+  train_and_die(fs, catalog, options, 1);  // 11 where 8 was
+  std::vector<Finding> findings(2);
+  comm::run_thread_group(2, [&](comm::Group& world) {
+    // Rank 0 speaks for the node; rank 1 has looked a moment earlier.
+    test::JobOptions mine = options;
+    if (world.rank().value == 1) mine.checkpoint.memory_dir = before.path();
+    Finding& finding = findings[std::size_t(world.rank().value)];
+    test::FakeBinding binding(catalog, world.rank());
+    const Recovered found = recover_up_to(fs, catalog, mine, binding, world, {});
+    finding.step = found.report.plan.recovery.step.value;
+    finding.damages = found.report.damages;
+    finding.difference = binding.difference(found.report.plan);
+  });
+  for (const Finding& finding : findings) {
+    CHECK(finding.step == 10);
+    CHECK(finding.difference == "");
+    CHECK(mentions(finding.damages, "is not on this node any more"));
   }
 }
 

@@ -455,6 +455,8 @@ TEST_CASE("faults that cannot happen are refused", "[config]") {
                         {"kill step=4 phase=retention node=a", "on rank 0 alone"},
                         {"nan step=4 phase=vote", "nan has no key phase"},
                         {"exit step=4 code=256", "code=256 is no number"},
+                        {"nan step=4 repeats=maybe", "repeats=maybe is neither yes nor no"},
+                        {"flip step=4 repeats=no", "flip has no key repeats"},
                         {"slow_disk step=4 bytes_per_s=nan", "bytes_per_s=nan is no number"}}) {
     INFO(c.text);
     CHECK_THAT(fault(c.text), Catch::Contains(c.message));
@@ -465,14 +467,16 @@ TEST_CASE("faults that cannot happen are refused", "[config]") {
 TEST_CASE("faults come from the configuration and the environment", "[config]") {
   const Config config = parse_config("fault: {inject: [kill step=4 rank=1 phase=vote]}");
   const std::vector<Fault> faults =
-      faults_of(config, "exit step=2-8 code=3 ; nan step=5 rank=every;");
-  REQUIRE(faults.size() == 3);
+      faults_of(config, "exit step=2-8 code=3 ; nan step=5 rank=every;nan step=5 repeats=no");
+  REQUIRE(faults.size() == 4);
   CHECK(
       faults[0] ==
       Fault{.kind = FaultKind::kKill, .first_step = 4, .last_step = 4, .rank = 1, .phase = "vote"});
   CHECK(faults[1] == Fault{.kind = FaultKind::kExit, .first_step = 2, .last_step = 8, .code = 3});
   CHECK(faults[2] ==
         Fault{.kind = FaultKind::kNan, .first_step = 5, .last_step = 5, .rank = Fault::kEveryRank});
+  CHECK(faults[3] ==
+        Fault{.kind = FaultKind::kNan, .first_step = 5, .last_step = 5, .repeats = false});
   CHECK(faults_of(parse_config("{}"), "").empty());
 }
 

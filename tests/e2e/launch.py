@@ -1,11 +1,12 @@
 #!/usr/bin/python3
-"""The supervisor on this machine: ranks killed and stopped, hosts lost and back, stops on request, divergences,
-bad hosts files.
+"""The supervisor on this machine: ranks killed and stopped, hosts lost and back or set aside, stops on request,
+divergences, bad hosts files.
 
 usage: launch.py --bin DIR --mpiexec PATH [--only TEXT]
 
 Hosts are names that an agent of the test's own serves: it runs what it is given here, unless the host is marked as lost. One case
-goes by ssh instead, to a server of the test's own; without sshd it is left out, and the exit code is 77.
+goes by ssh instead, to a server of the test's own, and one has virtual hosts with memory of their own; where these
+cannot be had they are left out, and the exit code is 77.
 """
 import argparse
 import json
@@ -20,6 +21,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import e2e  # noqa: E402
+import hosts  # noqa: E402
 import ssh_server  # noqa: E402
 from e2e import check  # noqa: E402
 
@@ -99,6 +101,7 @@ class Launch:
         self.environment = table.environment
         self.log = table.lab.folder / f"{name}.log"
         self.process, self.environment = None, table.environment
+        self.mpi_options = ["--bind-to", "none"]  # all hosts have the same cores
 
     def command(self, *settings, hosts=None):
         words = [str(self.table.lab.bin / "pecan-launch"), "--config", str(self.table.lab.config), "--hosts",
@@ -107,7 +110,7 @@ class Launch:
             words += ["--agent", str(self.agent)]
         for setting in (*self.settings, *settings):
             words += ["--set", setting]
-        return [*words, "--", "--bind-to", "none"]  # all hosts have the same cores
+        return [*words, "--", *self.mpi_options]
 
     def start(self, *settings):
         self.process = subprocess.Popen(self.command(*settings), env=self.environment, stdout=subprocess.DEVNULL,
@@ -381,6 +384,31 @@ def lost_host(t):
     check(events(run.run_dir, "host_lost")[0]["reason"] == "nb: no route to host", "with what the agent said last")
 
 
+def set_aside(t):
+    """A host that fails twice in a row has one more chance while it alone holds snapshots; then the run goes on without it, from
+    storage."""
+    try:
+        with hosts.Hosts(t.lab.folder / "virtual", count=3) as virtual:
+            run = Launch(t, "aside", [(name, 1) for name in virtual.names],
+                         [*WHOLE, *QUICK, "training.train_iters=44", "checkpoint.save_interval=20",
+                          "checkpoint.non_persistent_save_interval=1", "elastic.layouts=[{world_size: 2}]"])
+            run.agent, run.environment = virtual.agent, {**t.environment, **virtual.environment()}
+            run.mpi_options += virtual.mpi_options()
+            run.start('fault.inject=["kill step=40 node=h2 start=every"]')
+            run.finish(0, "a host that fails in every start")
+    except hosts.CannotMakeHosts as problem:
+        print(f"skipped: no virtual hosts here ({problem})", flush=True)
+        t.lab.skipped = True
+        return
+    starts = [[h["host"] for h in s["hosts"]] for s in events(run.run_dir, "start")]
+    # A fourth start with it, and another snapshot that was whole when the rank died, are a matter of moments.
+    check(len(starts) >= 4 and starts == [["h1", "h2"]] * (len(starts) - 1) + [["h1", "h3"]], f"starts with it, and one without: {starts}")
+    turns = [(e["event"], e["host"]) for e in events(run.run_dir, "host_set_aside", "host_taken_back")]
+    check(turns[:3] == [("host_set_aside", "h2"), ("host_taken_back", "h2"), ("host_set_aside", "h2")], f"which is told: {turns}")
+    steps = [r["step"] for r in e2e.records(run.run_dir, "recovery")]
+    check(len(steps) == len(starts) - 1 and min(steps[:-1]) > 20 >= steps[-1], f"from memory as long as it is there, then from storage: {steps}")
+
+
 def over_ssh(t):
     """Without an agent it is ssh that reaches hosts: it starts the ranks, a lost host is one that it does not reach, and it ends
     what a killed supervisor has left."""
@@ -465,7 +493,7 @@ def bad_input(t):
     check("/nowhere/hosts" in done.stdout, "a hosts file that is not there is named")
 
 
-CASES = (killed_rank, on_request, unheard_requests, diverged, stopped_rank, gives_up, lost_host, over_ssh, bad_input)
+CASES = (killed_rank, on_request, unheard_requests, diverged, stopped_rank, gives_up, lost_host, set_aside, over_ssh, bad_input)
 
 
 def main():

@@ -152,6 +152,27 @@ TEST_CASE("an injected NaN is found in the tensor and on the rank that the fault
   }
 }
 
+TEST_CASE("a NaN that does not come again is laid to the hardware", "[train]") {
+  Lab lab;
+  const ExpectLog expected;
+  const std::vector<std::string> settings{"training.train_iters=3",
+                                          "checkpoint.save_interval=0",
+                                          "fault.inject=[nan step=2 rank=1 repeats=no]"};
+  CHECK_THROWS_WITH(lab.train("stops", settings),
+                    Catch::StartsWith("step 2 has loss ") &&
+                        Catch::Contains("and 1 non-finite gradient values; computed once more it "
+                                        "has none, so a fault of the hardware may have come and "
+                                        "gone"));
+  std::vector<std::string> skipping = settings;
+  skipping.push_back("training.check_for_nan_in_loss_and_grad=skip");
+  CHECK(lab.train("skips", skipping) == ExitCode::kDone);
+  const auto steps = lab.metrics("skips", "step");
+  REQUIRE(steps.size() == 3);
+  CHECK(steps[1].at("skip_reason") == "non_finite");
+  CHECK(steps[1].at("bad_tensor") == "");
+  CHECK(steps[2].at("skipped") == false);
+}
+
 TEST_CASE("a skipped step changes nothing: the run goes on as if its data had been others",
           "[train]") {
   Lab lab;
@@ -238,6 +259,8 @@ TEST_CASE("why a run has stopped is in its records, and whether it would stop th
   const std::string skip = "training.check_for_nan_in_loss_and_grad=skip";
   const std::vector<Case> cases{{{"fault.inject=[nan step=3 rank=2]"},
                                  {{"step", 3}, {"reason", "non_finite"}, {"repeatable", true}}},
+                                {{"fault.inject=[nan step=3 rank=2 repeats=no]"},
+                                 {{"step", 3}, {"reason", "non_finite"}, {"repeatable", false}}},
                                 {{"training.spiky_loss_sigmas=50",
                                   "training.train_iters=20",
                                   "fault.inject=[spike step=18 rank=1 factor=1000]"},

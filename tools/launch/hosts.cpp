@@ -81,6 +81,25 @@ std::vector<Host> parse_hosts(std::string_view text, const std::string& path) {
   return hosts;
 }
 
+std::set<int> ranks_of_snapshots(std::string_view files) {
+  std::set<int> ranks;
+  std::istringstream lines{std::string(files)};
+  std::string line;
+  while (std::getline(lines, line)) {
+    // From the end: run and host may have dots.
+    constexpr std::string_view kMark = ".r";
+    const std::size_t mark = line.rfind(kMark);
+    if (mark == std::string::npos) continue;
+    const char* const end = line.data() + line.size();
+    int rank = 0;
+    const auto parsed = std::from_chars(line.data() + mark + kMark.size(), end, rank);
+    if (parsed.ec == std::errc() && rank >= 0 &&
+        std::string_view(parsed.ptr, end).starts_with(".b"))
+      ranks.insert(rank);
+  }
+  return ranks;
+}
+
 bool is_this_machine(std::string_view host, std::string_view own_name) {
   const auto short_form = [](std::string_view name) { return name.substr(0, name.find('.')); };
   return host == "localhost" || host == "127.0.0.1" || host == own_name ||

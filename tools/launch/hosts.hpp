@@ -1,6 +1,7 @@
 #pragma once
 /// The hosts that a run may use, and which of them a start takes.
 
+#include <map>
 #include <optional>
 #include <set>
 #include <span>
@@ -23,6 +24,11 @@ struct Host {
 /// names the file in errors. ConfigError: no host, a host twice, slots below 1, a name that mpirun
 /// would not take as one, or a word that is not known.
 [[nodiscard]] std::vector<Host> parse_hosts(std::string_view text, const std::string& path);
+/// By host: the ranks of which a snapshot, or a copy of one, lies in its memory.
+using SnapshotHolders = std::map<std::string, std::set<int>>;
+/// Those ranks, of the names of its files one a line (docs/formats/memory.md); other lines are left
+/// out. Pure.
+[[nodiscard]] std::set<int> ranks_of_snapshots(std::string_view files);
 /// Whether mpirun starts processes on it without an agent: localhost, or a name of this machine.
 [[nodiscard]] bool is_this_machine(std::string_view host, std::string_view own_name);
 

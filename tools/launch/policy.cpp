@@ -104,7 +104,11 @@ DivergencePolicy::Verdict DivergencePolicy::after(const Divergence& divergence) 
 
 std::vector<std::string> HostRecord::after_failure(std::span<const std::string> culprits,
                                                    Progress progress) {
-  if (progress == Progress::kMade) blamed_in_row_.clear();
+  if (progress == Progress::kMade) {
+    blamed_in_row_.clear();
+    // What those hold that were not part of it is older than what was saved.
+    not_again_ = {set_aside_.begin(), set_aside_.end()};
+  }
   std::erase_if(blamed_in_row_,
                 [&](const auto& entry) { return std::ranges::count(culprits, entry.first) == 0; });
   std::vector<std::string> newly;
@@ -120,9 +124,33 @@ bool HostRecord::is_set_aside(const std::string& host) const {
   return std::ranges::count(set_aside_, host) > 0;
 }
 
+std::vector<std::string> HostRecord::take_back(const SnapshotHolders& held) {
+  const auto may_return = [&](const std::string& host) {
+    return is_set_aside(host) && !not_again_.contains(host);
+  };
+  std::set<int> at_hand, all;
+  for (const auto& [host, ranks] : held) {
+    if (!is_set_aside(host)) at_hand.insert(ranks.begin(), ranks.end());
+    if (!is_set_aside(host) || may_return(host)) all.insert(ranks.begin(), ranks.end());
+  }
+  std::vector<std::string> back;
+  // Where those of some rank are missing everywhere, memory has no whole step.
+  if (all.empty() || *all.rbegin() >= int(all.size())) return back;
+  for (const auto& [host, ranks] : held) {
+    if (!may_return(host) || std::ranges::includes(at_hand, ranks)) continue;
+    at_hand.insert(ranks.begin(), ranks.end());
+    not_again_.insert(host);
+    std::erase(set_aside_, host);
+    back.push_back(host);
+  }
+  return back;
+}
+
 std::optional<Assignment> HostRecord::assign(const config::Config& config,
                                              std::span<const Host> reachable,
-                                             const std::set<std::string>& holders) const {
+                                             const SnapshotHolders& held) const {
+  std::set<std::string> holders;
+  for (const auto& [host, ranks] : held) holders.insert(host);
   std::vector<Host> trusted;
   std::ranges::copy_if(reachable, std::back_inserter(trusted), [&](const Host& host) {
     return !is_set_aside(host.name);

@@ -89,14 +89,21 @@ class HostRecord {
   std::vector<std::string> after_failure(std::span<const std::string> culprits, Progress progress);
   [[nodiscard]] bool is_set_aside(const std::string& host) const;
 
+  /// Takes hosts back that were set aside, so that a start does not go on from an older step than
+  /// memory holds: those that alone of `held`, the hosts that answer, hold snapshots of some rank,
+  /// while those of all other ranks are there too. Each once until the run makes progress, and not
+  /// if it has made progress without the host. Returns them.
+  std::vector<std::string> take_back(const SnapshotHolders& held);
+
   /// An assignment of hosts that are not set aside, or of all where these hold no layout.
   [[nodiscard]] std::optional<Assignment> assign(const config::Config& config,
                                                  std::span<const Host> reachable,
-                                                 const std::set<std::string>& holders = {}) const;
+                                                 const SnapshotHolders& held = {}) const;
 
  private:
   std::map<std::string, int> blamed_in_row_;
   std::vector<std::string> set_aside_;
+  std::set<std::string> not_again_;  ///< not taken back while they are set aside
 };
 
 }  // namespace pecan::launch

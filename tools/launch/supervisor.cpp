@@ -217,7 +217,7 @@ int Supervisor::run() {
     event("takeover", {{"last_step", last_step}});
     open_failure_ = OpenFailure{Clock::now(), last_step};
   }
-  std::optional<Assignment> assignment = host_record_.assign(config_, reachable(), holders_);
+  std::optional<Assignment> assignment = host_record_.assign(config_, reachable(), held_);
   if (!assignment) {
     std::string silent;
     for (const auto& [host, why] : unreachable_)
@@ -309,7 +309,12 @@ int Supervisor::run() {
         return int(ExitCode::kStoppedOnRequest);
       }
       ask_hosts();
-      assignment = host_record_.assign(config_, reachable(), holders_);
+      for (const std::string& host : host_record_.take_back(held_)) {
+        event("host_taken_back", {{"host", host}});
+        output_.say(fmt::format(
+            "host {} is used for one more start: it holds snapshots that no other host has", host));
+      }
+      assignment = host_record_.assign(config_, reachable(), held_);
       if (!assignment) {
         event("no_layout", {{"wanted", describe_wanted_slots(config_)}});
         output_.say(fmt::format("the hosts that answer hold no layout: {} are needed",
@@ -345,10 +350,10 @@ void Supervisor::ask_hosts() {
   const std::vector<HostAnswer> answers = on_hosts(tasks);
   for (const HostAnswer& answer : answers) {
     const bool was_lost = unreachable_.contains(answer.host);
-    if (answer.output.empty() || answer.exit_code != 0) {
-      holders_.erase(answer.host);
-    } else {
-      holders_.insert(answer.host);
+    held_.erase(answer.host);
+    if (answer.exit_code == 0) {
+      std::set<int> ranks = ranks_of_snapshots(answer.output);
+      if (!ranks.empty()) held_.emplace(answer.host, std::move(ranks));
     }
     if (answer.exit_code == 0) {
       if (!was_lost) continue;

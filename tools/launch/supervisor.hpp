@@ -121,7 +121,7 @@ class Supervisor {
   HostRecord host_record_;
   DivergencePolicy divergence_policy_;
   std::map<std::string, std::string> unreachable_;  ///< with what was said
-  std::set<std::string> holders_;  ///< hosts that answer and hold snapshots of the run
+  SnapshotHolders held_;  ///< by host that answers and holds snapshots of the run
   std::map<std::string, std::set<std::int64_t>> leftovers_;  ///< pids by host, not known to be gone
   int num_starts_ = 0;
   std::uint64_t metrics_offset_ = 0;

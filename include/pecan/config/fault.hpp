@@ -35,6 +35,7 @@ struct Fault {
   int code = 1;              ///< kExit
   double bytes_per_s = 1e6;  ///< kSlowDisk
   double factor = 1e3;       ///< kSpike
+  bool repeats = true;       ///< kNan: when the step is computed once more, too
   bool operator==(const Fault&) const = default;
 
   static constexpr int kRandomRank = -1;

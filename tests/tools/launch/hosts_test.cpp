@@ -104,6 +104,16 @@ TEST_CASE("the largest layout that the hosts hold is taken, on the first hosts",
   CHECK(describe_wanted_slots(config) == "8 or 4 or 1 slots");
 }
 
+TEST_CASE("the names of snapshots tell whose they are", "[launch]") {
+  CHECK(ranks_of_snapshots("").empty());
+  CHECK(ranks_of_snapshots("/dev/shm/pecan.0123456789abcdef.node7.r00003.b1\n"
+                           "/dev/shm/pecan.0123456789abcdef.node7.r00003.b2\n"
+                           "/x.r00009.b/pecan.0a.n.r00001.b4.r00012.b0.c1\n"
+                           "/dev/shm/pecan.0123456789abcdef.node7.r123456.b0.c2") ==
+        std::set<int>{3, 12, 123456});
+  CHECK(ranks_of_snapshots("pecan.a.n.r.b0\npecan.a.n.r1\npecan.a.n.r-1.b0\nnone\n").empty());
+}
+
 TEST_CASE("hosts that hold snapshots get a rank first, others are spares", "[launch]") {
   const auto config = config_of(
       "elastic: {layouts: [{world_size: 8}, {world_size: 4}, {world_size: 2, "

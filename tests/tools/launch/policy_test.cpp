@@ -1,5 +1,6 @@
 #include "launch/policy.hpp"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -173,6 +174,71 @@ TEST_CASE("a host set aside is used where nothing else holds a layout", "[launch
   CHECK(names(record.assign(config, Hosts{{"a", 2}, {"b", 2}})) == "b");  // a smaller layout
   CHECK(names(record.assign(config, Hosts{{"a", 2}, {"b", 1}})) == "a");
   CHECK(names(record.assign(config, Hosts{{"a", 1}})).empty());
+}
+
+TEST_CASE("a host set aside is taken back where it alone has a rank's snapshots", "[launch]") {
+  const auto blamed = [](const Strings& hosts) {
+    HostRecord record;
+    for (int i = 0; i < 2; ++i) record.after_failure(hosts, Progress::kNone);
+    return record;
+  };
+  struct Case {
+    Strings set_aside;
+    SnapshotHolders held;
+    Strings back;
+  };
+  int row = 0;
+  for (const Case& c : std::vector<Case>{
+           {{"b"}, {}, {}},
+           {{"b"}, {{"a", {0, 1}}, {"b", {2, 3}}, {"c", {4, 5}}}, {"b"}},  // no copies
+           // Copies on the next host each; then that one is lost too, or has lost its memory.
+           {{"b"}, {{"a", {0, 1, 4, 5}}, {"b", {0, 1, 2, 3}}, {"c", {2, 3, 4, 5}}}, {}},
+           {{"b"}, {{"a", {0, 1, 4, 5}}, {"b", {0, 1, 2, 3}}}, {"b"}},
+           {{"b"}, {{"a", {0, 1, 4, 5}}}, {}},
+           // Not where another part is lost for good.
+           {{"b"}, {{"b", {2, 3}}, {"c", {4, 5}}}, {}},
+           // One of two is enough, and both where both are needed.
+           {{"b", "c"}, {{"a", {0}}, {"b", {1, 2}}, {"c", {2}}}, {"b"}},
+           {{"b", "c"}, {{"a", {0}}, {"b", {1}}, {"c", {2}}}, {"b", "c"}},
+       }) {
+    CAPTURE(row++);
+    HostRecord record = blamed(c.set_aside);
+    CHECK(record.take_back(c.held) == c.back);
+    for (const std::string& host : c.set_aside)
+      CHECK(record.is_set_aside(host) == (std::ranges::count(c.back, host) == 0));
+  }
+}
+
+TEST_CASE("a host is taken back once until the run makes progress, and not to what is past",
+          "[launch]") {
+  const SnapshotHolders held = {{"a", {0}}, {"b", {1}}};
+  HostRecord record;
+  const auto fail = [&](const Strings& hosts, Progress progress = Progress::kNone) {
+    return record.after_failure(hosts, progress);
+  };
+  fail({"b"});
+  CHECK(fail({"b"}) == Strings{"b"});
+  CHECK(record.take_back(held) == Strings{"b"});
+  CHECK(record.take_back(held).empty());
+  CHECK(fail({"b"}) == Strings{"b"});  // the third time in a row
+  CHECK(record.take_back(held).empty());
+  CHECK(record.is_set_aside("b"));
+
+  record = {};
+  fail({"b"});
+  fail({"b"});
+  // The run goes on without it: its memory is of the past.
+  CHECK(fail({"a"}, Progress::kMade).empty());
+  CHECK(record.take_back(held).empty());
+
+  record = {};
+  fail({"b"});
+  fail({"b"});
+  CHECK(record.take_back(held) == Strings{"b"});
+  // With it the run makes progress: all begins anew.
+  CHECK(fail({"b"}, Progress::kMade).empty());
+  CHECK(fail({"b"}) == Strings{"b"});
+  CHECK(record.take_back(held) == Strings{"b"});
 }
 
 }  // namespace
