@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <span>
 
 #include "device/cuda/blas.hpp"
 #include "device/cuda/stream.hpp"
@@ -120,6 +121,15 @@ void for_each_panel(const ParamStorage& w_OI, Body&& body) {
   }
 }
 
+/// Calls body(group, first row, number of rows) for each group that has rows.
+template <typename Body>
+void for_each_group(std::span<const Index> counts_E, Body&& body) {
+  Index first = 0;
+  for (std::size_t group = 0; group < counts_E.size(); first += counts_E[group++]) {
+    if (counts_E[group] > 0) body(group, first, counts_E[group]);
+  }
+}
+
 }  // namespace
 
 void matmul_forward(Context& ctx, ConstTensorView x_TI, const ParamStorage& w_OI, TensorView y_TO) {
@@ -169,6 +179,42 @@ void matmul_backward_weight(Context& ctx,
       panel.order = Order::kPlain;
       multiply(ctx, inputs, count, tokens, x.flipped(), dy, Accumulate::kAdd, panel);
     }
+  });
+}
+
+// Each group by a product of its own: counts are the host's, and so the result of a group is the
+// one that its rows have alone.
+
+void grouped_matmul_forward(Context& ctx,
+                            std::span<const Index> counts_E,
+                            ConstTensorView x_RI,
+                            std::span<const ParamStorage> w_EOI,
+                            TensorView y_RO) {
+  for_each_group(counts_E, [&](std::size_t group, Index first, Index count) {
+    matmul_forward(ctx, x_RI.rows(first, count), w_EOI[group], y_RO.rows(first, count));
+  });
+}
+
+void grouped_matmul_backward_input(Context& ctx,
+                                   std::span<const Index> counts_E,
+                                   ConstTensorView dy_RO,
+                                   std::span<const ParamStorage> w_EOI,
+                                   TensorView dx_RI,
+                                   Accumulate accumulate) {
+  for_each_group(counts_E, [&](std::size_t group, Index first, Index count) {
+    matmul_backward_input(
+        ctx, dy_RO.rows(first, count), w_EOI[group], dx_RI.rows(first, count), accumulate);
+  });
+}
+
+void grouped_matmul_backward_weight(Context& ctx,
+                                    std::span<const Index> counts_E,
+                                    ConstTensorView dy_RO,
+                                    ConstTensorView x_RI,
+                                    std::span<const ParamStorage> dw_EOI) {
+  for_each_group(counts_E, [&](std::size_t group, Index first, Index count) {
+    if (dw_EOI[group].memory() == nullptr) return;
+    matmul_backward_weight(ctx, dy_RO.rows(first, count), x_RI.rows(first, count), dw_EOI[group]);
   });
 }
 

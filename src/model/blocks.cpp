@@ -1,4 +1,5 @@
 #include <pecan/ops/bias.hpp>
+#include <pecan/ops/grouped_matmul.hpp>
 #include <pecan/ops/layer_norm.hpp>
 #include <pecan/ops/matmul.hpp>
 #include <pecan/ops/rms_norm.hpp>
@@ -38,6 +39,57 @@ void Linear::backward_input(Context& ctx,
                             TensorView dx_TI,
                             Accumulate accumulate) const {
   ops::matmul_backward_input(ctx, dy_TO, weight_->weight, dx_TI, accumulate);
+}
+
+GroupedLinear::GroupedLinear(const ModelDims& dims,
+                             parallel::ParamSet& params,
+                             std::span<const std::string> names) {
+  for (const std::string& name : names) {
+    parallel::Param& weight = params.at(name + ".weight");
+    params_.push_back(&weight);
+    weights_.push_back(weight.weight);
+    grads_.push_back(weight.grad);
+    if (dims.linear_bias) biases_.push_back(&params.at(name + ".bias"));
+  }
+}
+
+void GroupedLinear::forward_part(Context& ctx,
+                                 std::span<const std::int64_t> counts,
+                                 ConstTensorView x_RI,
+                                 TensorView y_RO) const {
+  ops::grouped_matmul_forward(ctx, counts, x_RI, weights_, y_RO);
+}
+
+void GroupedLinear::add_bias(Context& ctx,
+                             std::span<const std::int64_t> counts,
+                             TensorView y_RO) const {
+  std::int64_t first = 0;
+  for (std::size_t e = 0; e < biases_.size(); first += counts[e++])
+    ops::add_bias(ctx, biases_[e]->weight.row_major(), y_RO.rows(first, counts[e]));
+}
+
+void GroupedLinear::backward_weight(Context& ctx,
+                                    std::span<const std::int64_t> counts,
+                                    ConstTensorView dy_RO,
+                                    ConstTensorView x_RI) const {
+  ops::grouped_matmul_backward_weight(ctx, counts, dy_RO, x_RI, grads_);
+  std::int64_t first = 0;
+  for (std::size_t e = 0; e < biases_.size(); first += counts[e++]) {
+    if (grads_[e].memory() == nullptr) continue;
+    ops::bias_backward(ctx, dy_RO.rows(first, counts[e]), biases_[e]->grad.row_major());
+  }
+}
+
+void GroupedLinear::backward_input(Context& ctx,
+                                   std::span<const std::int64_t> counts,
+                                   ConstTensorView dy_RO,
+                                   TensorView dx_RI,
+                                   Accumulate accumulate) const {
+  ops::grouped_matmul_backward_input(ctx, counts, dy_RO, weights_, dx_RI, accumulate);
+}
+
+void GroupedLinear::set_weight_gradient(std::size_t index, WeightGradient value) {
+  grads_.at(index) = value == WeightGradient::kOn ? params_.at(index)->grad : ops::ParamStorage{};
 }
 
 WholeStream WholeStream::plan(const ModelDims& dims, device::Arena& arena) {

@@ -18,10 +18,10 @@ MlpActivations MlpActivations::plan(const ModelDims& dims,
   return kept;
 }
 
-MlpActivations MlpActivations::rows(std::int64_t first, std::int64_t count) const {
-  return {gate_TF.shape.num_dims() > 0 ? gate_TF.rows(first, count) : gate_TF,
-          up_TF.rows(first, count),
-          h_TF.rows(first, count)};
+MlpActivations MlpActivations::first_rows(std::int64_t count) const {
+  return {gate_TF.shape.num_dims() > 0 ? gate_TF.rows(0, count) : gate_TF,
+          up_TF.rows(0, count),
+          h_TF.rows(0, count)};
 }
 
 Mlp::Mlp(const ModelDims& dims, parallel::ParamSet& params, const std::string& prefix)
@@ -73,10 +73,16 @@ Experts::Experts(const ModelDims& dims,
                  Rank rank) {
   const int num_local = int(dims.num_experts) / mesh.ep;
   const int first = parallel::position_of(mesh, rank).ep * num_local;
-  for (int e = first; e < first + num_local; ++e)
-    experts_.emplace_back(dims, params, expert_name(layer, ExpertId{e}));
+  const auto maps = [&](const char* name) {
+    std::vector<std::string> names;
+    for (int e = first; e < first + num_local; ++e)
+      names.push_back(expert_name(layer, ExpertId{e}) + name);
+    return GroupedLinear(dims, params, names);
+  };
+  if (dims.gated_ffn) gate_ = maps(".gate_proj");
+  up_ = maps(".up_proj");
+  down_ = maps(".down_proj");
   adds_bias_ = parallel::position_of(mesh, rank).etp == 0;
-  weight_gradient_.assign(experts_.size(), WeightGradient::kOn);
 }
 
 void Experts::forward(Context& ctx,
@@ -84,12 +90,18 @@ void Experts::forward(Context& ctx,
                       ConstTensorView x_RH,
                       const MlpActivations& kept,
                       TensorView y_RH) const {
-  std::int64_t first = 0;
-  for (std::size_t e = 0; e < experts_.size(); first += counts[e++]) {
-    const TensorView y = y_RH.rows(first, counts[e]);
-    experts_[e].forward_part(ctx, x_RH.rows(first, counts[e]), kept.rows(first, counts[e]), y);
-    if (adds_bias_) experts_[e].add_bias(ctx, y);
+  const MlpActivations rows = kept.first_rows(x_RH.shape[0]);
+  up_->forward_part(ctx, counts, x_RH, rows.up_TF);
+  up_->add_bias(ctx, counts, rows.up_TF);
+  if (gate_) {
+    gate_->forward_part(ctx, counts, x_RH, rows.gate_TF);
+    gate_->add_bias(ctx, counts, rows.gate_TF);
+    ops::swiglu_forward(ctx, rows.gate_TF, rows.up_TF, rows.h_TF);
+  } else {
+    ops::gelu_forward(ctx, rows.up_TF, rows.h_TF);
   }
+  down_->forward_part(ctx, counts, rows.h_TF, y_RH);
+  if (adds_bias_) down_->add_bias(ctx, counts, y_RH);
 }
 
 void Experts::backward(Context& ctx,
@@ -98,16 +110,26 @@ void Experts::backward(Context& ctx,
                        ConstTensorView x_RH,
                        const MlpActivations& kept,
                        TensorView dx_RH) const {
-  std::int64_t first = 0;
-  for (std::size_t e = 0; e < experts_.size(); first += counts[e++]) {
-    experts_[e].backward(ctx,
-                         dy_RH.rows(first, counts[e]),
-                         x_RH.rows(first, counts[e]),
-                         kept.rows(first, counts[e]),
-                         dx_RH.rows(first, counts[e]),
-                         Accumulate::kOverwrite,
-                         weight_gradient_[e]);
+  const MlpActivations rows = kept.first_rows(x_RH.shape[0]);
+  down_->backward_weight(ctx, counts, dy_RH, rows.h_TF);
+  const TensorView dh_RF = rows.h_TF;
+  down_->backward_input(ctx, counts, dy_RH, dh_RF, Accumulate::kOverwrite);
+  Accumulate accumulate = Accumulate::kOverwrite;
+  if (gate_) {
+    ops::swiglu_backward(ctx, dh_RF, rows.gate_TF, rows.up_TF, rows.gate_TF, rows.up_TF);
+    gate_->backward_weight(ctx, counts, rows.gate_TF, x_RH);
+    gate_->backward_input(ctx, counts, rows.gate_TF, dx_RH, accumulate);
+    accumulate = Accumulate::kAdd;
+  } else {
+    ops::gelu_backward(ctx, dh_RF, rows.up_TF, rows.up_TF);
   }
+  up_->backward_weight(ctx, counts, rows.up_TF, x_RH);
+  up_->backward_input(ctx, counts, rows.up_TF, dx_RH, accumulate);
+}
+
+void Experts::set_weight_gradient(int local_expert, WeightGradient value) {
+  for (std::optional<GroupedLinear>* maps : {&gate_, &up_, &down_})
+    if (*maps) (*maps)->set_weight_gradient(std::size_t(local_expert), value);
 }
 
 }  // namespace pecan::model

@@ -383,7 +383,7 @@ void MoeLayer::run_experts(
                    exchange_.received_counts(chunk),
                    kept.dispatch.x_RH.rows(0, rows),
                    kept.dispatch.experts,
-                   scratch.y_RH);
+                   scratch.y_RH.rows(0, rows));
 }
 
 RoutingReport MoeLayer::forward(Context& ctx,

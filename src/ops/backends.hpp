@@ -1,6 +1,8 @@
 #pragma once
 /// The CPU side of every operator. Same signatures as the public ones, arguments already checked.
 
+#include <span>
+
 #include <pecan/ops/adamw.hpp>
 #include <pecan/ops/attention.hpp>
 #include <pecan/ops/capacity.hpp>
@@ -96,6 +98,22 @@ void embedding_backward(Context& ctx,
                         const ParamStorage& dw_VH);
 void gelu_forward(Context& ctx, ConstTensorView x_TF, TensorView h_TF);
 void gelu_backward(Context& ctx, ConstTensorView dh_TF, ConstTensorView x_TF, TensorView dx_TF);
+void grouped_matmul_forward(Context& ctx,
+                            std::span<const std::int64_t> counts_E,
+                            ConstTensorView x_RI,
+                            std::span<const ParamStorage> w_EOI,
+                            TensorView y_RO);
+void grouped_matmul_backward_input(Context& ctx,
+                                   std::span<const std::int64_t> counts_E,
+                                   ConstTensorView dy_RO,
+                                   std::span<const ParamStorage> w_EOI,
+                                   TensorView dx_RI,
+                                   Accumulate accumulate);
+void grouped_matmul_backward_weight(Context& ctx,
+                                    std::span<const std::int64_t> counts_E,
+                                    ConstTensorView dy_RO,
+                                    ConstTensorView x_RI,
+                                    std::span<const ParamStorage> dw_EOI);
 void layer_norm_forward(Context& ctx,
                         ConstTensorView x_TH,
                         ConstTensorView w_H,

@@ -35,6 +35,9 @@ struct Table {
   decltype(&cpu::fill) fill = nullptr;
   decltype(&cpu::gelu_backward) gelu_backward = nullptr;
   decltype(&cpu::gelu_forward) gelu_forward = nullptr;
+  decltype(&cpu::grouped_matmul_backward_input) grouped_matmul_backward_input = nullptr;
+  decltype(&cpu::grouped_matmul_backward_weight) grouped_matmul_backward_weight = nullptr;
+  decltype(&cpu::grouped_matmul_forward) grouped_matmul_forward = nullptr;
   decltype(&cpu::layer_norm_backward) layer_norm_backward = nullptr;
   decltype(&cpu::layer_norm_forward) layer_norm_forward = nullptr;
   decltype(&cpu::matmul_backward_input) matmul_backward_input = nullptr;

@@ -3,7 +3,7 @@
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
 #include "ops/cuda.hpp"
-#include "ops/gemm.hpp"
+#include "ops/products.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -46,7 +46,7 @@ Work product(const ConstTensorView& x_TI, const ParamStorage& w_OI, const ConstT
 void plan_matmul(Context& ctx, DType dtype) {
   Checks("plan_matmul").storable("the input side", dtype);
   const device::ArenaScope scope(ctx.workspace);
-  static_cast<void>(detail::allocate_converted(ctx, dtype));
+  static_cast<void>(detail::allocate_product_scratch(ctx, dtype));
 }
 
 void matmul_forward(Context& ctx, ConstTensorView x_TI, const ParamStorage& w_OI, TensorView y_TO) {

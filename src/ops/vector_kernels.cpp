@@ -1,5 +1,12 @@
 #include "ops/vector_kernels.hpp"
 
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <string_view>
+
+#include <pecan/core/error.hpp>
+
 namespace pecan::ops::detail {
 
 extern const IsaKernels kBaselineKernels;
@@ -36,10 +43,30 @@ const ExactKernels& exact_kernels(Isa isa) {
   return table_of(isa, kBaselineExact, kAvx2Exact, kAvx512Exact);
 }
 
+IsaLimit isa_limit() {
+  static const IsaLimit limit = [] {
+    constexpr std::array<std::string_view, 5> kNames{
+        "baseline", "avx2", "avx512", "avx512_bf16", "amx"};
+    const char* const name = std::getenv("PECAN_MAX_ISA");
+    if (name == nullptr) return IsaLimit::kAmx;
+    const auto found = std::ranges::find(kNames, name);
+    PECAN_VALIDATE(found != kNames.end(),
+                   ConfigError,
+                   "PECAN_MAX_ISA={} is no instruction set; it limits what operators use to one of "
+                   "{}",
+                   name,
+                   fmt::join(kNames, ", "));
+    return IsaLimit(found - kNames.begin());
+  }();
+  return limit;
+}
+
 Isa widest_isa() {
-  static const Isa widest = supports(Isa::kAvx512) ? Isa::kAvx512
-                            : supports(Isa::kAvx2) ? Isa::kAvx2
-                                                   : Isa::kBaseline;
+  static const Isa widest = [] {
+    if (isa_limit() >= IsaLimit::kAvx512 && supports(Isa::kAvx512)) return Isa::kAvx512;
+    if (isa_limit() >= IsaLimit::kAvx2 && supports(Isa::kAvx2)) return Isa::kAvx2;
+    return Isa::kBaseline;
+  }();
   return widest;
 }
 

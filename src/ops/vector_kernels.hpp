@@ -61,10 +61,14 @@ template <typename Table>
 
 /// Whether this CPU runs `isa`.
 [[nodiscard]] bool supports(Isa isa);
-/// The widest instruction set that this CPU runs.
+/// How far PECAN_MAX_ISA lets kernels go, for all processes that set it; everything without it.
+/// ConfigError for a name that is not known.
+enum class IsaLimit : std::uint8_t { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+[[nodiscard]] IsaLimit isa_limit();
+/// The widest instruction set that this CPU runs, and the limit allows.
 [[nodiscard]] Isa widest_isa();
 [[nodiscard]] const IsaKernels& isa_kernels(Isa isa);
-/// Those of the widest instruction set that this CPU runs.
+/// Those of widest_isa().
 [[nodiscard]] const IsaKernels& isa_kernels();
 
 [[nodiscard]] const ExactKernels& exact_kernels(Isa isa);

@@ -4,7 +4,7 @@
 Configuration A: 4 layers, hidden 256, 8 heads, sequence 256, vocabulary 8192 tied, batch 8, 8 experts top-2, SwiGLU 512, AdamW, clipping: 15 million
 parameters, about 41 MFLOP a token. PyTorch gets the fastest of its settings: its BLAS is tried with each of OpenBLAS's kernels first.
 
-  tests/bench/train_speed.py --bin build/release/bin --work runs/speed [--pairs 5] [--rows f32-2,f32-1,bf16-2,ranks-2,ranks-4]
+  tests/bench/train_speed.py --bin build/release/bin --work runs/speed [--pairs 5] [--rows f32-2,f32-1,bf16-2,ranks-2,ranks-4] [--kernel NAME]
 
 Needs python3-torch and libopenblas0-openmp (tools/install-dependencies bench). The machine should be quiet; each run is raised in priority where the
 system allows it. Prints Markdown tables. Results are printed as they come; nothing is asserted.
@@ -27,7 +27,7 @@ model: {num_layers: 4, hidden_size: 256, num_attention_heads: 8, normalization: 
 moe: {num_experts: 8, moe_ffn_hidden_size: 512, moe_router_topk: 2, moe_aux_loss_coeff: 0.01}
 training: {micro_batch_size: 8, global_batch_size: 8, seq_length: 256}
 optimizer: {lr: 3.0e-4, weight_decay: 0.1, clip_grad: 1.0}
-data: {data_path: DATA, tokenizer_model: DATA.tokenizer.model}
+data: {data_path: DATA_train, tokenizer_model: DATA.tokenizer.model}
 checkpoint: {save_interval: 1000000}
 logging: {log_interval: 1000000, level: error}
 """
@@ -102,12 +102,15 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--kernel", choices=KERNELS, help="of OpenBLAS, in place of trying each")
     arguments = parser.parse_args()
     arguments.bin = arguments.bin.resolve()
     arguments.work = arguments.work.resolve()
     pecan = Pecan(arguments)
-    kernel = min(KERNELS, key=lambda name: torch_step(False, 1, name)["step_s"])
-    print(f"PyTorch's OpenBLAS is fastest here with {'its own choice of kernels' if not kernel else 'OPENBLAS_CORETYPE=' + kernel}.\n")
+    kernel = arguments.kernel
+    if kernel is None:
+        kernel = min(KERNELS, key=lambda name: torch_step(False, 1, name)["step_s"])
+    print(f"PyTorch's OpenBLAS runs with {'its own choice of kernels' if not kernel else 'OPENBLAS_CORETYPE=' + kernel}.\n")
     print("| row | Pecan, tokens/s | other, tokens/s | ratio, median | pairs |\n| --- | ---: | ---: | ---: | --- |", flush=True)
     for name in arguments.rows.split(","):
         bf16, threads, ranks = ROWS[name]

@@ -588,12 +588,12 @@ def bf16_paths(lab, arguments):
                *lab.layout(2)]
     losses = lambda run_dir: [(r["loss"], r["grad_norm"]) for r in steps(run_dir)]
     straight, halved, native = (lab.folder / name for name in ("straight", "halved", "native"))
-    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+    os.environ["PECAN_MAX_ISA"] = "avx2"
     lab.train(2, straight, *options)
     lab.train(2, halved, *options, "--set", "training.exit_interval=5", expect=75)
     lab.train(2, halved, *options, "--resume-from-failure")
     check(losses(straight) == losses(halved), "converted: resumed losses are equal to the last bit")
-    del os.environ["ONEDNN_MAX_CPU_ISA"]
+    del os.environ["PECAN_MAX_ISA"]
     if "avx512_bf16" not in pathlib.Path("/proc/cpuinfo").read_text():
         print("skipped: this processor has no AVX512-BF16 to compare with", flush=True)
         lab.skipped = True

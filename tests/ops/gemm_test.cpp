@@ -1,7 +1,5 @@
 #include "ops/gemm.hpp"
 
-#include <type_traits>
-
 #include "ops/op_test.hpp"
 #include "ops/reference.hpp"
 
@@ -20,22 +18,8 @@ std::vector<T> typed(const Values& values) {
   return result;
 }
 
-/// gemm of one type, or of bf16 factors on the given path.
-template <typename T, typename C, typename... Sides>
-void multiply(ops::detail::BF16Path path, Sides... sides) {
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    std::vector<float> converted(std::size_t(ops::detail::kConvertedElements));
-    gemm(path, sides..., converted.data());
-  } else {
-    gemm(sides...);
-  }
-}
-
-template <typename T, typename C = T>
-void check_gemm(std::size_t m,
-                std::size_t n,
-                std::size_t k,
-                ops::detail::BF16Path path = ops::detail::best_bf16_path()) {
+template <typename T>
+void check_gemm(std::size_t m, std::size_t n, std::size_t k) {
   constexpr std::size_t kPadding = 3;
   for (const Transpose ta : {Transpose::kNo, Transpose::kYes}) {
     for (const Transpose tb : {Transpose::kNo, Transpose::kYes}) {
@@ -52,10 +36,10 @@ void check_gemm(std::size_t m,
           const Values b =
               stored(kDTypeOf<T>,
                      random_values(std::int64_t(b_stride * (tb == Transpose::kYes ? n : k)), 2));
-          Values c = stored(kDTypeOf<C>, random_values(std::int64_t(c_stride * m), 3));
+          Values c = stored(kDTypeOf<T>, random_values(std::int64_t(c_stride * m), 3));
           const std::vector<T> a_typed = typed<T>(a);
           const std::vector<T> b_typed = typed<T>(b);
-          std::vector<C> c_typed = typed<C>(c);
+          std::vector<T> c_typed = typed<T>(c);
           const Values product = reference::product(
               m,
               n,
@@ -72,18 +56,17 @@ void check_gemm(std::size_t m,
               value = product[i * n + j] + (accumulate == Accumulate::kAdd ? value : 0);
             }
           }
-          multiply<T, C>(path,
-                         threads,
-                         std::int64_t(m),
-                         std::int64_t(n),
-                         std::int64_t(k),
-                         Matrix<const T>{a_typed.data(), std::int64_t(a_stride), ta},
-                         Matrix<const T>{b_typed.data(), std::int64_t(b_stride), tb},
-                         accumulate,
-                         Matrix<C>{c_typed.data(), std::int64_t(c_stride)});
+          gemm(threads,
+               std::int64_t(m),
+               std::int64_t(n),
+               std::int64_t(k),
+               Matrix<const T>{a_typed.data(), std::int64_t(a_stride), ta},
+               Matrix<const T>{b_typed.data(), std::int64_t(b_stride), tb},
+               accumulate,
+               Matrix<T>{c_typed.data(), std::int64_t(c_stride)});
           Values observed;
-          for (const C value : c_typed) observed.push_back(double(value));
-          check_close(observed, c, tolerance(kDTypeOf<C>, std::int64_t(k)));
+          for (const T value : c_typed) observed.push_back(double(value));
+          check_close(observed, c, tolerance(kDTypeOf<T>, std::int64_t(k)));
         }
       }
     }
@@ -98,25 +81,6 @@ TEST_CASE("gemm agrees with the sum in the order of the formula") {
   for (const auto& [m, n, k] : shapes) {
     check_gemm<float>(m, n, k);
     check_gemm<double>(m, n, k);
-  }
-}
-
-TEST_CASE("gemm of bf16 factors sums in f32, with and without the CPU's bf16 instructions") {
-  using ops::detail::BF16Path;
-  const std::size_t shapes[][3] = {
-      {1, 1, 1}, {2, 3, 0}, {63, 65, 31}, {129, 65, 33}, {300, 257, 520}};
-  std::vector<BF16Path> paths{BF16Path::kConverted};
-  if (ops::detail::best_bf16_path() == BF16Path::kNative) {
-    paths.push_back(BF16Path::kNative);
-  } else {
-    WARN("this CPU has no AVX512-BF16: the native path is not tested");
-  }
-  for (const BF16Path path : paths) {
-    INFO("path " << int(path));
-    for (const auto& [m, n, k] : shapes) {
-      check_gemm<BFloat16>(m, n, k, path);
-      check_gemm<BFloat16, float>(m, n, k, path);
-    }
   }
 }
 

@@ -1,7 +1,9 @@
 #pragma once
 /// The two blocks that all layers are made of: linear maps and norms, each with or without a bias.
 
+#include <span>
 #include <string>
+#include <vector>
 
 #include <pecan/ops/types.hpp>
 
@@ -33,6 +35,39 @@ class Linear {
  private:
   parallel::Param* weight_;
   parallel::Param* bias_ = nullptr;
+};
+
+/// Linear maps of equal shape, each for a group of rows of its own: y_RO = x_RI W_e^T + b_e. Groups
+/// follow one another, counts[e] rows of the e-th.
+class GroupedLinear {
+ public:
+  /// Refers to `params`, which outlives it.
+  GroupedLinear(const ModelDims& dims,
+                parallel::ParamSet& params,
+                std::span<const std::string> names);
+  [[nodiscard]] std::size_t size() const { return weights_.size(); }
+  /// As Linear: without the bias, which add_bias adds.
+  void forward_part(Context& ctx,
+                    std::span<const std::int64_t> counts,
+                    ConstTensorView x_RI,
+                    TensorView y_RO) const;
+  void add_bias(Context& ctx, std::span<const std::int64_t> counts, TensorView y_RO) const;
+  /// Adds to the gradients of weights and biases of those that are on.
+  void backward_weight(Context& ctx,
+                       std::span<const std::int64_t> counts,
+                       ConstTensorView dy_RO,
+                       ConstTensorView x_RI) const;
+  void backward_input(Context& ctx,
+                      std::span<const std::int64_t> counts,
+                      ConstTensorView dy_RO,
+                      TensorView dx_RI,
+                      ops::Accumulate accumulate) const;
+  void set_weight_gradient(std::size_t index, WeightGradient value);
+
+ private:
+  std::vector<parallel::Param*> params_, biases_;  ///< no biases without dims.linear_bias
+  std::vector<ops::ParamStorage> weights_;
+  std::vector<ops::ParamStorage> grads_;  ///< without memory where they are off
 };
 
 /// Scratch for whole micro-batches of the residual stream; empty where that is not shared out.

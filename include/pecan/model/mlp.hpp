@@ -1,6 +1,6 @@
 #pragma once
 /// Feed-forward networks: SwiGLU, y = down(silu(gate(x)) * up(x)), or without a gate y =
-/// down(gelu(up(x))); one serves dense layers, the shared expert and each routed expert.
+/// down(gelu(up(x))): one of a dense layer or of the shared expert, or those of all routed experts.
 
 #include <optional>
 #include <span>
@@ -18,8 +18,8 @@ struct MlpActivations {
                                            std::int64_t rows,
                                            std::int64_t ffn,
                                            device::Arena& arena);
-  /// The rows [first, first + count) of each.
-  [[nodiscard]] MlpActivations rows(std::int64_t first, std::int64_t count) const;
+  /// The first `count` rows of each.
+  [[nodiscard]] MlpActivations first_rows(std::int64_t count) const;
 };
 
 class Mlp {
@@ -53,7 +53,7 @@ class Experts {
           LayerId layer,
           const parallel::MeshShape& mesh,
           Rank rank);
-  [[nodiscard]] int num_local() const { return int(experts_.size()); }
+  [[nodiscard]] int num_local() const { return int(up_->size()); }
   /// x_RH holds counts[i] rows for local expert i, one expert after the other; y_RH is a part of a
   /// sum over etp.
   void forward(Context& ctx,
@@ -61,21 +61,19 @@ class Experts {
                ConstTensorView x_RH,
                const MlpActivations& kept,
                TensorView y_RH) const;
-  /// dx_RH is overwritten; experts whose weight gradient is off only pass the gradient on.
+  /// dx_RH is overwritten, kept by gradients; experts whose weight gradient is off only pass the
+  /// gradient on.
   void backward(Context& ctx,
                 std::span<const std::int64_t> counts,
                 ConstTensorView dy_RH,
                 ConstTensorView x_RH,
                 const MlpActivations& kept,
                 TensorView dx_RH) const;
-  void set_weight_gradient(int local_expert, WeightGradient value) {
-    weight_gradient_.at(std::size_t(local_expert)) = value;
-  }
+  void set_weight_gradient(int local_expert, WeightGradient value);
 
  private:
-  std::vector<Mlp> experts_;
+  std::optional<GroupedLinear> gate_, up_, down_;  ///< gate_ of gated networks only
   bool adds_bias_;  ///< one of the ranks that share an expert adds its bias
-  std::vector<WeightGradient> weight_gradient_;
 };
 
 }  // namespace pecan::model

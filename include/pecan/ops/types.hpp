@@ -7,9 +7,9 @@
 /// floating tensors of one call share one dtype (f32 or f64), outputs overlap no other tensor,
 /// empty tensors are fine and compute nothing, NaN and infinity pass through by IEEE arithmetic,
 /// results are ordered on ctx.stream (on the CPU: there on return), and results are bit-exact for
-/// fixed inputs, machine type and ctx.threads. Shapes, dtypes or overlaps that break these rules
-/// throw ShapeError; a device that this build does not compute on, and an operator or dtype that
-/// has no kernel there, throws NotConfigured.
+/// fixed inputs and machine type, whatever ctx.threads is. Shapes, dtypes or overlaps that break
+/// these rules throw ShapeError; a device that this build does not compute on, and an operator or
+/// dtype that has no kernel there, throws NotConfigured.
 ///
 /// On a CUDA device: sums are made in f32 where they are said to be in double and are not returned
 /// as one, always in the same order, by the shapes alone; bf16 attention rounds its weights; scratch

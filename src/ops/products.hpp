@@ -1,0 +1,112 @@
+#pragma once
+/// Products of f32 or bf16 matrices, one or many at a time, cut into blocks that threads take one
+/// after the other. Each element is summed by one thread, in ascending order of k, in steps that
+/// depend on k alone: results depend on the kernels, but neither on threads nor on what else is
+/// computed with them.
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#include "ops/gemm.hpp"
+#include "ops/tile_kernels.hpp"
+
+namespace pecan::ops::detail {
+
+/// C[m, n] (+)= A[m, k] B[k, n], with m, n, k the sizes after transposition; k = 0 counts as a
+/// product of zeros. C is not transposed.
+struct Product {
+  std::int64_t m, n, k;
+  Matrix<const void> a, b;
+  Accumulate accumulate;
+  Matrix<void> c;
+};
+
+class Multiplier {
+ public:
+  /// `factors` (f32 or bf16) is what the kernels read, `result` the type of C: f32, or bf16, which
+  /// is rounded once; with kAdd what it held was rounded before.
+  Multiplier(const TileKernels& kernels, DType factors, DType result)
+      : kernels_(kernels), element_bytes_(std::int64_t(size_of(factors))), result_(result) {}
+
+  /// That one thread works with.
+  static constexpr std::int64_t kScratchBytes =
+      4 * ((256 + kMaxTileRows) * kPanelUnits + kPanelColumns * kPanelUnits + 256 * 256 +
+           kMaxTileRows * kPanelColumns);
+
+  /// Computes all products of product_of(0) to product_of(count - 1); each thread calls a copy of
+  /// its own in ascending order. `scratch` has kScratchBytes for each thread, aligned to 64.
+  template <typename ProductOf>
+  void multiply(int threads, std::int64_t count, ProductOf product_of, std::byte* scratch) const {
+    const int halvings = halvings_for(threads, count, product_of);
+    std::atomic<std::int64_t> next{0};
+    const auto work = [&](ProductOf own_product_of, std::byte* own_scratch) {
+      Product product{};
+      std::int64_t index = -1, first = 0, end = 0;
+      if (kernels_.begin != nullptr) kernels_.begin();
+      for (std::int64_t task = next++;; task = next++) {
+        while (task >= end && ++index < count) {
+          product = own_product_of(index);
+          first = end;
+          end += num_tasks(product, halvings);
+        }
+        if (task >= end) break;
+        run(product, halvings, task - first, own_scratch);
+      }
+      if (kernels_.end != nullptr) kernels_.end();
+    };
+    const auto on_thread = [&](int thread) { work(product_of, scratch + thread * kScratchBytes); };
+    on_threads(threads, std::cref(on_thread));
+  }
+
+ private:
+  /// Calls body(0) to body(threads - 1) side by side, or fewer where there are not as many threads.
+  static void on_threads(int threads, const std::function<void(int)>& body);
+
+  struct Blocks {
+    std::int64_t rows, columns;  ///< of C that one task computes, at most
+    bool packs_rows;             ///< A is packed
+  };
+  /// How often blocks are halved, so that there are enough of them for the threads.
+  template <typename ProductOf>
+  [[nodiscard]] int halvings_for(int threads,
+                                 std::int64_t count,
+                                 const ProductOf& product_of) const {
+    constexpr int kMostHalvings = 2;
+    constexpr std::int64_t kTasksPerThread = 4;
+    int halvings = 0;
+    for (; threads > 1 && halvings < kMostHalvings; ++halvings) {
+      ProductOf counted = product_of;
+      std::int64_t tasks = 0;
+      for (std::int64_t i = 0; i < count; ++i) tasks += num_tasks(counted(i), halvings);
+      if (tasks >= kTasksPerThread * threads) break;
+    }
+    return halvings;
+  }
+  [[nodiscard]] Blocks blocks_of(const Product& product, int halvings) const;
+  [[nodiscard]] std::int64_t num_tasks(const Product& product, int halvings) const;
+  /// The part of C that one task computes.
+  struct Block {
+    std::int64_t row, column, rows, columns;
+  };
+  void run(const Product& product, int halvings, std::int64_t task, std::byte* scratch) const;
+  void run_whole(const Product& product, const Block& block) const;
+  void run_tiles(const Product& product,
+                 const Blocks& blocks,
+                 const Block& block,
+                 std::byte* scratch) const;
+
+  const TileKernels& kernels_;
+  std::int64_t element_bytes_;
+  DType result_;
+};
+
+/// That of ctx.threads threads, in the workspace; nothing for f64, whose products need none.
+[[nodiscard]] inline TensorView allocate_product_scratch(Context& ctx, DType dtype) {
+  return ctx.workspace.allocate(
+      DType::kU8, {dtype == DType::kF64 ? 0 : ctx.threads * Multiplier::kScratchBytes});
+}
+
+}  // namespace pecan::ops::detail

@@ -1,0 +1,130 @@
+/// Tiles of f32, of stored f32 and of bf16 that is widened when it is packed; compiled once for
+/// each instruction set by tile_<isa>.cpp.
+
+#include "ops/tile_pack.inl"
+
+namespace pecan::ops::detail {
+namespace {
+
+// As many sums as registers hold beside the factors.
+#if defined(__AVX512F__)
+constexpr int kRows = 12, kPackedRows = 48;
+#elif defined(__AVX2__)
+constexpr int kRows = 6, kPackedRows = 24;
+#else
+constexpr int kRows = 4, kPackedRows = 4;
+#endif
+
+template <int kTileRows, int kVectors>
+void multiply_columns(std::int64_t columns,
+                      std::int64_t units,
+                      const float* a,
+                      std::int64_t row_step,
+                      std::int64_t unit_step,
+                      const float* panel,
+                      bool add,
+                      float* c,
+                      std::int64_t c_row) {
+  Floats sums[kTileRows][kVectors] = {};
+  for (std::int64_t u = 0; u < units; ++u) {
+    Floats b[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) b[v] = load<Floats>(panel + u * kPanelColumns + v * kLanes);
+#pragma GCC unroll 12
+    for (int i = 0; i < kTileRows; ++i) {
+      const float factor = a[i * row_step + u * unit_step];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sums[i][v] += factor * b[v];
+    }
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < kTileRows; ++i) {
+    float* row = c + i * c_row;
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const std::int64_t left = columns - std::int64_t(v) * kLanes;
+      float* at = row + v * kLanes;
+      if (left >= kLanes) {
+        store(at, add ? load<Floats>(at) + sums[i][v] : sums[i][v]);
+        continue;
+      }
+      float part[kLanes];
+      store(part, sums[i][v]);
+      for (std::int64_t j = 0; j < left; ++j) at[j] = add ? at[j] + part[j] : part[j];
+    }
+  }
+}
+
+template <int kTileRows>
+void multiply_rows(std::int64_t columns,
+                   std::int64_t units,
+                   const Unit* a,
+                   std::int64_t row_step,
+                   std::int64_t unit_step,
+                   const Unit* panel,
+                   bool add,
+                   float* c,
+                   std::int64_t c_row) {
+  const auto* factors = reinterpret_cast<const float*>(a);
+  const auto* right = reinterpret_cast<const float*>(panel);
+  for (std::int64_t j = 0; j < columns; j += 2 * kLanes) {
+    const auto part =
+        columns - j > kLanes ? multiply_columns<kTileRows, 2> : multiply_columns<kTileRows, 1>;
+    part(columns - j, units, factors, row_step, unit_step, right + j, add, c + j, c_row);
+  }
+}
+
+void multiply(std::int64_t rows,
+              std::int64_t columns,
+              std::int64_t units,
+              const Unit* a,
+              std::int64_t row_step,
+              std::int64_t unit_step,
+              const Unit* panel,
+              bool add,
+              float* c,
+              std::int64_t c_row) {
+  constexpr decltype(&multiply_rows<1>) kByRows[] = {multiply_rows<1>,
+                                                     multiply_rows<2>,
+                                                     multiply_rows<3>,
+                                                     multiply_rows<4>,
+                                                     multiply_rows < kRows < 5 ? 1 : 5 >,
+                                                     multiply_rows < kRows < 6 ? 1 : 6 >,
+                                                     multiply_rows < kRows < 7 ? 1 : 7 >,
+                                                     multiply_rows < kRows < 8 ? 1 : 8 >,
+                                                     multiply_rows < kRows < 9 ? 1 : 9 >,
+                                                     multiply_rows < kRows < 10 ? 1 : 10 >,
+                                                     multiply_rows < kRows < 11 ? 1 : 11 >,
+                                                     multiply_rows < kRows < 12 ? 1 : 12 > };
+  kByRows[rows - 1](columns, units, a, row_step, unit_step, panel, add, c, c_row);
+}
+
+template <typename Source>
+constexpr TileKernels table(const char* name, bool reads_rows) {
+  return {.name = name,
+          .elements_per_unit = 1,
+          .unit_multiple = 1,
+          .tile_rows = kRows,
+          .packed_rows = kPackedRows,
+          .packed_row_step = 1,
+          .packed_unit_step = kPackedRows,
+          .reads_rows = reads_rows,
+          .whole_blocks = false,
+          .needs_whole_tiles = false,
+          .begin = nullptr,
+          .end = nullptr,
+          .multiply = multiply,
+          .pack_panel = pack<Source, kPanelColumns>,
+          .pack_rows = pack<Source, kPackedRows>,
+          .store_bf16 = store_bf16};
+}
+
+}  // namespace
+
+extern const TileKernels PECAN_TILE_F32;
+extern const TileKernels PECAN_TILE_WIDENED;
+constinit const TileKernels PECAN_TILE_F32 = table<FromF32>("f32 " PECAN_TILE_ISA, true);
+constinit const TileKernels PECAN_TILE_WIDENED =
+    table<FromBf16>("bf16 widened " PECAN_TILE_ISA, false);
+
+}  // namespace pecan::ops::detail

@@ -1,0 +1,87 @@
+#pragma once
+/// The innermost loops of f32 and bf16 products: a tile of rows times a panel of columns, built for
+/// several instruction sets and chosen at run time.
+///
+/// Both factors are read as units of 32 bits: one f32, or two neighbours along the contracted
+/// dimension as a pair of bf16. A panel holds kPanelColumns columns of the right factor,
+/// [units][kPanelColumns]; what fills up columns and units is 0.
+
+#include <cstdint>
+#include <span>
+
+namespace pecan::ops::detail {
+
+using Unit = std::uint32_t;
+
+inline constexpr std::int64_t kPanelColumns = 32;
+/// Units of a panel at most, so that it stays in the nearest cache: 32 KB.
+inline constexpr std::int64_t kPanelUnits = 256;
+/// What tile_rows of all kernels do not exceed.
+inline constexpr std::int64_t kMaxTileRows = 32;
+
+/// The side of a factor whose elements follow one another in memory.
+enum class Contiguous : std::uint8_t {
+  kAlongUnits,   ///< the contracted dimension
+  kAcrossUnits,  ///< the other one
+};
+
+struct TileKernels {
+  const char* name;
+  std::int64_t elements_per_unit;  ///< 1, or 2 for pairs of bf16
+  std::int64_t unit_multiple;      ///< numbers of units are multiples of it
+  std::int64_t tile_rows;          ///< rows that multiply() takes at most
+  std::int64_t packed_rows;        ///< that pack_rows lays out together: one or more tiles
+  std::int64_t packed_row_step;    ///< between rows of what it lays out
+  std::int64_t packed_unit_step;   ///< between units
+  /// Whether multiply() may read rows of the left factor where they lie, if their units are
+  /// contiguous and none is filled up.
+  bool reads_rows;
+  /// oneDNN computes whole blocks of f32, one a thread; all that follows is unused.
+  bool whole_blocks;
+  bool needs_whole_tiles;  ///< multiply() takes tile_rows rows and a whole panel only
+  /// Called on each thread before and after a run of multiply(); may be null.
+  void (*begin)();
+  void (*end)();
+  /// c[i][j] = [c[i][j] +] sum over u < units, ascending, of a[i * row_step + u * unit_step] times
+  /// panel[u][j], for i < rows and j < columns.
+  void (*multiply)(std::int64_t rows,
+                   std::int64_t columns,
+                   std::int64_t units,
+                   const Unit* a,
+                   std::int64_t row_step,
+                   std::int64_t unit_step,
+                   const Unit* panel,
+                   bool add,
+                   float* c,
+                   std::int64_t c_row);
+  /// Fills a panel from `depth` x `columns` stored elements, lines of memory `stride` apart.
+  void (*pack_panel)(Contiguous contiguous,
+                     const void* from,
+                     std::int64_t stride,
+                     std::int64_t depth,
+                     std::int64_t columns,
+                     Unit* panel);
+  /// The same for packed_rows rows of the left factor.
+  void (*pack_rows)(Contiguous contiguous,
+                    const void* from,
+                    std::int64_t stride,
+                    std::int64_t depth,
+                    std::int64_t rows,
+                    Unit* packed);
+  /// y[i][j] = [y[i][j] +] x[i][j] rounded to bf16, of a part of a panel.
+  void (*store_bf16)(std::int64_t rows,
+                     std::int64_t columns,
+                     const float* x,
+                     std::int64_t x_row,
+                     bool add,
+                     std::uint16_t* y,
+                     std::int64_t y_row);
+};
+
+/// Of products of f32, for each instruction set that this CPU runs and isa_limit() allows, the best
+/// one last.
+[[nodiscard]] std::span<const TileKernels* const> f32_tile_kernels();
+/// Of products of bf16, likewise.
+[[nodiscard]] std::span<const TileKernels* const> bf16_tile_kernels();
+
+}  // namespace pecan::ops::detail
