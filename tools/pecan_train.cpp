@@ -200,6 +200,7 @@ int run(const Arguments& arguments, comm::MpiEnvironment& mpi) {
         world->rank().value == 0 ? "" : fmt::format("[rank {}] ", world->rank());
     configure_log(log_level_from_name(config.logging.level), prefix);
     group_options.timeout = std::chrono::seconds(config.comm.timeout_s);
+    group_options.shared_memory = config.comm.shared_memory;
     heartbeat.emplace(arguments.run.run_directory, world->rank(), world->size());
     group_options.observer = [&](const comm::CollectiveNote& note) {
       heartbeat->enter(std::uint64_t(note.sequence),

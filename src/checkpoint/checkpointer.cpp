@@ -368,6 +368,8 @@ struct Checkpointer::Impl {
       const ProfileSpan timed = span(ProfileThread::kCopier, "seal", save.facts.step);
       status = guarded([&] { return buffers[buffer].seal(save.memory_header); });
     }
+    // Once it is known as sealed, a snapshot for memory alone may end, and its generation with it.
+    const bool direct = save.direct;
     {
       // Before the writer starts: whoever hears that all is written hears that all is copied.
       const std::lock_guard lock(mutex);
@@ -375,7 +377,7 @@ struct Checkpointer::Impl {
       outcome.sealed_at = Clock::now();
       outcome.copy = status;
     }
-    if (save.direct) writer.post([this, buffer, status] { write(buffer, status); });
+    if (direct) writer.post([this, buffer, status] { write(buffer, status); });
   }
 
   /// All ranks have finished the snapshot under way.

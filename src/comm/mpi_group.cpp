@@ -1,4 +1,5 @@
 #include <array>
+#include <chrono>
 #include <cstdlib>
 #include <exception>
 #include <memory>
@@ -107,6 +108,15 @@ class MpiTransport final : public Transport {
           "MPI_Irecv");
     return request;
   }
+  [[nodiscard]] bool is_on_one_node() override {
+    MPI_Comm node = MPI_COMM_NULL;
+    check(MPI_Comm_split_type(communicator_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &node),
+          "MPI_Comm_split_type");
+    int num_members = 0;
+    check(MPI_Comm_size(node, &num_members), "MPI_Comm_size");
+    check(MPI_Comm_free(&node), "MPI_Comm_free");
+    return num_members == size_;
+  }
   [[nodiscard]] std::unique_ptr<Transport> split(std::span<const int> members, int index) override {
     MPI_Comm part = MPI_COMM_NULL;
     check(MPI_Comm_split(communicator_, members.front(), index, &part), "MPI_Comm_split");
@@ -120,6 +130,21 @@ class MpiTransport final : public Transport {
   int size_ = 0;
   int rank_ = 0;
 };
+
+/// Returns when all processes have called it. MPI_Finalize would wait as well, but in a fence of
+/// PMIx: where a process aborts the job meanwhile, PMIx 4.2 ends the fence once for each process
+/// that it loses, on which mpirun crashes or hangs.
+void wait_for_all() {
+  constexpr std::chrono::microseconds kNap{50};
+  MPI_Request request = MPI_REQUEST_NULL;
+  int complete = 0;
+  int code = MPI_Ibarrier(MPI_COMM_WORLD, &request);
+  while (code == MPI_SUCCESS && complete == 0) {
+    code = MPI_Test(&request, &complete, MPI_STATUS_IGNORE);
+    if (complete == 0) std::this_thread::sleep_for(kNap);
+  }
+  if (code != MPI_SUCCESS) PECAN_LOG(kWarn, "[comm] waiting for all ranks to end failed");
+}
 
 }  // namespace
 
@@ -157,16 +182,19 @@ MpiEnvironment::~MpiEnvironment() {
     PECAN_LOG(kError, "[comm] ending all ranks, since an exception leaves the MPI environment");
     abort(int(ExitCode::kInternal));
   }
+  wait_for_all();
   if (MPI_Finalize() != MPI_SUCCESS) PECAN_LOG(kWarn, "[comm] MPI_Finalize failed");
 }
 
 std::unique_ptr<Group> MpiEnvironment::world(GroupOptions options) {
   MPI_Comm communicator = MPI_COMM_NULL;
   check(MPI_Comm_dup(MPI_COMM_WORLD, &communicator), "MPI_Comm_dup");
-  return std::make_unique<PeerGroup>(
-      std::make_unique<MpiTransport>(communicator, state_->abort_flag),
-      state_->abort_flag,
-      options);
+  auto world =
+      std::make_unique<PeerGroup>(std::make_unique<MpiTransport>(communicator, state_->abort_flag),
+                                  state_->abort_flag,
+                                  options);
+  world->open_window();
+  return world;
 }
 
 void MpiEnvironment::abort(int exit_code) {

@@ -9,15 +9,15 @@
 #include <vector>
 
 #include <pecan/core/error.hpp>
+#include <pecan/core/log.hpp>
 
 #include <pecan/device/context.hpp>
 
 #include "comm/reduce.hpp"
+#include "comm/stream_copy.hpp"
 
 namespace pecan::comm {
 namespace {
-
-/// Below this, one round of whole vectors beats two rounds of pieces.
 
 /// The members' pieces of a packed buffer.
 class Pieces {
@@ -80,7 +80,12 @@ void post_all_gather(PeerOperation& operation,
 }
 
 void copy(std::span<const std::byte> from, std::span<std::byte> to) {
-  if (!from.empty()) std::memmove(to.data(), from.data(), from.size());
+  if (from.empty() || from.data() == to.data()) return;
+  if (from.size() >= kStreamedBytes) {
+    stream_copy(from, to);
+  } else {
+    std::memcpy(to.data(), from.data(), from.size());
+  }
 }
 
 void validate_view(const Context& ctx, const ConstTensorView& view, std::string_view name) {
@@ -151,6 +156,14 @@ std::int64_t validated_sum(std::span<const std::int64_t> counts, int size, std::
   return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
 }
 
+/// The members' pieces as one list.
+template <typename Byte>
+std::vector<std::span<Byte>> list_of(const Pieces& pieces, Byte* packed, int size) {
+  std::vector<std::span<Byte>> list;
+  for (int member = 0; member < size; ++member) list.push_back(pieces.of(packed, member));
+  return list;
+}
+
 /// Starts what was posted.
 Pending launch(std::unique_ptr<PeerOperation> operation) {
   operation->advance();
@@ -166,6 +179,54 @@ PeerGroup::PeerGroup(std::unique_ptr<Transport> transport,
   std::iota(peers_.world_ranks.begin(), peers_.world_ranks.end(), 0);
   peers_.transport = std::move(transport);
   peers_.family = std::make_shared<Family>(std::move(abort_flag), options);
+}
+
+void PeerGroup::open_window() {
+  if (!peers_.family->options.shared_memory || size() == 1 || !peers_.transport->is_on_one_node()) {
+    return;
+  }
+  PECAN_EXPECTS(peers_.window == nullptr);
+  device::Stream stream(device::cpu());
+  device::Arena no_workspace;
+  Context ctx{device::cpu(), stream, no_workspace};
+  constexpr Tag kTag{Purpose::kSetup, kNoLayer};
+  const std::size_t piece_bytes = peers_.family->options.piece_bytes;
+  // By messages, so that a member that does not come is named by a time-out.
+  SharedBlock memory;
+  Status status;
+  const auto keep = [&](Result<SharedBlock> block) {
+    status = block.status();
+    if (block.ok()) memory = std::move(block).value();
+  };
+  std::array<std::int64_t, 4> words{};
+  if (rank().value == 0) {
+    keep(SharedBlock::create(Window::memory_bytes(size(), piece_bytes)));
+    if (status.ok()) {
+      const SharedBlock::Address own = memory.address();
+      words = {own.process, own.descriptor, own.nonce, own.num_bytes};
+    }
+  }
+  broadcast(ctx, view_of(std::span(words)), Rank{0}, kTag).wait();
+  if (rank().value != 0 && words[0] != 0) {
+    keep(SharedBlock::attach({words[0], words[1], words[2], words[3]}));
+  }
+  const Window::Part part = Window::part_of(rank().value, size(), piece_bytes);
+  if (memory.bytes().data() != nullptr) status = memory.reserve(part.begin, part.num_bytes);
+  // The first that fails says why; all decide alike.
+  std::int32_t first_failed = status.ok() ? size() : rank().value;
+  all_reduce(ctx, view_of(std::span(&first_failed, 1)), ReduceOp::kMin, kTag).wait();
+  if (first_failed == rank().value) {
+    PECAN_LOG(kWarn,
+              "[comm] the ranks of a node exchange messages, which is slower than memory that they "
+              "share: {}; comm.shared_memory: false does without and without this warning",
+              status.message);
+  }
+  if (first_failed < size()) return;
+  memory.close();
+  peers_.memory = std::move(memory);
+  peers_.window =
+      std::make_unique<Window>(peers_.memory.bytes(), size(), rank().value, piece_bytes);
+  peers_.family->add_scratch(part.num_bytes);
 }
 
 std::unique_ptr<PeerOperation> PeerGroup::begin_collective(std::string_view name, Tag tag) {
@@ -213,6 +274,11 @@ std::size_t plan_all_reduce_scratch(std::int64_t num_elements, DType dtype, int 
   return scratch_size(own * std::size_t(group_size - 1));
 }
 
+std::size_t plan_window_bytes(int group_size) {
+  PECAN_EXPECTS(group_size >= 1);
+  return group_size == 1 ? 0 : Window::part_of(0, group_size, kPieceBytes).num_bytes;
+}
+
 Pending PeerGroup::all_reduce(Context& ctx, TensorView inout, ReduceOp op, Tag tag) {
   constexpr std::string_view kName = "all_reduce";
   validate_view(ctx, inout, kName);
@@ -221,6 +287,26 @@ Pending PeerGroup::all_reduce(Context& ctx, TensorView inout, ReduceOp op, Tag t
   const Transport& transport = *peers_.transport;
   const std::span<const std::byte> whole(inout.data, inout.num_bytes());
   if (size() == 1) return launch(std::move(operation));
+  if (peers_.window) {
+    using Chunks = ExchangeParts::Chunks;
+    ExchangeParts parts;
+    if (whole.size() < kSmallAllReduceBytes) {
+      parts.common = whole;
+      parts.reduction = {whole, inout.data, inout.dtype, op, Chunks::kCommon};
+    } else {
+      const Pieces pieces(all_reduce_counts(inout.num_elements(), size()), inout.dtype);
+      const std::span<std::byte> own = pieces.of(inout.data, transport.rank());
+      parts.personal = list_of<const std::byte>(pieces, inout.data, size());
+      parts.reduction = {own, own.data(), inout.dtype, op, Chunks::kPersonal};
+      parts.common = own;
+      parts.common_chunks = Chunks::kPersonal;
+      parts.common_is_reduced = true;
+      parts.gathered = list_of<std::byte>(pieces, inout.data, size());
+      parts.gathered_chunks = Chunks::kPersonal;
+    }
+    operation->exchange(std::move(parts));
+    return launch(std::move(operation));
+  }
   if (whole.size() < kSmallAllReduceBytes) {
     post_reduce(
         *operation,
@@ -264,6 +350,17 @@ Pending PeerGroup::reduce_scatter_v(Context& ctx,
     validate_apart(input, output, kName);
   }
   auto operation = begin_collective(kName, tag);
+  if (peers_.window) {
+    ExchangeParts parts;
+    parts.personal = list_of<const std::byte>(pieces, input.data, size());
+    parts.reduction = {parts.personal[std::size_t(rank().value)],
+                       output.data,
+                       input.dtype,
+                       op,
+                       ExchangeParts::Chunks::kPersonal};
+    operation->exchange(std::move(parts));
+    return launch(std::move(operation));
+  }
   post_reduce(
       *operation,
       *peers_.transport,
@@ -289,6 +386,14 @@ Pending PeerGroup::all_gather_v(Context& ctx,
   if (input.data != own.data()) validate_apart(input, output, kName);
   auto operation = begin_collective(kName, tag);
   copy({input.data, input.num_bytes()}, own);
+  // Between two by messages, for the same reason as in all_to_all_v.
+  if (peers_.window && size() > 2) {
+    ExchangeParts parts;
+    parts.common = own;
+    parts.gathered = list_of<std::byte>(pieces, output.data, size());
+    operation->exchange(std::move(parts));
+    return launch(std::move(operation));
+  }
   post_all_gather(*operation, *peers_.transport, pieces, output.data);
   return launch(std::move(operation));
 }
@@ -313,6 +418,8 @@ Pending PeerGroup::all_to_all_v(Context& ctx,
                  receive_counts[own]);
   auto operation = begin_collective(kName, tag);
   const Pieces sent(send_counts, input.dtype), received(receive_counts, input.dtype);
+  // By messages also where members share memory: what each gives is for one other alone, and MPI
+  // copies it once between processes of a node, where a window copies twice.
   for_each_peer(*peers_.transport,
                 [&](int peer) { operation->receive(received.of(output.data, peer), peer); });
   for_each_peer(*peers_.transport,
@@ -327,6 +434,17 @@ Pending PeerGroup::broadcast(Context& ctx, TensorView inout, Rank root, Tag tag)
   validate_member(root, kName);
   auto operation = begin_collective(kName, tag);
   const std::span<std::byte> whole(inout.data, inout.num_bytes());
+  if (peers_.window) {
+    ExchangeParts parts;
+    if (rank() == root) {
+      parts.common = whole;
+    } else {
+      parts.gathered.resize(std::size_t(size()));
+      parts.gathered[std::size_t(root.value)] = whole;
+    }
+    operation->exchange(std::move(parts));
+    return launch(std::move(operation));
+  }
   if (rank() == root) {
     for_each_peer(*peers_.transport, [&](int peer) { operation->send(whole, peer); });
   } else {
@@ -372,11 +490,15 @@ std::unique_ptr<Group> PeerGroup::split(int color, int key) {
   std::ranges::stable_sort(
       members, {}, [&](int member) { return colors_and_keys[2 * std::size_t(member) + 1]; });
   const auto index = int(std::ranges::find(members, rank().value) - members.begin());
-  Peers peers{peers_.transport->split(members, index), peers_.family, {}, {}};
+  Peers peers;
+  peers.transport = peers_.transport->split(members, index);
+  peers.family = peers_.family;
   for (const int member : members) {
     peers.world_ranks.push_back(peers_.world_ranks[std::size_t(member)]);
   }
-  return std::unique_ptr<Group>(new PeerGroup(std::move(peers)));
+  std::unique_ptr<PeerGroup> part(new PeerGroup(std::move(peers)));
+  part->open_window();
+  return part;
 }
 
 }  // namespace pecan::comm

@@ -28,6 +28,10 @@ class PeerGroup final : public Group {
             std::shared_ptr<AbortFlag> abort_flag,
             GroupOptions options);
 
+  /// Lets members of one node exchange through memory from now on, if the options ask for it; says
+  /// why where it cannot be had. Collective over this group, before its first collective.
+  void open_window();
+
   [[nodiscard]] int size() const override { return peers_.transport->size(); }
   [[nodiscard]] Rank rank() const override { return Rank{peers_.transport->rank()}; }
   [[nodiscard]] Pending all_reduce(Context& ctx, TensorView inout, ReduceOp op, Tag tag) override;

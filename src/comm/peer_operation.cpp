@@ -51,6 +51,7 @@ PeerOperation::PeerOperation(Peers& peers, std::string name, Tag tag, int messag
 
 PeerOperation::~PeerOperation() {
   messages_.clear();
+  exchange_.reset();
   for (device::Buffer& buffer : scratch_) peers_.family->return_scratch(std::move(buffer));
   peers_.family->remove(*this);
 }
@@ -74,6 +75,12 @@ void PeerOperation::receive(std::span<std::byte> data, int from) {
   }
 }
 
+void PeerOperation::exchange(ExchangeParts parts) {
+  PECAN_EXPECTS(exchange_ == nullptr);
+  exchange_ = std::make_unique<Exchange>(*peers_.window, std::move(parts));
+  peers_.traffic[std::size_t(tag_.purpose)].sent_bytes += exchange_->sent_bytes();
+}
+
 std::byte* PeerOperation::scratch(std::size_t num_bytes) {
   return scratch_.emplace_back(peers_.family->take_scratch(num_bytes)).data();
 }
@@ -83,7 +90,8 @@ bool PeerOperation::advance() {
   try {
     while (!over()) {
       moved |= std::erase_if(messages_, [](const Message& m) { return m.request->test(); }) > 0;
-      if (!messages_.empty()) break;
+      if (exchange_) moved |= exchange_->advance();
+      if (!messages_.empty() || (exchange_ && !exchange_->done())) break;
       moved = true;
       if (next_step_ < steps_.size()) {
         steps_[next_step_++]();
@@ -143,6 +151,11 @@ std::string PeerOperation::peers_of(bool receives) const {
       ranks.push_back(peers_.world_ranks[std::size_t(message.peer)]);
     }
   }
+  if (exchange_) {
+    for (const int member : receives ? exchange_->missing() : exchange_->not_taken()) {
+      ranks.push_back(peers_.world_ranks[std::size_t(member)]);
+    }
+  }
   std::ranges::sort(ranks);
   ranks.erase(std::ranges::unique(ranks).begin(), ranks.end());
   return fmt::format("{}", fmt::join(ranks, ", "));
@@ -167,6 +180,7 @@ std::string PeerOperation::describe_wait() const {
 void PeerOperation::fail(std::exception_ptr error, const std::string& what) {
   error_ = std::move(error);
   messages_.clear();
+  exchange_.reset();
   peers_.family->abort_flag->raise(what);
 }
 

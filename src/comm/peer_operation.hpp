@@ -18,7 +18,9 @@
 #include <pecan/comm/group.hpp>
 
 #include "comm/abort_flag.hpp"
+#include "comm/shared_block.hpp"
 #include "comm/transport.hpp"
+#include "comm/window.hpp"
 
 namespace pecan::comm {
 
@@ -45,6 +47,8 @@ class Family {
   /// At least `num_bytes` of memory, used before where possible.
   [[nodiscard]] device::Buffer take_scratch(std::size_t num_bytes);
   void return_scratch(device::Buffer buffer) { scratch_.push_back(std::move(buffer)); }
+  /// Counts memory that a group of this rank takes for good.
+  void add_scratch(std::size_t num_bytes) { scratch_bytes_ += num_bytes; }
   [[nodiscard]] std::size_t scratch_bytes() const { return scratch_bytes_; }
 
   const std::shared_ptr<AbortFlag> abort_flag;  ///< shared with whom it ends: see AbortFlag
@@ -67,10 +71,13 @@ struct Peers {
   std::unique_ptr<Transport> transport;
   std::shared_ptr<Family> family;  ///< shared by the groups that one was split from
   std::vector<int> world_ranks;    ///< of the members, for messages
+  SharedBlock memory;              ///< of the window
+  std::unique_ptr<Window> window;  ///< of members that share memory; else null
   std::array<Traffic, std::size_t(Purpose::kCount)> traffic{};
 };
 
-/// One collective: messages to wait for, then a step, which may post more messages, and so on.
+/// One collective: messages or an exchange through the window to wait for, then a step, which may
+/// post more messages, and so on.
 class PeerOperation final : public Pending::Operation {
  public:
   /// `peers` outlives the operation.
@@ -85,6 +92,8 @@ class PeerOperation final : public Pending::Operation {
 
   void send(std::span<const std::byte> data, int to);
   void receive(std::span<std::byte> data, int from);
+  /// Through the window, which there is; once.
+  void exchange(ExchangeParts parts);
   /// Runs `step` when all that was posted before is complete.
   void then(std::function<void()> step) { steps_.push_back(std::move(step)); }
   /// 64-byte aligned memory that lasts until the operation is complete.
@@ -101,7 +110,7 @@ class PeerOperation final : public Pending::Operation {
     int peer;
     bool is_receive;
   };
-  /// The peers of the unfinished messages in one direction, as world ranks: "5, 6".
+  /// The peers for which one direction waits, as world ranks: "5, 6".
   [[nodiscard]] std::string peers_of(bool receives) const;
   [[nodiscard]] std::string describe_wait() const;
   /// Gives up, and ends the family, whose members would otherwise wait for this one.
@@ -116,6 +125,7 @@ class PeerOperation final : public Pending::Operation {
   int exceptions_at_start_ = std::uncaught_exceptions();
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   std::vector<Message> messages_;
+  std::unique_ptr<Exchange> exchange_;
   std::vector<std::function<void()>> steps_;
   std::size_t next_step_ = 0;
   std::vector<device::Buffer> scratch_;

@@ -143,6 +143,7 @@ class ThreadTransport final : public Transport {
                                                  int tag) override {
     return std::make_unique<ThreadRequest>(world_, ChannelKey{context_, from, rank_, tag}, data);
   }
+  [[nodiscard]] bool is_on_one_node() override { return true; }
   [[nodiscard]] std::unique_ptr<Transport> split(std::span<const int> members, int index) override {
     const int context = world_->context_of(context_, num_splits_++, members.front());
     return std::make_unique<ThreadTransport>(world_, context, int(members.size()), index);
@@ -177,6 +178,7 @@ void run_thread_group(int size, const std::function<void(Group&)>& body, GroupOp
     Outcome& outcome = outcomes[std::size_t(rank)];
     try {
       PeerGroup group(std::make_unique<ThreadTransport>(world, 0, size, rank), abort_flag, options);
+      group.open_window();
       body(group);
     } catch (const AbortedError&) {
       outcome.consequence = std::current_exception();

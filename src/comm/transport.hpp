@@ -43,6 +43,8 @@ class Transport {
   [[nodiscard]] virtual std::unique_ptr<Request> receive(std::span<std::byte> data,
                                                          int from,
                                                          int tag) = 0;
+  /// Whether all members can share memory as far as their places go. Collective over this group.
+  [[nodiscard]] virtual bool is_on_one_node() = 0;
   /// Transport between `members` (this group's ranks, in the order of the new one), of which this
   /// is members[index]. Collective over this group, whose members fall into disjoint lists.
   [[nodiscard]] virtual std::unique_ptr<Transport> split(std::span<const int> members,

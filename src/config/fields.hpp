@@ -525,6 +525,11 @@ void visit(CommConfig& c, Field&& field) {
         c.timeout_s,
         at_least(0),
         "seconds until a collective gives up on its peers (exit code 5); 0: never");
+  field("shared_memory",
+        c.shared_memory,
+        Free{},
+        "collectives of ranks of one node go through memory that they share; false: by messages, "
+        "with the same results");
 }
 
 template <typename Field>

@@ -99,6 +99,19 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
                                                      plan.dims.master_dtype(),
                                                      bucket.expert ? plan.mesh.edp : plan.mesh.dp);
     }
+    if (config.comm.shared_memory) {
+      // Which groups share a node is not known here: the plan has room for both ways.
+      const parallel::MeshShape& mesh = plan.mesh;
+      for (const int size : {mesh.world,
+                             mesh.tp,
+                             mesh.dp,
+                             plan.dims.kv_replicas(),
+                             mesh.etp,
+                             mesh.edp,
+                             mesh.etp * mesh.ep}) {
+        communication += comm::plan_window_bytes(size);
+      }
+    }
     plan.memory.push_back({.weights = state.weights,
                            .gradients = state.gradients,
                            .optimizer = state.masters + 2 * state.moment,

@@ -97,10 +97,11 @@ class Checker {
     check_type<std::int64_t>();
     check_type<std::int32_t>();
     check_type<std::uint8_t>();
+    for (const Index count : {7, 5003}) check_bf16(count);
     check_that_order_shows();
     check_large_messages();
     check_messages();
-    check_many_at_once();
+    for (const Index count : {5, 3000}) check_many_at_once(count);
     check_splits();
     check_traffic();
     result_.digest = digest_.digest();
@@ -197,7 +198,7 @@ class Checker {
     stagger();
     for (const Counts& counts : count_patterns()) check_all_gather<T>(counts);
     for (const Index count : {0, 1, 3, 700}) check_all_to_all<T>(count);
-    for (int root = 0; root < size_; ++root) check_broadcast<T>(root);
+    for (int root = 0; root < size_; ++root) check_broadcast<T>(root, 17 * root);
   }
 
   template <typename T>
@@ -278,12 +279,27 @@ class Checker {
   }
 
   template <typename T>
-  void check_broadcast(int root) {
+  void check_broadcast(int root, Index count) {
     const int draw = ++draw_;
-    const Index count = 17 * root;
     Guarded<T> values = input<T>(draw, rank_, count);
     group_.broadcast(ctx_, values.view(), Rank{root}, kTag).wait();
     expect_equal(values, drawn<T>(draw, root, count), fmt::format("broadcast from {}", root));
+  }
+
+  /// Summed in float and rounded once.
+  void check_bf16(Index count) {
+    const int draw = ++draw_;
+    const auto given = [&](int rank, Index i) { return BFloat16(value<float>(draw, rank, i)); };
+    Guarded<BFloat16> values(count);
+    std::vector<BFloat16> expected;
+    for (Index i = 0; i < count; ++i) {
+      values.elements()[std::size_t(i)] = given(rank_, i);
+      float sum = float(given(0, i));
+      for (int rank = 1; rank < size_; ++rank) sum += float(given(rank, i));
+      expected.emplace_back(sum);
+    }
+    group_.all_reduce(ctx_, values.view(), ReduceOp::kSum, kTag).wait();
+    expect_equal(values, expected, fmt::format("all_reduce of {} bf16", count));
   }
 
   /// The inputs must be able to tell an ascending sum from any other.
@@ -315,6 +331,13 @@ class Checker {
 
     constexpr Index kReduced = (Index{1} << 18) + 3;
     check_all_reduce<double>(kReduced, ReduceOp::kSum);
+
+    // On one member nearly alone.
+    Counts uneven(std::size_t(size_), 3);
+    uneven[0] = (Index{1} << 16) + 5;
+    check_reduce_scatter<float>(uneven, ReduceOp::kSum);
+    check_all_gather<float>(uneven);
+    check_broadcast<double>(last, (Index{1} << 15) + 7);
   }
 
   /// Messages round a ring arrive in the order in which they were sent, in spite of different
@@ -345,21 +368,20 @@ class Checker {
   }
 
   /// Many collectives under way, waited for in an order of each member's own.
-  void check_many_at_once() {
+  void check_many_at_once(Index count) {
     const int draw = ++draw_;
     constexpr int kRounds = 6;
-    constexpr Index kCount = 3000;
-    const Counts counts(std::size_t(size_), kCount);
+    const Counts counts(std::size_t(size_), count);
     std::vector<Guarded<float>> reduced_values, scattered, gathered, broadcasted;
     std::vector<Guarded<float>> own_values, all_values;
     std::vector<Pending> pending;
     for (int i = 0; i < kRounds; ++i) {
-      reduced_values.push_back(input<float>(draw + i, rank_, kCount));
-      own_values.push_back(input<float>(draw + i, rank_, kCount));
-      all_values.push_back(input<float>(draw + i, rank_, kCount * size_));
-      broadcasted.push_back(input<float>(draw + i, rank_, kCount));
-      scattered.emplace_back(kCount);
-      gathered.emplace_back(kCount * size_);
+      reduced_values.push_back(input<float>(draw + i, rank_, count));
+      own_values.push_back(input<float>(draw + i, rank_, count));
+      all_values.push_back(input<float>(draw + i, rank_, count * size_));
+      broadcasted.push_back(input<float>(draw + i, rank_, count));
+      scattered.emplace_back(count);
+      gathered.emplace_back(count * size_);
     }
     stagger();
     for (int i = 0; i < kRounds; ++i) {
@@ -381,17 +403,17 @@ class Checker {
       const auto n = std::size_t(i);
       const int d = draw + i;
       expect_equal(
-          reduced_values[n], reduced<float>(d, kCount, ReduceOp::kSum), "all_reduce among others");
-      expect_equal(broadcasted[n], drawn<float>(d, i % size_, kCount), "broadcast among others");
+          reduced_values[n], reduced<float>(d, count, ReduceOp::kSum), "all_reduce among others");
+      expect_equal(broadcasted[n], drawn<float>(d, i % size_, count), "broadcast among others");
       std::vector<float> all;
       for (int rank = 0; rank < size_; ++rank) {
-        std::ranges::copy(drawn<float>(d, rank, kCount), std::back_inserter(all));
+        std::ranges::copy(drawn<float>(d, rank, count), std::back_inserter(all));
       }
       expect_equal(gathered[n], all, "all_gather_v among others");
-      const std::vector<float> whole = reduced<float>(d, kCount * size_, ReduceOp::kSum);
-      const auto begin = whole.begin() + rank_ * kCount;
+      const std::vector<float> whole = reduced<float>(d, count * size_, ReduceOp::kSum);
+      const auto begin = whole.begin() + rank_ * count;
       expect_equal(
-          scattered[n], std::vector<float>(begin, begin + kCount), "reduce_scatter_v among others");
+          scattered[n], std::vector<float>(begin, begin + count), "reduce_scatter_v among others");
     }
     draw_ += kRounds;
   }

@@ -1,6 +1,6 @@
 /// Runs the conformance body over MPI and over threads: both must pass, with the same bits. Started
-/// by mpirun. With an argument, one rank misbehaves instead: what its peers do is checked from
-/// outside.
+/// by mpirun. With --shared-memory first, MPI's ranks share memory. With another argument, one rank
+/// misbehaves instead: what its peers do is checked from outside.
 
 #include <chrono>
 #include <csignal>
@@ -8,6 +8,8 @@
 #include <string_view>
 #include <thread>
 #include <vector>
+
+#include <mpi.h>
 
 #include <pecan/core/error.hpp>
 
@@ -67,7 +69,8 @@ void stay_away(Group& world) {
   }
 }
 
-/// All call collectives of one kind; the last rank stops in the fourth and never comes back.
+/// All call collectives of one kind; the last rank stops in the fourth, until mpirun, which ends
+/// the job, wakes it.
 void stop_in(Group& world, std::string_view kind) {
   device::Stream stream(device::cpu());
   device::Arena no_workspace;
@@ -105,22 +108,42 @@ void stop_in(Group& world, std::string_view kind) {
 }  // namespace
 }  // namespace pecan::comm::test
 
+/// In place of MPI's own, which it calls: says who comes to it.
+extern "C" int MPI_Finalize() {
+  int rank = -1;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  std::printf("rank %d finalizes\n", rank);
+  std::fflush(stdout);
+  return PMPI_Finalize();
+}
+
 int main(int argc, char** argv) {
   using namespace pecan;
   using namespace std::chrono_literals;
   comm::MpiEnvironment mpi(&argc, &argv);
   try {
+    comm::GroupOptions options{.timeout = 40s};
+    if (argc > 1 && std::string_view(argv[1]) == "--shared-memory") {
+      options.shared_memory = true;
+      --argc, ++argv;
+    }
     if (argc > 1 && std::string_view(argv[1]) == "--stay-away") {
-      const auto world = mpi.world({.timeout = 500ms});
+      options.timeout = 500ms;
+      const auto world = mpi.world(options);
       comm::test::stay_away(*world);
       return 0;
     }
     if (argc > 2 && std::string_view(argv[1]) == "--stop-in") {
-      const auto world = mpi.world({.timeout = 1s});
+      options.timeout = 1s;
+      const auto world = mpi.world(options);
       comm::test::stop_in(*world, argv[2]);
       return 0;
     }
-    const auto world = mpi.world({.timeout = 40s});
+    const auto world = mpi.world(options);
+    if (argc > 1 && std::string_view(argv[1]) == "--fail-at-end") {
+      if (world->rank().value == 0) throw CheckpointError("rank 0 fails where the others are done");
+      return 0;
+    }
     return comm::test::check(*world);
   } catch (const Error& error) {
     std::printf("%s\n", error.what());

@@ -127,20 +127,20 @@ TEST_CASE("Thread groups of every size conform, with the same bits each time", "
 }
 
 TEST_CASE("a time-out says who waited, in what, and for whom", "[comm]") {
-  const auto errors = errors_of(4, {.timeout = 150ms}, [](Group& group, Member& member) {
+  const auto errors = errors_of(4, {.timeout = 600ms}, [](Group& group, Member& member) {
     group.set_step(Step{120});
     const auto half = group.split(group.rank().value / 2, 0);
     half->all_reduce(member.ctx, member.view(), ReduceOp::kSum, kTag).wait();
     if (group.rank().value == 3) return;
     half->all_reduce(member.ctx, member.view(), ReduceOp::kSum, {Purpose::kDispatch, LayerId{7}})
         .wait();
-    std::this_thread::sleep_for(20ms);
+    std::this_thread::sleep_for(300ms);
     group.all_reduce(member.ctx, member.view(), ReduceOp::kSum, kTag).wait();
   });
   CAPTURE(errors);
   CHECK(errors[3].empty());
   CHECK(contains(errors[2],
-                 "rank 2 waited 0.15 s in all_reduce #1 (dispatch, layer 7, step 120): data is "
+                 "rank 2 waited 0.60 s in all_reduce #1 (dispatch, layer 7, step 120): data is "
                  "missing from rank 3, data was not taken by rank 3"));
   // The others were woken, or noticed by themselves in the world's all_reduce, where both are
   // missing.

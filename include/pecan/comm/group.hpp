@@ -148,7 +148,8 @@ class Group {
   /// Named in time-out errors of this group and its relatives; set once a step.
   virtual void set_step(Step step) = 0;
   [[nodiscard]] virtual Traffic traffic(Purpose purpose) const = 0;
-  /// Scratch memory that this rank's groups of one family have taken and keep for reuse.
+  /// Memory that this rank's groups of one family have taken and keep: scratch memory for reuse,
+  /// and what they share with the ranks of their node.
   [[nodiscard]] virtual std::size_t scratch_bytes() const = 0;
 };
 
@@ -157,6 +158,13 @@ class Group {
 [[nodiscard]] std::size_t plan_all_reduce_scratch(std::int64_t num_elements,
                                                   DType dtype,
                                                   int group_size);
+
+/// Bytes of memory that a member of a group of `group_size` brings to what the members of one node
+/// share. Pure.
+[[nodiscard]] std::size_t plan_window_bytes(int group_size);
+/// Of what goes through it at once: small enough for the caches of all ranks, large enough that
+/// waiting for each other costs little.
+inline constexpr std::size_t kPieceBytes = std::size_t{256} << 10;
 
 /// A collective or message that this rank begins.
 struct CollectiveNote {
@@ -168,6 +176,10 @@ struct CollectiveNote {
 
 struct GroupOptions {
   std::chrono::milliseconds timeout{600'000};  ///< of one wait(); 0 waits for ever
+  /// Collectives of members that share a node go through memory that they share, if it can be had.
+  bool shared_memory = false;
+  /// Of a piece that goes through it; a member of a group has four in it.
+  std::size_t piece_bytes = kPieceBytes;
   /// Told of each collective and message before anything is sent, on the calling thread; must be
   /// quick and not throw.
   std::function<void(const CollectiveNote&)> observer;
@@ -184,7 +196,7 @@ struct GroupOptions {
 void run_thread_group(int size, const std::function<void(Group&)>& body, GroupOptions options = {});
 
 /// MPI for the life of the object: initialised (thread level funneled, yielding when idle) and
-/// finalised. One per process.
+/// finalised, when all processes have come to its end. One per process.
 class MpiEnvironment {
  public:
   MpiEnvironment(int* argc, char*** argv);

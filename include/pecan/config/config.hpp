@@ -190,6 +190,7 @@ struct CheckpointConfig {
 
 struct CommConfig {
   int timeout_s = 600;
+  bool shared_memory = true;  ///< between ranks of one node
   bool operator==(const CommConfig&) const = default;
 };
 
