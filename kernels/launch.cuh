@@ -6,8 +6,9 @@
 
 #include <cuda_runtime.h>
 
-/// Dynamic shared memory of the block that runs. Declared once, with one type: kernels cast it.
-extern __shared__ __align__(16) unsigned char dynamic_smem[];
+/// Dynamic shared memory of the block that runs, aligned as tensor cores and copies want it.
+/// Declared once, with one type: kernels cast it.
+extern __shared__ __align__(128) unsigned char dynamic_smem[];
 
 namespace pecan::cuda {
 namespace detail {

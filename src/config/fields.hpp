@@ -314,8 +314,10 @@ void visit(TrainingConfig& c, Field&& field) {
         "stop (exit code 75, resumable) after so many minutes; 0: never");
   field("device",
         c.device,
-        Named<DeviceChoice>{{{"auto", DeviceChoice::kAuto}, {"cpu", DeviceChoice::kCpu}}, {"cuda"}},
-        "where to compute");
+        Named<DeviceChoice>{{{"auto", DeviceChoice::kAuto},
+                             {"cpu", DeviceChoice::kCpu},
+                             {"cuda", DeviceChoice::kCuda}}},
+        "where to compute; auto: on the CPU where no GPU can, and the log says why");
   field("check_for_nan_in_loss_and_grad",
         c.check_for_nan_in_loss_and_grad,
         Named<NanPolicy>{{{"stop", NanPolicy::kStop}, {"skip", NanPolicy::kSkip}}},

@@ -4,18 +4,94 @@
 
 #include <pecan/core/error.hpp>
 
+#include <pecan/device/backend.hpp>
 #include <pecan/device/device.hpp>
 
 namespace pecan::device {
+namespace {
 
-Buffer::Buffer(Device device, std::size_t num_bytes) : num_bytes_(num_bytes) {
-  PECAN_VALIDATE(
-      device.kind == DeviceKind::kCpu,
-      DeviceError,
-      "a buffer of {} bytes on CUDA device {} cannot be made: this build computes on the "
-      "CPU only; set training.device to cpu",
-      num_bytes,
-      device.ordinal);
+Backend& backend_of(const Device& device, std::string_view wanted) {
+  PECAN_VALIDATE(device.backend != nullptr,
+                 DeviceError,
+                 "{} on CUDA device {} cannot be made: no library of CUDA kernels is loaded; set "
+                 "training.device to cpu",
+                 wanted,
+                 device.ordinal);
+  return *device.backend;
+}
+
+void validate_alike(std::string_view what, const ConstTensorView& from, const ConstTensorView& to) {
+  PECAN_VALIDATE(from.dtype == to.dtype && from.shape == to.shape,
+                 ShapeError,
+                 "{} of {} {} into {} {}",
+                 what,
+                 name_of(from.dtype),
+                 from.shape.to_string(),
+                 name_of(to.dtype),
+                 to.shape.to_string());
+}
+
+}  // namespace
+
+Event::Event(Device device) : device_(device) {
+  if (device.kind == DeviceKind::kCpu) return;
+  handle_ = backend_of(device, "an event").create_event(device.ordinal);
+}
+
+Event::~Event() {
+  if (handle_ != nullptr) device_.backend->destroy_event(device_.ordinal, handle_);
+}
+
+Event& Event::operator=(Event&& other) noexcept {
+  Event taken(std::move(other));  // a self-move comes back through the swap
+  std::swap(device_, taken.device_);
+  std::swap(handle_, taken.handle_);
+  return *this;
+}
+
+bool Event::query() const {
+  return device_.backend->query(device_.ordinal, handle_);
+}
+
+void Event::synchronize() const {
+  device_.backend->synchronize_event(device_.ordinal, handle_);
+}
+
+Stream::Stream(Device device) : device_(device) {
+  if (device.kind == DeviceKind::kCpu) return;
+  handle_ = backend_of(device, "a stream").create_stream(device.ordinal);
+}
+
+Stream::~Stream() {
+  if (handle_ != nullptr) device_.backend->destroy_stream(device_.ordinal, handle_);
+}
+
+Stream& Stream::operator=(Stream&& other) noexcept {
+  Stream taken(std::move(other));
+  std::swap(device_, taken.device_);
+  std::swap(handle_, taken.handle_);
+  return *this;
+}
+
+void Stream::record_in(Event& event) {
+  PECAN_EXPECTS(event.handle_ != nullptr && event.device_ == device_);
+  device_.backend->record(device_.ordinal, event.handle_, handle_);
+}
+
+void Stream::wait_for(const Event& event) {
+  device_.backend->stream_wait(device_.ordinal, handle_, event.handle_);
+}
+
+void Stream::synchronize_all() {
+  device_.backend->synchronize(device_.ordinal, handle_);
+}
+
+Buffer::Buffer(Device device, std::size_t num_bytes) : device_(device), num_bytes_(num_bytes) {
+  if (device.kind == DeviceKind::kCuda) {
+    Backend& backend = backend_of(device, fmt::format("a buffer of {} bytes", num_bytes));
+    if (num_bytes > 0) data_ = backend.allocate(device.ordinal, num_bytes);
+    return;
+  }
   if (num_bytes == 0) return;
   data_ = static_cast<std::byte*>(
       ::operator new (num_bytes, std::align_val_t{kBufferAlignment}, std::nothrow));
@@ -28,17 +104,65 @@ Buffer::Buffer(Device device, std::size_t num_bytes) : num_bytes_(num_bytes) {
 }
 
 Buffer::~Buffer() {
-  ::operator delete (data_, std::align_val_t{kBufferAlignment});
+  if (device_.kind == DeviceKind::kCpu) {
+    ::operator delete (data_, std::align_val_t{kBufferAlignment});
+  } else if (data_ != nullptr) {
+    device_.backend->free(device_.ordinal, data_);
+  }
 }
 
 Buffer::Buffer(Buffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), num_bytes_(std::exchange(other.num_bytes_, 0)) {}
+    : device_(other.device_),
+      data_(std::exchange(other.data_, nullptr)),
+      num_bytes_(std::exchange(other.num_bytes_, 0)) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   Buffer taken(std::move(other));  // a self-move comes back through the swap
+  std::swap(device_, taken.device_);
   std::swap(data_, taken.data_);
   std::swap(num_bytes_, taken.num_bytes_);
   return *this;
+}
+
+HostRegistration::HostRegistration(Device device, std::span<std::byte> memory) : device_(device) {
+  if (device.kind == DeviceKind::kCpu || memory.empty()) return;
+  backend_of(device, "locked host memory").register_host(memory.data(), memory.size());
+  memory_ = memory.data();
+}
+
+HostRegistration::~HostRegistration() {
+  if (memory_ != nullptr) device_.backend->unregister_host(memory_);
+}
+
+HostRegistration& HostRegistration::operator=(HostRegistration&& other) noexcept {
+  HostRegistration taken(std::move(other));
+  std::swap(device_, taken.device_);
+  std::swap(memory_, taken.memory_);
+  return *this;
+}
+
+void upload(Stream& stream, ConstTensorView host, TensorView tensor) {
+  validate_alike("upload", host, tensor);
+  const std::size_t num_bytes = host.num_bytes();
+  if (num_bytes == 0) return;
+  const Device device = stream.device();
+  if (device.kind == DeviceKind::kCpu) {
+    std::memcpy(tensor.data, host.data, num_bytes);
+  } else {
+    device.backend->upload(device.ordinal, stream.handle(), host.data, tensor.data, num_bytes);
+  }
+}
+
+void download(Stream& stream, ConstTensorView tensor, TensorView host) {
+  validate_alike("download", tensor, host);
+  const std::size_t num_bytes = host.num_bytes();
+  if (num_bytes == 0) return;
+  const Device device = stream.device();
+  if (device.kind == DeviceKind::kCpu) {
+    std::memcpy(host.data, tensor.data, num_bytes);
+  } else {
+    device.backend->download(device.ordinal, stream.handle(), tensor.data, host.data, num_bytes);
+  }
 }
 
 }  // namespace pecan::device

@@ -2,6 +2,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -43,7 +44,8 @@ void adamw_update(Context& ctx,
     case DeviceKind::kCpu:
       return cpu::adamw_update(ctx, options, g, p, m, v, rounded_p);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::adamw_update)(
+          ctx, options, g, p, m, v, rounded_p);
   }
   check.refuse(ctx.device);
 }

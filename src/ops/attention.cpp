@@ -5,6 +5,7 @@
 #include "ops/attention_tiles.hpp"
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -41,11 +42,12 @@ void check_tensors(const Checks& check,
 }
 
 void check_documents(const Checks& check,
+                     const Context& ctx,
                      const AttentionShape& shape,
                      const ConstTensorView& document_start_T) {
   if (document_start_T.data == nullptr) return;
   check.is("document_start", document_start_T, DType::kI32, {shape.batch * shape.sequence});
-  const auto starts = document_start_T.as<std::int32_t>();
+  const auto starts = detail::on_host<std::int32_t>(ctx, document_start_T);
   for (std::size_t t = 0; t < starts.size(); ++t) {
     check.is_true(starts[t] >= 0 && starts[t] <= std::int64_t(t) % shape.sequence,
                   "a document starts after the token that belongs to it");
@@ -53,11 +55,13 @@ void check_documents(const Checks& check,
 }
 
 /// Of one product of queries and keys, over the pairs that attend to each other.
-std::int64_t flops_of_product(const AttentionShape& shape,
+std::int64_t flops_of_product(const Context& ctx,
+                              const AttentionShape& shape,
                               const ConstTensorView& document_start_T) {
   std::int64_t pairs = shape.batch * shape.sequence * (shape.sequence + 1) / 2;
   if (document_start_T.data != nullptr) {
-    for (const std::int32_t start : document_start_T.as<std::int32_t>()) pairs -= start;
+    for (const std::int32_t start : detail::on_host<std::int32_t>(ctx, document_start_T))
+      pairs -= start;
   }
   return 2 * pairs * shape.heads * shape.head_dim;
 }
@@ -86,12 +90,12 @@ void attention_forward(Context& ctx,
   const Timed timed(ctx, check, [&] {
     constexpr std::int64_t kProducts = 2;  // scores, and the values that they weigh
     Work work = moves(q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
-    work.flops = kProducts * flops_of_product(shape, document_start_T);
+    work.flops = kProducts * flops_of_product(ctx, shape, document_start_T);
     work.dtype = q_TND.dtype;
     return work;
   });
   check_tensors(check, shape, q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
-  check_documents(check, shape, document_start_T);
+  check_documents(check, ctx, shape, document_start_T);
   check.disjoint("lse", lse_BNS, "out", out_TND);
   for (const auto& [name, input] : {std::pair{"q", q_TND}, {"k", k_TGD}, {"v", v_TGD}}) {
     check.disjoint("out", out_TND, name, input);
@@ -102,7 +106,8 @@ void attention_forward(Context& ctx,
       cpu::attention_forward(ctx, shape, document_start_T, q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
       return ctx.advance();
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::attention_forward)(
+          ctx, shape, document_start_T, q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
   }
   check.refuse(ctx.device);
 }
@@ -123,12 +128,12 @@ void attention_backward(Context& ctx,
   const Timed timed(ctx, check, [&] {
     constexpr std::int64_t kProducts = 5;  // scores again, and gradients of weights, q, k and v
     Work work = moves(dout_TND, q_TND, k_TGD, v_TGD, out_TND, lse_BNS, dq_TND, dk_TGD, dv_TGD);
-    work.flops = kProducts * flops_of_product(shape, document_start_T);
+    work.flops = kProducts * flops_of_product(ctx, shape, document_start_T);
     work.dtype = q_TND.dtype;
     return work;
   });
   check_tensors(check, shape, q_TND, k_TGD, v_TGD, out_TND, lse_BNS);
-  check_documents(check, shape, document_start_T);
+  check_documents(check, ctx, shape, document_start_T);
   check.is("dout", dout_TND, q_TND.dtype, q_TND.shape);
   check.is("dq", dq_TND, q_TND.dtype, q_TND.shape);
   check.is("dk", dk_TGD, q_TND.dtype, k_TGD.shape);
@@ -162,7 +167,18 @@ void attention_backward(Context& ctx,
                               dv_TGD);
       return ctx.advance();
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::attention_backward)(ctx,
+                                                                        shape,
+                                                                        document_start_T,
+                                                                        dout_TND,
+                                                                        q_TND,
+                                                                        k_TGD,
+                                                                        v_TGD,
+                                                                        out_TND,
+                                                                        lse_BNS,
+                                                                        dq_TND,
+                                                                        dk_TGD,
+                                                                        dv_TGD);
   }
   check.refuse(ctx.device);
 }

@@ -2,6 +2,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -24,7 +25,7 @@ void add_bias(Context& ctx, ConstTensorView b_O, TensorView y_TO) {
     case DeviceKind::kCpu:
       return cpu::add_bias(ctx, b_O, y_TO);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::add_bias)(ctx, b_O, y_TO);
   }
   check.refuse(ctx.device);
 }
@@ -40,7 +41,7 @@ void bias_backward(Context& ctx, ConstTensorView dy_TO, TensorView db_O) {
     case DeviceKind::kCpu:
       return cpu::bias_backward(ctx, dy_TO, db_O);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::bias_backward)(ctx, dy_TO, db_O);
   }
   check.refuse(ctx.device);
 }

@@ -5,6 +5,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -49,7 +50,7 @@ std::int64_t drop_over_capacity(Context& ctx,
   check.disjoint("counts", counts_E, "topk_ids", topk_ids_TK);
   check.disjoint("counts", counts_E, "weights", weights_TK);
   check.disjoint("counts", counts_E, "kept_ids", kept_ids_TK);
-  for (const std::int32_t id : topk_ids_TK.as<std::int32_t>()) {
+  for (const std::int32_t id : detail::on_host<std::int32_t>(ctx, topk_ids_TK)) {
     PECAN_VALIDATE(id >= 0 && id < counts_E.shape[0],
                    ShapeError,
                    "drop_over_capacity: expert {} is chosen of {}",
@@ -61,7 +62,8 @@ std::int64_t drop_over_capacity(Context& ctx,
       return cpu::drop_over_capacity(
           ctx, policy, capacity, topk_ids_TK, weights_TK, counts_E, kept_ids_TK);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::drop_over_capacity)(
+          ctx, policy, capacity, topk_ids_TK, weights_TK, counts_E, kept_ids_TK);
   }
   check.refuse(ctx.device);
 }

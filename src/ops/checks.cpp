@@ -88,6 +88,10 @@ void Checks::same_or_disjoint(std::string_view name,
 }
 
 void Checks::refuse(const device::Device& device) const {
+  if (device.backend != nullptr) {
+    throw NotConfigured(fmt::format(
+        "{}: there is no CUDA kernel for this operator; set training.device to cpu", op_));
+  }
   throw NotConfigured(
       fmt::format("{}: this build does not compute on {} device {}; set training.device to cpu",
                   op_,

@@ -1,6 +1,7 @@
 #pragma once
 /// What every operator checks of its arguments before it computes.
 
+#include <span>
 #include <string_view>
 
 #include <pecan/ops/types.hpp>
@@ -42,6 +43,13 @@ class Checks {
 /// View of all stored bytes of a parameter, for overlap checks.
 [[nodiscard]] inline ConstTensorView bytes_of(const ParamStorage& storage) {
   return {storage.memory(), storage.dtype(), Shape{storage.shape().num_elements()}};
+}
+
+/// The elements of x where the host can read them; none of a tensor in the memory of a device,
+/// whose kernels look at them instead (types.hpp).
+template <typename T>
+[[nodiscard]] std::span<const T> on_host(const Context& ctx, const ConstTensorView& x) {
+  return ctx.device.kind == device::DeviceKind::kCpu ? x.as<T>() : std::span<const T>();
 }
 
 }  // namespace pecan::ops::detail

@@ -2,6 +2,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -12,15 +13,16 @@ using detail::Timed;
 using device::DeviceKind;
 namespace {
 
-[[nodiscard]] bool is_masked(const ConstTensorView& mask_T, std::int64_t t) {
+[[nodiscard]] bool is_masked(const ConstTensorView& mask_T, std::size_t t) {
   if (mask_T.data == nullptr) return false;
-  if (mask_T.dtype == DType::kBF16) return float(mask_T.as<BFloat16>()[std::size_t(t)]) == 0;
-  if (mask_T.dtype == DType::kF64) return mask_T.as<double>()[std::size_t(t)] == 0;
-  return mask_T.as<float>()[std::size_t(t)] == 0;
+  if (mask_T.dtype == DType::kBF16) return float(mask_T.as<BFloat16>()[t]) == 0;
+  if (mask_T.dtype == DType::kF64) return mask_T.as<double>()[t] == 0;
+  return mask_T.as<float>()[t] == 0;
 }
 
 /// Labels and mask of `tokens` tokens; a label may lie outside the vocabulary where it is masked.
 void check_targets(const Checks& check,
+                   const Context& ctx,
                    const ConstTensorView& logits_TV,
                    std::int64_t vocab_size,
                    const ConstTensorView& labels_T,
@@ -28,9 +30,9 @@ void check_targets(const Checks& check,
   const std::int64_t tokens = logits_TV.shape[0];
   check.is("labels", labels_T, DType::kI32, {tokens});
   if (mask_T.data != nullptr) check.is("mask", mask_T, logits_TV.dtype, {tokens});
-  const auto labels = labels_T.as<std::int32_t>();
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    const std::int32_t label = labels[std::size_t(t)];
+  const auto labels = detail::on_host<std::int32_t>(ctx, labels_T);
+  for (std::size_t t = 0; t < labels.size(); ++t) {
+    const std::int32_t label = labels[t];
     PECAN_VALIDATE((label >= 0 && label < vocab_size) || is_masked(mask_T, t),
                    ShapeError,
                    "cross_entropy: label {} of token {} lies outside the vocabulary of {}; was the "
@@ -58,6 +60,7 @@ void check_apart(const Checks& check,
 }
 
 void check_loss(const Checks& check,
+                const Context& ctx,
                 const ConstTensorView& logits_TV,
                 std::int64_t vocab_size,
                 const ConstTensorView& labels_T,
@@ -66,7 +69,7 @@ void check_loss(const Checks& check,
   check_logits(check, logits_TV);
   check.is_true(vocab_size >= 1 && vocab_size <= logits_TV.shape[1],
                 "vocab_size must be at least 1 and at most the columns of logits");
-  check_targets(check, logits_TV, vocab_size, labels_T, mask_T);
+  check_targets(check, ctx, logits_TV, vocab_size, labels_T, mask_T);
   check.is("loss", loss_T, DType::kF64, {logits_TV.shape[0]});
   check.disjoint("loss", loss_T, "logits", logits_TV);
   check_apart(check, "loss", loss_T, labels_T, mask_T);
@@ -74,6 +77,7 @@ void check_loss(const Checks& check,
 
 /// What sums and gradient of a shard have in common.
 void check_shard(const Checks& check,
+                 const Context& ctx,
                  const ConstTensorView& logits_TV,
                  const VocabShard& shard,
                  const ConstTensorView& labels_T,
@@ -82,7 +86,7 @@ void check_shard(const Checks& check,
                  const ConstTensorView& sums_2T) {
   check_logits(check, logits_TV);
   check.holds("logits", logits_TV.shape[1], shard);
-  check_targets(check, logits_TV, shard.total, labels_T, mask_T);
+  check_targets(check, ctx, logits_TV, shard.total, labels_T, mask_T);
   const std::int64_t tokens = logits_TV.shape[0];
   check.is("max", max_T, DType::kF64, {tokens});
   check.is("sums", sums_2T, DType::kF64, {2, tokens});
@@ -98,12 +102,13 @@ void cross_entropy_forward(Context& ctx,
                            TensorView loss_T) {
   const Checks check("cross_entropy_forward");
   const Timed timed(ctx, check, [&] { return moves(logits_TV, labels_T, mask_T, loss_T); });
-  check_loss(check, logits_TV, vocab_size, labels_T, mask_T, loss_T);
+  check_loss(check, ctx, logits_TV, vocab_size, labels_T, mask_T, loss_T);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       return cpu::cross_entropy_forward(ctx, logits_TV, vocab_size, labels_T, mask_T, loss_T);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::cross_entropy_forward)(
+          ctx, logits_TV, vocab_size, labels_T, mask_T, loss_T);
   }
   check.refuse(ctx.device);
 }
@@ -118,14 +123,15 @@ void cross_entropy_forward_backward(Context& ctx,
   const Checks check("cross_entropy_forward_backward");
   const Timed timed(
       ctx, check, [&] { return moves(logits_TV, logits_TV, labels_T, mask_T, loss_T); });
-  check_loss(check, logits_TV, vocab_size, labels_T, mask_T, loss_T);
+  check_loss(check, ctx, logits_TV, vocab_size, labels_T, mask_T, loss_T);
   check_apart(check, "logits", logits_TV, labels_T, mask_T);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       return cpu::cross_entropy_forward_backward(
           ctx, logits_TV, vocab_size, labels_T, mask_T, scale, loss_T);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::cross_entropy_forward_backward)(
+          ctx, logits_TV, vocab_size, labels_T, mask_T, scale, loss_T);
   }
   check.refuse(ctx.device);
 }
@@ -144,7 +150,8 @@ void cross_entropy_max(Context& ctx,
     case DeviceKind::kCpu:
       return cpu::cross_entropy_max(ctx, logits_TV, shard, max_T);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::cross_entropy_max)(
+          ctx, logits_TV, shard, max_T);
   }
   check.refuse(ctx.device);
 }
@@ -158,7 +165,7 @@ void cross_entropy_sums(Context& ctx,
                         TensorView sums_2T) {
   const Checks check("cross_entropy_sums");
   const Timed timed(ctx, check, [&] { return moves(logits_TV, labels_T, mask_T, max_T, sums_2T); });
-  check_shard(check, logits_TV, shard, labels_T, mask_T, max_T, sums_2T);
+  check_shard(check, ctx, logits_TV, shard, labels_T, mask_T, max_T, sums_2T);
   check.disjoint("sums", sums_2T, "logits", logits_TV);
   check.disjoint("sums", sums_2T, "max", max_T);
   check_apart(check, "sums", sums_2T, labels_T, mask_T);
@@ -166,7 +173,8 @@ void cross_entropy_sums(Context& ctx,
     case DeviceKind::kCpu:
       return cpu::cross_entropy_sums(ctx, logits_TV, shard, labels_T, mask_T, max_T, sums_2T);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::cross_entropy_sums)(
+          ctx, logits_TV, shard, labels_T, mask_T, max_T, sums_2T);
   }
   check.refuse(ctx.device);
 }
@@ -191,7 +199,8 @@ void cross_entropy_from_sums(Context& ctx,
     case DeviceKind::kCpu:
       return cpu::cross_entropy_from_sums(ctx, sums_2T, mask_T, loss_T);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::cross_entropy_from_sums)(
+          ctx, sums_2T, mask_T, loss_T);
   }
   check.refuse(ctx.device);
 }
@@ -207,7 +216,7 @@ void cross_entropy_backward(Context& ctx,
   const Checks check("cross_entropy_backward");
   const Timed timed(
       ctx, check, [&] { return moves(logits_TV, logits_TV, labels_T, mask_T, max_T, sums_2T); });
-  check_shard(check, logits_TV, shard, labels_T, mask_T, max_T, sums_2T);
+  check_shard(check, ctx, logits_TV, shard, labels_T, mask_T, max_T, sums_2T);
   check.disjoint("logits", logits_TV, "max", max_T);
   check.disjoint("logits", logits_TV, "sums", sums_2T);
   check_apart(check, "logits", logits_TV, labels_T, mask_T);
@@ -216,7 +225,8 @@ void cross_entropy_backward(Context& ctx,
       return cpu::cross_entropy_backward(
           ctx, logits_TV, shard, labels_T, mask_T, max_T, sums_2T, scale);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::cross_entropy_backward)(
+          ctx, logits_TV, shard, labels_T, mask_T, max_T, sums_2T, scale);
   }
   check.refuse(ctx.device);
 }

@@ -2,6 +2,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -18,7 +19,7 @@ void fill(Context& ctx, double value, TensorView y) {
     case DeviceKind::kCpu:
       return cpu::fill(ctx, value, y);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::fill)(ctx, value, y);
   }
   check.refuse(ctx.device);
 }
@@ -32,7 +33,7 @@ void copy(Context& ctx, ConstTensorView x, TensorView y) {
     case DeviceKind::kCpu:
       return cpu::copy(ctx, x, y);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::copy)(ctx, x, y);
   }
   check.refuse(ctx.device);
 }
@@ -52,7 +53,7 @@ void cast(Context& ctx, ConstTensorView x, TensorView y) {
     case DeviceKind::kCpu:
       return cpu::cast(ctx, x, y);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::cast)(ctx, x, y);
   }
   check.refuse(ctx.device);
 }
@@ -69,7 +70,7 @@ void add(Context& ctx, ConstTensorView a, ConstTensorView b, TensorView y) {
     case DeviceKind::kCpu:
       return cpu::add(ctx, a, b, y);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::add)(ctx, a, b, y);
   }
   check.refuse(ctx.device);
 }
@@ -90,7 +91,7 @@ void axpy(Context& ctx, double alpha, ConstTensorView x, TensorView y) {
     case DeviceKind::kCpu:
       return cpu::axpy(ctx, alpha, x, y);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::axpy)(ctx, alpha, x, y);
   }
   check.refuse(ctx.device);
 }
@@ -103,7 +104,7 @@ void scale(Context& ctx, double alpha, TensorView y) {
     case DeviceKind::kCpu:
       return cpu::scale(ctx, alpha, y);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::scale)(ctx, alpha, y);
   }
   check.refuse(ctx.device);
 }

@@ -2,6 +2,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -14,6 +15,7 @@ using device::DeviceKind;
 namespace {
 
 void check_lookup(const Checks& check,
+                  const Context& ctx,
                   const ConstTensorView& tokens_T,
                   const ParamStorage& w_VH,
                   const VocabShard& shard,
@@ -26,7 +28,7 @@ void check_lookup(const Checks& check,
   check.num_dims("tokens", tokens_T.shape, 1);
   check.is("tokens", tokens_T, DType::kI32, tokens_T.shape);
   check.is("the rows", y_TH, y_TH.dtype, {tokens_T.shape[0], w_VH.shape()[1]});
-  for (const std::int32_t token : tokens_T.as<std::int32_t>()) {
+  for (const std::int32_t token : detail::on_host<std::int32_t>(ctx, tokens_T)) {
     PECAN_VALIDATE(token >= 0 && token < shard.total,
                    ShapeError,
                    "embedding: token {} lies outside the vocabulary of {}; was the data made with "
@@ -45,13 +47,14 @@ void embedding_forward(Context& ctx,
                        TensorView y_TH) {
   const Checks check("embedding_forward");
   const Timed timed(ctx, check, [&] { return moves(tokens_T, y_TH, y_TH); });
-  check_lookup(check, tokens_T, w_VH, shard, y_TH.dtype, y_TH);
+  check_lookup(check, ctx, tokens_T, w_VH, shard, y_TH.dtype, y_TH);
   check.disjoint("y", y_TH, "w", bytes_of(w_VH));
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       return cpu::embedding_forward(ctx, tokens_T, w_VH, shard, y_TH);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::embedding_forward)(
+          ctx, tokens_T, w_VH, shard, y_TH);
   }
   check.refuse(ctx.device);
 }
@@ -63,13 +66,14 @@ void embedding_backward(Context& ctx,
                         const ParamStorage& dw_VH) {
   const Checks check("embedding_backward");
   const Timed timed(ctx, check, [&] { return moves(tokens_T, dy_TH, dy_TH, dy_TH); });
-  check_lookup(check, tokens_T, dw_VH, shard, master_of(dy_TH.dtype), dy_TH);
+  check_lookup(check, ctx, tokens_T, dw_VH, shard, master_of(dy_TH.dtype), dy_TH);
   check.disjoint("dw", bytes_of(dw_VH), "dy", dy_TH);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       return cpu::embedding_backward(ctx, dy_TH, tokens_T, shard, dw_VH);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::embedding_backward)(
+          ctx, dy_TH, tokens_T, shard, dw_VH);
   }
   check.refuse(ctx.device);
 }

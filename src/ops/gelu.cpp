@@ -2,6 +2,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -21,7 +22,7 @@ void gelu_forward(Context& ctx, ConstTensorView x_TF, TensorView h_TF) {
     case DeviceKind::kCpu:
       return cpu::gelu_forward(ctx, x_TF, h_TF);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::gelu_forward)(ctx, x_TF, h_TF);
   }
   check.refuse(ctx.device);
 }
@@ -38,7 +39,7 @@ void gelu_backward(Context& ctx, ConstTensorView dh_TF, ConstTensorView x_TF, Te
     case DeviceKind::kCpu:
       return cpu::gelu_backward(ctx, dh_TF, x_TF, dx_TF);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::gelu_backward)(ctx, dh_TF, x_TF, dx_TF);
   }
   check.refuse(ctx.device);
 }

@@ -4,6 +4,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -90,7 +91,8 @@ void grouped_matmul_forward(
       cpu::grouped_matmul_forward(ctx, counts_E, x_RI, w_EOI, y_RO);
       return ctx.advance();
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::grouped_matmul_forward)(
+          ctx, counts_E, x_RI, w_EOI, y_RO);
   }
   check.refuse(ctx.device);
 }
@@ -116,7 +118,8 @@ void grouped_matmul_backward_input(Context& ctx,
       cpu::grouped_matmul_backward_input(ctx, counts_E, dy_RO, w_EOI, dx_RI, accumulate);
       return ctx.advance();
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::grouped_matmul_backward_input)(
+          ctx, counts_E, dy_RO, w_EOI, dx_RI, accumulate);
   }
   check.refuse(ctx.device);
 }
@@ -137,7 +140,8 @@ void grouped_matmul_backward_weight(
       cpu::grouped_matmul_backward_weight(ctx, counts_E, dy_RO, x_RI, dw_EOI);
       return ctx.advance();
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::grouped_matmul_backward_weight)(
+          ctx, counts_E, dy_RO, x_RI, dw_EOI);
   }
   check.refuse(ctx.device);
 }

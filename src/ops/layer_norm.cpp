@@ -5,6 +5,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -73,7 +74,8 @@ void layer_norm_forward(Context& ctx,
     case DeviceKind::kCpu:
       return cpu::layer_norm_forward(ctx, x_TH, w_H, b_H, eps, y_TH, mean_T, rstd_T);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::layer_norm_forward)(
+          ctx, x_TH, w_H, b_H, eps, y_TH, mean_T, rstd_T);
   }
   check.refuse(ctx.device);
 }
@@ -115,7 +117,8 @@ void layer_norm_backward(Context& ctx,
       return cpu::layer_norm_backward(
           ctx, dy_TH, x_TH, w_H, mean_T, rstd_T, dx_TH, accumulate, dw_H, db_H);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::layer_norm_backward)(
+          ctx, dy_TH, x_TH, w_H, mean_T, rstd_T, dx_TH, accumulate, dw_H, db_H);
   }
   check.refuse(ctx.device);
 }

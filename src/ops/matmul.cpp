@@ -2,6 +2,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/products.hpp"
 #include "ops/timed.hpp"
 
@@ -59,7 +60,7 @@ void matmul_forward(Context& ctx, ConstTensorView x_TI, const ParamStorage& w_OI
       cpu::matmul_forward(ctx, x_TI, w_OI, y_TO);
       return ctx.advance();
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::matmul_forward)(ctx, x_TI, w_OI, y_TO);
   }
   check.refuse(ctx.device);
 }
@@ -83,7 +84,8 @@ void matmul_backward_input(Context& ctx,
       cpu::matmul_backward_input(ctx, dy_TO, w_OI, dx_TI, accumulate);
       return ctx.advance();
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::matmul_backward_input)(
+          ctx, dy_TO, w_OI, dx_TI, accumulate);
   }
   check.refuse(ctx.device);
 }
@@ -106,7 +108,8 @@ void matmul_backward_weight(Context& ctx,
       cpu::matmul_backward_weight(ctx, dy_TO, x_TI, dw_OI);
       return ctx.advance();
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::matmul_backward_weight)(
+          ctx, dy_TO, x_TI, dw_OI);
   }
   check.refuse(ctx.device);
 }

@@ -5,6 +5,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -17,8 +18,11 @@ using device::DeviceKind;
 namespace {
 
 /// `lowest` is -1 where a slot may be dropped.
-void check_indices(const ConstTensorView& indices, std::int32_t lowest, std::int64_t end) {
-  for (const std::int32_t index : indices.as<std::int32_t>()) {
+void check_indices(const Context& ctx,
+                   const ConstTensorView& indices,
+                   std::int32_t lowest,
+                   std::int64_t end) {
+  for (const std::int32_t index : detail::on_host<std::int32_t>(ctx, indices)) {
     PECAN_VALIDATE(index >= lowest && index < end,
                    ShapeError,
                    "permute: index {} lies outside the {} rows or token-slots",
@@ -29,6 +33,7 @@ void check_indices(const ConstTensorView& indices, std::int32_t lowest, std::int
 
 /// Rows in expert order, the position of each slot, and the tokens' side.
 void check_slots(const Checks& check,
+                 const Context& ctx,
                  const ConstTensorView& rows_PH,
                  const ConstTensorView& positions_TK,
                  const ConstTensorView& tokens_TH) {
@@ -38,7 +43,7 @@ void check_slots(const Checks& check,
   check.is("positions", positions_TK, DType::kI32, positions_TK.shape);
   check.is_true(rows_PH.shape[0] <= positions_TK.num_elements(), "there are more rows than slots");
   check.is("the tokens", tokens_TH, rows_PH.dtype, {positions_TK.shape[0], rows_PH.shape[1]});
-  check_indices(positions_TK, -1, rows_PH.shape[0]);
+  check_indices(ctx, positions_TK, -1, rows_PH.shape[0]);
 }
 
 }  // namespace
@@ -65,7 +70,7 @@ void permute_plan(Context& ctx,
   check.disjoint("order", order_P, "positions", positions_TK);
   check.disjoint("order", order_P, "counts", counts_E);
   check.disjoint("positions", positions_TK, "counts", counts_E);
-  for (const std::int32_t id : topk_ids_TK.as<std::int32_t>()) {
+  for (const std::int32_t id : detail::on_host<std::int32_t>(ctx, topk_ids_TK)) {
     PECAN_VALIDATE(id >= -1 && id < counts_E.shape[0],
                    ShapeError,
                    "permute_plan: expert {} is chosen of {}",
@@ -76,7 +81,8 @@ void permute_plan(Context& ctx,
     case DeviceKind::kCpu:
       return cpu::permute_plan(ctx, topk_ids_TK, counts_E, order_P, positions_TK);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::permute_plan)(
+          ctx, topk_ids_TK, counts_E, order_P, positions_TK);
   }
   check.refuse(ctx.device);
 }
@@ -97,14 +103,14 @@ void permute_forward(Context& ctx,
   check.is_true(rows_PH.shape[0] <= slots, "there are more rows than slots");
   check.is_true(x_TH.shape[0] == 0 ? slots == 0 : slots % x_TH.shape[0] == 0,
                 "order does not hold the same number of slots for each token of x");
-  check_indices(order_P, 0, slots);
+  check_indices(ctx, order_P, 0, slots);
   check.disjoint("rows", rows_PH, "x", x_TH);
   check.disjoint("rows", rows_PH, "order", order_P);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       return cpu::permute_forward(ctx, x_TH, order_P, rows_PH);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::permute_forward)(ctx, x_TH, order_P, rows_PH);
   }
   check.refuse(ctx.device);
 }
@@ -120,14 +126,15 @@ void permute_backward(Context& ctx,
     work.bytes += bytes_added_to(dx_TH, accumulate);
     return work;
   });
-  check_slots(check, drows_PH, positions_TK, dx_TH);
+  check_slots(check, ctx, drows_PH, positions_TK, dx_TH);
   check.disjoint("dx", dx_TH, "drows", drows_PH);
   check.disjoint("dx", dx_TH, "positions", positions_TK);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       return cpu::permute_backward(ctx, drows_PH, positions_TK, dx_TH, accumulate);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::permute_backward)(
+          ctx, drows_PH, positions_TK, dx_TH, accumulate);
   }
   check.refuse(ctx.device);
 }
@@ -144,7 +151,7 @@ void unpermute_forward(Context& ctx,
     work.bytes += bytes_added_to(y_TH, accumulate);
     return work;
   });
-  check_slots(check, rows_PH, positions_TK, y_TH);
+  check_slots(check, ctx, rows_PH, positions_TK, y_TH);
   check.is("weights", weights_TK, master_of(rows_PH.dtype), positions_TK.shape);
   check.disjoint("y", y_TH, "rows", rows_PH);
   check.disjoint("y", y_TH, "positions", positions_TK);
@@ -153,7 +160,8 @@ void unpermute_forward(Context& ctx,
     case DeviceKind::kCpu:
       return cpu::unpermute_forward(ctx, rows_PH, positions_TK, weights_TK, y_TH, accumulate);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::unpermute_forward)(
+          ctx, rows_PH, positions_TK, weights_TK, y_TH, accumulate);
   }
   check.refuse(ctx.device);
 }
@@ -169,7 +177,7 @@ void unpermute_backward(Context& ctx,
   const Timed timed(ctx, check, [&] {
     return moves(dy_TH, rows_PH, positions_TK, weights_TK, drows_PH, dweights_TK);
   });
-  check_slots(check, rows_PH, positions_TK, dy_TH);
+  check_slots(check, ctx, rows_PH, positions_TK, dy_TH);
   check.is("weights", weights_TK, master_of(rows_PH.dtype), positions_TK.shape);
   check.is("drows", drows_PH, rows_PH.dtype, rows_PH.shape);
   check.is("dweights", dweights_TK, master_of(rows_PH.dtype), positions_TK.shape);
@@ -186,7 +194,8 @@ void unpermute_backward(Context& ctx,
       return cpu::unpermute_backward(
           ctx, dy_TH, rows_PH, positions_TK, weights_TK, drows_PH, dweights_TK);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::unpermute_backward)(
+          ctx, dy_TH, rows_PH, positions_TK, weights_TK, drows_PH, dweights_TK);
   }
   check.refuse(ctx.device);
 }

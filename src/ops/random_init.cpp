@@ -2,6 +2,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -27,7 +28,7 @@ void init_normal(Context& ctx,
     case DeviceKind::kCpu:
       return cpu::init_normal(ctx, block_storage, global_shape, offset, seed, stream, std_dev);
     case DeviceKind::kCuda:
-      break;
+      return cuda::init_normal(ctx, block_storage, global_shape, offset, seed, stream, std_dev);
   }
   check.refuse(ctx.device);
 }
@@ -40,7 +41,7 @@ void init_constant(Context& ctx, const ParamStorage& storage, double value) {
     case DeviceKind::kCpu:
       return cpu::init_constant(ctx, storage, value);
     case DeviceKind::kCuda:
-      break;
+      return cuda::init_constant(ctx, storage, value);
   }
   check.refuse(ctx.device);
 }

@@ -2,6 +2,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -19,7 +20,7 @@ double sum(Context& ctx, ConstTensorView x) {
     case DeviceKind::kCpu:
       return cpu::sum(ctx, x);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::sum)(ctx, x);
   }
   check.refuse(ctx.device);
 }
@@ -32,7 +33,7 @@ double sum_of_squares(Context& ctx, ConstTensorView x) {
     case DeviceKind::kCpu:
       return cpu::sum_of_squares(ctx, x);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::sum_of_squares)(ctx, x);
   }
   check.refuse(ctx.device);
 }
@@ -45,7 +46,7 @@ std::int64_t count_non_finite(Context& ctx, ConstTensorView x) {
     case DeviceKind::kCpu:
       return cpu::count_non_finite(ctx, x);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::count_non_finite)(ctx, x);
   }
   check.refuse(ctx.device);
 }
@@ -58,7 +59,7 @@ double max_abs(Context& ctx, ConstTensorView x) {
     case DeviceKind::kCpu:
       return cpu::max_abs(ctx, x);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::max_abs)(ctx, x);
   }
   check.refuse(ctx.device);
 }

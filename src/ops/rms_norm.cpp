@@ -2,6 +2,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -49,7 +50,8 @@ void rms_norm_forward(Context& ctx,
     case DeviceKind::kCpu:
       return cpu::rms_norm_forward(ctx, x_TH, w_H, eps, y_TH, rstd_T);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::rms_norm_forward)(
+          ctx, x_TH, w_H, eps, y_TH, rstd_T);
   }
   check.refuse(ctx.device);
 }
@@ -89,7 +91,8 @@ void rms_norm_backward(Context& ctx,
     case DeviceKind::kCpu:
       return cpu::rms_norm_backward(ctx, dy_TH, x_TH, w_H, rstd_T, dx_TH, accumulate, dw_H);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::rms_norm_backward)(
+          ctx, dy_TH, x_TH, w_H, rstd_T, dx_TH, accumulate, dw_H);
   }
   check.refuse(ctx.device);
 }

@@ -2,6 +2,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -13,6 +14,7 @@ using device::DeviceKind;
 namespace {
 
 void check_rotation(const Checks& check,
+                    const Context& ctx,
                     const ConstTensorView& table_SD,
                     const ConstTensorView& positions_T,
                     const ConstTensorView& x_TND) {
@@ -30,7 +32,7 @@ void check_rotation(const Checks& check,
                   "table.rows(0, length)");
   } else {
     check.is("positions", positions_T, DType::kI32, {shape[0]});
-    for (const std::int32_t position : positions_T.as<std::int32_t>()) {
+    for (const std::int32_t position : detail::on_host<std::int32_t>(ctx, positions_T)) {
       check.is_true(position >= 0 && position < table_SD.shape[0],
                     "a position lies outside of the table");
     }
@@ -53,7 +55,7 @@ void rope_table(Context& ctx, double rotary_base, TensorView table_SD) {
     case DeviceKind::kCpu:
       return cpu::rope_table(ctx, rotary_base, table_SD);
     case DeviceKind::kCuda:
-      break;
+      return cuda::rope_table(ctx, rotary_base, table_SD);
   }
   check.refuse(ctx.device);
 }
@@ -64,12 +66,13 @@ void rope_forward(Context& ctx,
                   TensorView x_TND) {
   const Checks check("rope_forward");
   const Timed timed(ctx, check, [&] { return moves(table_SD, positions_T, x_TND, x_TND); });
-  check_rotation(check, table_SD, positions_T, x_TND);
+  check_rotation(check, ctx, table_SD, positions_T, x_TND);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       return cpu::rope_forward(ctx, table_SD, positions_T, x_TND);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::rope_forward)(
+          ctx, table_SD, positions_T, x_TND);
   }
   check.refuse(ctx.device);
 }
@@ -80,12 +83,13 @@ void rope_backward(Context& ctx,
                    TensorView dx_TND) {
   const Checks check("rope_backward");
   const Timed timed(ctx, check, [&] { return moves(table_SD, positions_T, dx_TND, dx_TND); });
-  check_rotation(check, table_SD, positions_T, dx_TND);
+  check_rotation(check, ctx, table_SD, positions_T, dx_TND);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       return cpu::rope_backward(ctx, table_SD, positions_T, dx_TND);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::rope_backward)(
+          ctx, table_SD, positions_T, dx_TND);
   }
   check.refuse(ctx.device);
 }

@@ -2,6 +2,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -42,8 +43,8 @@ void check_options(const Checks& check,
                 "the chosen groups hold fewer experts than a token must choose");
 }
 
-void check_ids(const ConstTensorView& topk_ids_TK, std::int64_t num_experts) {
-  for (const std::int32_t id : topk_ids_TK.as<std::int32_t>()) {
+void check_ids(const Context& ctx, const ConstTensorView& topk_ids_TK, std::int64_t num_experts) {
+  for (const std::int32_t id : detail::on_host<std::int32_t>(ctx, topk_ids_TK)) {
     PECAN_VALIDATE(id >= 0 && id < num_experts,
                    ShapeError,
                    "router: expert {} is chosen of {}",
@@ -103,7 +104,8 @@ void router_forward(Context& ctx,
       return cpu::router_forward(
           ctx, options, logits_TE, bias_E, topk_ids_TK, weights_TK, probs_TE);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::router_forward)(
+          ctx, options, logits_TE, bias_E, topk_ids_TK, weights_TK, probs_TE);
   }
   check.refuse(ctx.device);
 }
@@ -118,7 +120,7 @@ void router_counts(Context& ctx,
   const Checks check("router_counts");
   const Timed timed(ctx, check, [&] { return moves(topk_ids_TK, counts_GE); });
   check_choice(check, logits_TE, topk_ids_TK);
-  check_ids(topk_ids_TK, logits_TE.shape[1]);
+  check_ids(ctx, topk_ids_TK, logits_TE.shape[1]);
   check_options(check, options, logits_TE.shape[1], topk_ids_TK.shape[1]);
   check.is("probs", probs_TE, logits_TE.dtype, logits_TE.shape);
   check_groups(check, logits_TE, counts_GE, groups);
@@ -129,7 +131,8 @@ void router_counts(Context& ctx,
     case DeviceKind::kCpu:
       return cpu::router_counts(ctx, options, logits_TE, topk_ids_TK, groups, counts_GE);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::router_counts)(
+          ctx, options, logits_TE, topk_ids_TK, groups, counts_GE);
   }
   check.refuse(ctx.device);
 }
@@ -150,7 +153,8 @@ RouterLosses router_losses(Context& ctx,
     case DeviceKind::kCpu:
       return cpu::router_losses(ctx, logits_TE, probs_TE, counts_GE, groups, scales);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::router_losses)(
+          ctx, logits_TE, probs_TE, counts_GE, groups, scales);
   }
   check.refuse(ctx.device);
 }
@@ -172,7 +176,7 @@ void router_backward(Context& ctx,
     return moves(logits_TE, probs_TE, topk_ids_TK, weights_TK, dweights_TK, counts_GE, dlogits_TE);
   });
   check_choice(check, logits_TE, topk_ids_TK);
-  check_ids(topk_ids_TK, logits_TE.shape[1]);
+  check_ids(ctx, topk_ids_TK, logits_TE.shape[1]);
   check_options(check, options, logits_TE.shape[1], topk_ids_TK.shape[1]);
   check.is("probs", probs_TE, logits_TE.dtype, logits_TE.shape);
   check.is("weights", weights_TK, logits_TE.dtype, topk_ids_TK.shape);
@@ -200,7 +204,18 @@ void router_backward(Context& ctx,
                                   z_coeff,
                                   dlogits_TE);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::router_backward)(ctx,
+                                                                     options,
+                                                                     logits_TE,
+                                                                     probs_TE,
+                                                                     topk_ids_TK,
+                                                                     weights_TK,
+                                                                     dweights_TK,
+                                                                     counts_GE,
+                                                                     groups,
+                                                                     aux_coeff,
+                                                                     z_coeff,
+                                                                     dlogits_TE);
   }
   check.refuse(ctx.device);
 }

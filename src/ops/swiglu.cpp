@@ -2,6 +2,7 @@
 
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
+#include "ops/cuda.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -23,7 +24,7 @@ void swiglu_forward(Context& ctx, ConstTensorView gate_TF, ConstTensorView up_TF
     case DeviceKind::kCpu:
       return cpu::swiglu_forward(ctx, gate_TF, up_TF, h_TF);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::swiglu_forward)(ctx, gate_TF, up_TF, h_TF);
   }
   check.refuse(ctx.device);
 }
@@ -50,7 +51,8 @@ void swiglu_backward(Context& ctx,
     case DeviceKind::kCpu:
       return cpu::swiglu_backward(ctx, dh_TF, gate_TF, up_TF, dgate_TF, dup_TF);
     case DeviceKind::kCuda:
-      break;
+      return cuda::kernel(check, ctx, &cuda::Table::swiglu_backward)(
+          ctx, dh_TF, gate_TF, up_TF, dgate_TF, dup_TF);
   }
   check.refuse(ctx.device);
 }

@@ -32,6 +32,7 @@
 #include "train/agreement.hpp"
 #include "train/batches.hpp"
 #include "train/content.hpp"
+#include "train/device_choice.hpp"
 #include "train/divergence.hpp"
 #include "train/fault_injector.hpp"
 #include "train/profile_session.hpp"
@@ -804,9 +805,10 @@ ExitCode run(const config::Config& config,
       options.profile ? comm::make_profiled_group(job) : nullptr;
   comm::Group& world = profiled ? *profiled : job;
   config::Config placed = config;
-  device::Stream stream{device::cpu()};
+  const device::Device where = choose_device(config.training.device);
+  device::Stream stream{where};
   device::Arena no_workspace;
-  Context at_start{device::cpu(), stream, no_workspace};
+  Context at_start{where, stream, no_workspace};
   // Refused before anything is exchanged, alike on all ranks.
   (void)make_plan(config, resolve_vocab_size(config), world.size());
   if (options.heartbeat != nullptr) options.heartbeat->start();
@@ -825,13 +827,13 @@ ExitCode run(const config::Config& config,
                  << std::flush;
   }
   const RankMemory& memory = plan.memory[std::size_t(world.rank().value)];
-  device::Arena workspace(device::cpu(), memory.workspace);
-  device::Arena arena(device::cpu(), memory.activations);
+  device::Arena workspace(where, memory.workspace);
+  device::Arena arena(where, memory.activations);
   std::optional<ProfileSession> profile;
   if (options.profile) {
     profile.emplace(at_start, world, *options.profile, options.run_directory, placement.threads);
   }
-  Context ctx{device::cpu(), stream, workspace, placement.threads};
+  Context ctx{where, stream, workspace, placement.threads};
   model::Activations activations = model::Activations::plan(plan.dims, arena);
   while (true) {
     Trainer trainer(config,

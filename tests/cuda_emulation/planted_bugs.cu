@@ -8,6 +8,7 @@
 #include <cublas_v2.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
+#include <mma.h>
 #include <pecan_emulation/ptx.hpp>
 
 #include "launch.cuh"
@@ -65,6 +66,12 @@ __global__ void misaligned_vector(float4* y, const float* x) {
 }
 __global__ void aligned_vector(float4* y, const float* x) {
   *y = *reinterpret_cast<const float4*>(x + 4);
+}
+/// Copies 16 x 16 elements; `offset` elements from where a matrix may begin.
+__global__ void copy_matrix(float* y, const float* x, int offset) {
+  nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> matrix;
+  nvcuda::wmma::load_matrix_sync(matrix, x + offset, 16, nvcuda::wmma::mem_row_major);
+  nvcuda::wmma::store_matrix_sync(y, matrix, 16, nvcuda::wmma::mem_row_major);
 }
 __global__ void borrow_local(float* y) {
   __shared__ const float* borrowed;
@@ -428,6 +435,12 @@ const std::vector<PlantedBug>& planted_bugs() {
                       reinterpret_cast<float4*>(device_floats(kSize)),
                       device_floats(kSize));
        }},
+      {"matrix of tensor cores between two multiples of 32 bytes",
+       "alignment",
+       [] { run_warp(copy_matrix, device_floats(256), device_floats(264), 4); }},
+      {"matrix of tensor cores at a multiple of 32 bytes",
+       "",
+       [] { run_warp(copy_matrix, device_floats(256), device_floats(264), 8); }},
       {"local memory of another thread",
        "memory",
        [] { run_block(borrow_local, device_floats(kSize)); }},

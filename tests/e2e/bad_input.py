@@ -129,6 +129,9 @@ def flags(t):
     t.add("flag: steps without a profile", USAGE, ["--profile-steps", "--profile", "--help"], t.train("--profile-steps", "5:9"))
     t.add("flag: both ways to resume", USAGE, ["--resume", "excludes", "--help"],
           t.train("--resume-from-failure", "--resume", "/x"))
+    # Where there is a driver the reason is another, but the run is refused as well.
+    t.add("a device that cannot train", USAGE, ["training.device=cuda, but ", "use auto or cpu"],
+          t.train("--set", "training.device=cuda"))
     t.add("flag: --world 0", USAGE, ["--world", "0", "--help"], t.plan(0))
     for option in ("--step-ms", "--copy-gb-per-s", "--write-gb-per-s", "--mtbf-hours", "--restart-s"):
         for value in ("0", "-1", "nan", "inf", "1e999", "fast"):

@@ -20,9 +20,9 @@ void reference_step(const ops::AdamWOptions& o, const Values& g, Values& p, Valu
 
 }  // namespace
 
-TEST_CASE("adamw: five updates agree with the published formula") {
+TEST_CASE("adamw: five updates agree with the published formula", "[any device]") {
   for_each_kind([&](DType dtype, int threads) {
-    CpuContext ctx(threads);
+    OpContext ctx(threads);
     for (const std::int64_t count : {0, 1, 63, 129, 40000}) {
       INFO("elements " << count);
       Values p = random_values(count, 1), m(p.size()), v(p.size());
@@ -46,8 +46,8 @@ TEST_CASE("adamw: five updates agree with the published formula") {
   });
 }
 
-TEST_CASE("adamw: the first step is lr times the sign, decay is decoupled") {
-  CpuContext ctx;
+TEST_CASE("adamw: the first step is lr times the sign, decay is decoupled", "[any device]") {
+  OpContext ctx;
   Guarded p(DType::kF64, {3}, {1, 1, 1}), m(DType::kF64, {3}, Values(3)),
       v(DType::kF64, {3}, Values(3));
   ops::adamw_update(ctx,
@@ -59,12 +59,12 @@ TEST_CASE("adamw: the first step is lr times the sign, decay is decoupled") {
   check_close(p.values(), {0.95 - 0.1, 0.95 + 0.1, 0.95 - 0.1}, tolerance(DType::kF64, 4));
 }
 
-TEST_CASE("adamw: any split of the span gives the same bits") {
+TEST_CASE("adamw: any split of the span gives the same bits", "[any device]") {
   constexpr std::int64_t kCount = 50000;
   const ops::AdamWOptions options{
       .lr = 3e-4, .weight_decay = 0.01, .grad_scale = 0.37, .update_count = 7};
   const auto updated = [&](int threads, const std::vector<std::int64_t>& cuts) {
-    CpuContext ctx(threads);
+    OpContext ctx(threads);
     Guarded g(DType::kF32, {kCount}, random_values(kCount, 1)),
         p(DType::kF32, {kCount}, random_values(kCount, 2));
     Guarded m(DType::kF32, {kCount}, random_values(kCount, 3)),
@@ -80,6 +80,39 @@ TEST_CASE("adamw: any split of the span gives the same bits") {
   const Values whole = updated(1, {kCount});
   CHECK(updated(2, {kCount}) == whole);
   CHECK(updated(1, {1, 3, 7, 20011, kCount}) == whole);
+}
+
+TEST_CASE("adamw: every device makes the bits of the CPU, and rounds them for the copy",
+          "[any device]") {
+  constexpr std::int64_t kCount = 5003;
+  const ops::AdamWOptions options{
+      .lr = 3e-4, .weight_decay = 0.01, .grad_scale = 0.37, .update_count = 7};
+  const auto floats = [](std::uint64_t seed) {
+    const Values values = random_values(kCount, seed);
+    return std::vector<float>(values.begin(), values.end());
+  };
+  std::vector<float> g = floats(1), p = floats(2), m = floats(3), v(std::size_t(kCount), 0.5F);
+  Guarded on_device[] = {Guarded(DType::kF32, {kCount}, Values(g.begin(), g.end())),
+                         Guarded(DType::kF32, {kCount}, Values(p.begin(), p.end())),
+                         Guarded(DType::kF32, {kCount}, Values(m.begin(), m.end())),
+                         Guarded(DType::kF32, {kCount}, Values(v.begin(), v.end()))};
+  Guarded rounded(DType::kBF16, {kCount});
+
+  device::Stream at_once(device::cpu());
+  device::Arena no_workspace;
+  Context on_cpu{device::cpu(), at_once, no_workspace};
+  ops::adamw_update(on_cpu,
+                    options,
+                    view_of(std::span(g)),
+                    view_of(std::span(p)),
+                    view_of(std::span(m)),
+                    view_of(std::span(v)));
+  OpContext ctx;
+  ops::adamw_update(ctx, options, on_device[0], on_device[1], on_device[2], on_device[3], rounded);
+  CHECK(on_device[1].values() == Values(p.begin(), p.end()));
+  CHECK(on_device[2].values() == Values(m.begin(), m.end()));
+  CHECK(on_device[3].values() == Values(v.begin(), v.end()));
+  CHECK(rounded.values() == stored(DType::kBF16, Values(p.begin(), p.end())));
 }
 
 }  // namespace pecan::test

@@ -7,7 +7,7 @@
 namespace pecan::test {
 
 TEST_CASE("checks: messages name the operator, the tensor and what it has") {
-  CpuContext ctx;
+  OpContext ctx;
   Guarded a(DType::kF32, {2, 3}, Values(6)), b(DType::kF32, {3, 2}, Values(6));
   try {
     ops::add(ctx, a, b, a);
@@ -31,7 +31,7 @@ TEST_CASE("checks: overlap is found to the byte") {
 }
 
 TEST_CASE("checks: integer tensors and foreign devices are refused") {
-  CpuContext cpu;
+  OpContext cpu;
   Guarded whole(DType::kI32, {2}, Values(2));
   CHECK_THROWS_AS(ops::scale(cpu, 2, whole), ShapeError);
   device::Stream stream(device::cpu());

@@ -4,9 +4,9 @@
 
 namespace pecan::test {
 
-TEST_CASE("elementwise: every operation rounds once, in place or not") {
+TEST_CASE("elementwise: every operation rounds once, in place or not", "[any device]") {
   for_each_storage_kind([&](DType dtype, int threads) {
-    CpuContext ctx(threads);
+    OpContext ctx(threads);
     const auto rounded = [&](double value) { return stored(dtype, {value})[0]; };
     for (const std::int64_t count : {0, 1, 7, 63, 129, 40000}) {
       INFO("elements " << count);
@@ -51,8 +51,8 @@ TEST_CASE("elementwise: every operation rounds once, in place or not") {
   });
 }
 
-TEST_CASE("elementwise: casts round to nearest, integers are filled") {
-  CpuContext ctx;
+TEST_CASE("elementwise: casts round to nearest, integers are filled", "[any device]") {
+  OpContext ctx;
   Guarded wide(DType::kF64, {2}, {1 + 0x1p-25, 1 + 0x1.8p-24}), narrow(DType::kF32, {2});
   ops::cast(ctx, wide, narrow);
   CHECK(narrow.values() == Values{1, 1 + 0x1p-23});

@@ -17,9 +17,9 @@ double gelu_slope(double x) {
 
 }  // namespace
 
-TEST_CASE("gelu: forward and gradient agree with the reference") {
+TEST_CASE("gelu: forward and gradient agree with the reference", "[any device]") {
   for_each_storage_kind([&](DType dtype, int threads) {
-    CpuContext ctx(threads);
+    OpContext ctx(threads);
     for (const Shape& shape :
          {Shape{0, 3}, Shape{1, 1}, Shape{7, 9}, Shape{63, 65}, Shape{300, 257}}) {
       INFO(shape.to_string());
@@ -51,8 +51,8 @@ TEST_CASE("gelu: forward and gradient agree with the reference") {
   });
 }
 
-TEST_CASE("gelu: the gradient agrees with central differences") {
-  CpuContext ctx;
+TEST_CASE("gelu: the gradient agrees with central differences", "[any device]") {
+  OpContext ctx;
   Values x = random_values(15, 1);
   for (double& value : x) value *= 3;
   const Values dh = random_values(15, 2);

@@ -63,7 +63,7 @@ class Problem {
   /// By grouped products, or by one product a group.
   template <bool kGrouped>
   Results run(int threads) {
-    CpuContext ctx(threads, kProductScratch);
+    OpContext ctx(threads, kProductScratch);
     Weights dw = gradients();
     Guarded y(dtype_, {rows_, case_.outputs}), dx(dtype_, {rows_, case_.inputs});
     Guarded dx_added(dtype_, {rows_, case_.inputs}, old_dx_);
@@ -153,7 +153,8 @@ const Case kCases[] = {
 
 }  // namespace
 
-TEST_CASE("grouped_matmul: products and gradients of all groups agree with the reference") {
+TEST_CASE("grouped_matmul: products and gradients of all groups agree with the reference",
+          "[any device]") {
   for (const DType dtype : {DType::kF32, DType::kF64, DType::kBF16}) {
     for (const Case& of : kCases) {
       for (const std::int64_t panel : {0, 16}) {
@@ -173,8 +174,8 @@ TEST_CASE("grouped_matmul: products and gradients of all groups agree with the r
   }
 }
 
-TEST_CASE("grouped_matmul: a weight gradient without memory is left out") {
-  CpuContext ctx(1, kProductScratch);
+TEST_CASE("grouped_matmul: a weight gradient without memory is left out", "[any device]") {
+  OpContext ctx(1, kProductScratch);
   const Counts counts{2, 3, 1};
   Guarded x(DType::kF32, {6, 4}, random_values(24, 1)),
       dy(DType::kF32, {6, 5}, random_values(30, 2));
@@ -192,7 +193,7 @@ TEST_CASE("grouped_matmul: the plan of products is enough, and the background is
   device::Arena measured;
   Context plan{device::cpu(), stream, measured, 2};
   ops::plan_matmul(plan, DType::kF32);
-  CpuContext ctx(2, measured.high_water());
+  OpContext ctx(2, measured.high_water());
   CountingBackground background;
   ctx.set_background(&background);
   const Counts counts{1, 2};
@@ -205,7 +206,7 @@ TEST_CASE("grouped_matmul: the plan of products is enough, and the background is
 }
 
 TEST_CASE("grouped_matmul: counts, shapes and overlaps that do not fit are refused") {
-  CpuContext ctx(1, kProductScratch);
+  OpContext ctx(1, kProductScratch);
   Guarded x(DType::kF32, {3, 4}, Values(12)), y(DType::kF32, {3, 5}, Values(15));
   Weights w(DType::kF32, 2, {5, 4}, 0, 1), wide(DType::kF32, 2, {5, 6}, 0, 1);
   Weights w_bf16(DType::kBF16, 2, {5, 4}, 0, 1);

@@ -45,10 +45,11 @@ Values shifted(std::int64_t count, std::uint64_t seed) {
 
 }  // namespace
 
-TEST_CASE("layer_norm: forward agrees with the reference, also of heads") {
-  const Shape shapes[] = {{0, 4}, {1, 1}, {3, 7}, {65, 63}, {9, 129}, {128, 256}, {5, 3, 32}};
+TEST_CASE("layer_norm: forward agrees with the reference, also of heads", "[any device]") {
+  const Shape shapes[] = {
+      {0, 4}, {1, 1}, {3, 7}, {65, 63}, {9, 129}, {128, 256}, {5, 3, 32}, {3, 1153}};
   for_each_storage_kind([&](DType dtype, int threads) {
-    CpuContext ctx(threads);
+    OpContext ctx(threads);
     for (const Shape& shape : shapes) {
       INFO(shape.to_string());
       const DType master = master_of(dtype);
@@ -70,8 +71,8 @@ TEST_CASE("layer_norm: forward agrees with the reference, also of heads") {
   });
 }
 
-TEST_CASE("layer_norm: a large mean does not drown small deviations") {
-  CpuContext ctx;
+TEST_CASE("layer_norm: a large mean does not drown small deviations", "[any device]") {
+  OpContext ctx;
   // f32 holds these exactly, but not the squares of which a one-pass variance is the difference.
   const Values x{4096.25, 4096.5, 4096.75, 4097};
   const Values ones(4, 1.0), zeros(4);
@@ -87,8 +88,8 @@ TEST_CASE("layer_norm: a large mean does not drown small deviations") {
   check_close(y.values(), reference::layer_norm(x, ones, zeros, kEps), {1e-9, 1e-4});
 }
 
-TEST_CASE("layer_norm: gradients agree with central differences") {
-  CpuContext ctx;
+TEST_CASE("layer_norm: gradients agree with central differences", "[any device]") {
+  OpContext ctx;
   const Shape shape{4, 7};
   Values x = shifted(28, 1);
   Values w = random_values(7, 2);
@@ -103,16 +104,23 @@ TEST_CASE("layer_norm: gradients agree with central differences") {
   check_gradient(b, g.db, loss);
 }
 
-TEST_CASE("layer_norm: f32, bf16 and threaded gradients agree with f64, and add where asked") {
-  CpuContext exact_ctx;
-  for (const Shape& shape : {Shape{1, 1}, Shape{63, 65}, Shape{300, 129}, Shape{0, 8}}) {
+TEST_CASE("layer_norm: f32, bf16 and threaded gradients agree with f64, and add where asked",
+          "[any device]") {
+  OpContext exact_ctx;
+  // The last two: several rows of each part that sums over rows are made of, on a GPU.
+  for (const Shape& shape : {Shape{1, 1},
+                             Shape{63, 65},
+                             Shape{300, 129},
+                             Shape{0, 8},
+                             Shape{2600, 7},
+                             Shape{520, 515}}) {
     const Values x = stored(DType::kBF16, shifted(shape.num_elements(), 1));
     const Values w = random_values(shape[1], 2);
     const Values dy = stored(DType::kBF16, random_values(shape.num_elements(), 3));
     Gradients exact = backward(exact_ctx, DType::kF64, shape, x, w, dy, Accumulate::kAdd);
     for_each_storage_kind([&](DType dtype, int threads) {
       INFO(shape.to_string());
-      CpuContext ctx(threads);
+      OpContext ctx(threads);
       const Gradients added = backward(ctx, dtype, shape, x, w, dy, Accumulate::kAdd);
       Gradients plain = backward(ctx, dtype, shape, x, w, dy, Accumulate::kOverwrite);
       // The gradient of a row of one is 0: a difference of equal numbers, whose rounding (a fused
@@ -129,8 +137,8 @@ TEST_CASE("layer_norm: f32, bf16 and threaded gradients agree with f64, and add 
   }
 }
 
-TEST_CASE("layer_norm: dx may take the place of dy") {
-  CpuContext ctx;
+TEST_CASE("layer_norm: dx may take the place of dy", "[any device]") {
+  OpContext ctx;
   const Values x = random_values(6 * 5, 1), w = random_values(5, 2), dy = random_values(6 * 5, 3);
   const Gradients apart = backward(ctx, DType::kF32, {6, 5}, x, w, dy, Accumulate::kOverwrite);
   Guarded x_tensor(DType::kF32, {6, 5}, x), w_tensor(DType::kF32, {5}, w);
@@ -147,7 +155,7 @@ TEST_CASE("layer_norm: dx may take the place of dy") {
 }
 
 TEST_CASE("layer_norm: a bias of another size and overlapping statistics are refused") {
-  CpuContext ctx;
+  OpContext ctx;
   Guarded x(DType::kF32, {2, 3}, Values(6)), y(DType::kF32, {2, 3}), w(DType::kF32, {3}, Values(3));
   Guarded mean(DType::kF32, {2}), rstd(DType::kF32, {2});
   CHECK_THROWS_AS(

@@ -10,11 +10,12 @@ using ops::Accumulate;
 
 }  // namespace
 
-TEST_CASE("matmul: products and gradients agree with the reference in every storage order") {
+TEST_CASE("matmul: products and gradients agree with the reference in every storage order",
+          "[any device]") {
   const std::int64_t shapes[][3] = {
       {0, 5, 3}, {1, 1, 1}, {3, 7, 5}, {64, 63, 65}, {65, 129, 64}, {7, 48, 17}, {4, 6, 0}};
   for_each_storage_kind([&](DType dtype, int threads) {
-    CpuContext ctx(threads, kProductScratch);
+    OpContext ctx(threads, kProductScratch);
     const DType master = master_of(dtype);
     for (const auto& [tokens, outputs, inputs] : shapes) {
       for (const std::int64_t panel : {0, 1, 16, 200}) {
@@ -62,8 +63,8 @@ TEST_CASE("matmul: products and gradients agree with the reference in every stor
   });
 }
 
-TEST_CASE("matmul: gradients agree with central differences") {
-  CpuContext ctx(1, kProductScratch);
+TEST_CASE("matmul: gradients agree with central differences", "[any device]") {
+  OpContext ctx(1, kProductScratch);
   Values x = random_values(3 * 5, 1);
   Values w = random_values(4 * 5, 2);
   const Values dy = random_values(3 * 4, 3);
@@ -100,7 +101,7 @@ TEST_CASE("matmul: the plan takes exactly what a product takes") {
 
 TEST_CASE("matmul: the background is given a moment between panels and at the end") {
   for (const int threads : {1, 2}) {
-    CpuContext ctx(threads, kProductScratch);
+    OpContext ctx(threads, kProductScratch);
     CountingBackground background;
     ctx.set_background(&background);
     Guarded x(DType::kF32, {2, 3}, Values(6)), y(DType::kF32, {2, 5}), dx(DType::kF32, {2, 3});
@@ -110,7 +111,7 @@ TEST_CASE("matmul: the background is given a moment between panels and at the en
       return background.count - before;
     };
     for (const auto& [panel, expected] : {std::pair{0, 1}, {2, 3}}) {
-      const Weight w(DType::kF32, {5, 3}, panel, Values(15));
+      Weight w(DType::kF32, {5, 3}, panel, Values(15));
       CHECK(moments([&] { ops::matmul_forward(ctx, x, w.storage(), y); }) == expected);
       CHECK(moments([&] {
               ops::matmul_backward_input(ctx, y, w.storage(), dx, Accumulate::kOverwrite);
@@ -120,15 +121,16 @@ TEST_CASE("matmul: the background is given a moment between panels and at the en
   }
 }
 
-TEST_CASE("matmul: a realistic shape gives the same bits again and on any number of threads") {
+TEST_CASE("matmul: a realistic shape gives the same bits again and on any number of threads",
+          "[any device]") {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     Guarded x(dtype, {256, 384}, random_values(256 * 384, 1));
     Guarded w(dtype, {512, 384}, random_values(512 * 384, 2));
     Guarded first(dtype, {256, 512});
-    CpuContext one(1, kProductScratch);
+    OpContext one(1, kProductScratch);
     ops::matmul_forward(one, x, w.storage(), first);
-    for (const int threads : {1, 2, 3}) {
-      CpuContext ctx(threads, kProductScratch);
+    for (const int threads : thread_counts()) {
+      OpContext ctx(threads, kProductScratch);
       for (int repeat = 0; repeat < 3; ++repeat) {
         Guarded again(dtype, {256, 512});
         ops::matmul_forward(ctx, x, w.storage(), again);
@@ -139,7 +141,7 @@ TEST_CASE("matmul: a realistic shape gives the same bits again and on any number
 }
 
 TEST_CASE("matmul: shapes, dtypes and overlaps that do not fit are refused") {
-  CpuContext ctx(1, kProductScratch);
+  OpContext ctx(1, kProductScratch);
   Guarded x(DType::kF32, {2, 3}, Values(6));
   Guarded w(DType::kF32, {4, 3}, Values(12));
   Guarded y(DType::kF32, {2, 4}, Values(8));

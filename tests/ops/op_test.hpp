@@ -16,6 +16,7 @@
 #include <pecan/ops/types.hpp>
 
 #include "support/catch.hpp"
+#include "support/test_device.hpp"
 #include "support/tolerance.hpp"
 
 namespace pecan::test {
@@ -38,32 +39,41 @@ inline Values random_values(std::int64_t count, std::uint64_t seed) {
   return values;
 }
 
+/// Of all contexts and tensors of a test.
+inline device::Stream& test_stream() {
+  static device::Stream stream(test_device());
+  return stream;
+}
+
 /// An owned tensor with guard bytes on both sides, poisoned with NaN (integers: -1) until written.
+/// It is on the test's device when it is given to an operator, and on the host when it is looked
+/// at.
 class Guarded {
  public:
   Guarded(DType dtype, const Shape& shape) : dtype_(dtype), shape_(shape) {
     const std::size_t count = std::size_t(shape.num_elements()) * size_of(dtype);
     memory_.assign((count + 2 * kGuard + 7) / 8, kPattern);
-    std::memset(bytes() + kGuard, 0xFF, count);
+    std::memset(host_bytes() + kGuard, 0xFF, count);
+    if (test_device() != device::cpu()) on_device_ = device::Buffer(test_device(), count);
   }
   Guarded(DType dtype, const Shape& shape, const Values& values) : Guarded(dtype, shape) {
     REQUIRE(std::int64_t(values.size()) == shape.num_elements());
     for (std::size_t i = 0; i < values.size(); ++i) {
       switch (dtype) {
         case DType::kF32:
-          view().as<float>()[i] = float(values[i]);
+          on_host().as<float>()[i] = float(values[i]);
           break;
         case DType::kF64:
-          view().as<double>()[i] = values[i];
+          on_host().as<double>()[i] = values[i];
           break;
         case DType::kBF16:
-          view().as<BFloat16>()[i] = BFloat16(values[i]);
+          on_host().as<BFloat16>()[i] = BFloat16(values[i]);
           break;
         case DType::kI32:
-          view().as<std::int32_t>()[i] = std::int32_t(values[i]);
+          on_host().as<std::int32_t>()[i] = std::int32_t(values[i]);
           break;
         default:
-          view().as<std::int64_t>()[i] = std::int64_t(values[i]);
+          on_host().as<std::int64_t>()[i] = std::int64_t(values[i]);
       }
     }
   }
@@ -72,28 +82,46 @@ class Guarded {
   Guarded(const Guarded&) = delete;
   Guarded& operator=(const Guarded&) = delete;
 
-  [[nodiscard]] TensorView view() { return {bytes() + kGuard, dtype_, shape_}; }
+  /// For operators. The host's elements are from now on those of the device.
+  [[nodiscard]] TensorView view() {
+    if (on_device_.size() == 0) return {host_bytes() + kGuard, dtype_, shape_};
+    const TensorView on_device{on_device_.data(), dtype_, shape_};
+    if (!device_is_newer_) device::upload(test_stream(), on_host(), on_device);
+    device_is_newer_ = true;
+    return on_device;
+  }
+  /// For reading and writing by the test itself.
+  [[nodiscard]] TensorView on_host() {
+    const TensorView elements{host_bytes() + kGuard, dtype_, shape_};
+    if (device_is_newer_) {
+      device::download(test_stream(), {on_device_.data(), dtype_, shape_}, elements);
+      test_stream().synchronize();
+    }
+    device_is_newer_ = false;
+    return elements;
+  }
   operator TensorView() { return view(); }       // NOLINT: tests pass them to operators
   operator ConstTensorView() { return view(); }  // NOLINT
-  [[nodiscard]] ops::ParamStorage storage() { return {bytes() + kGuard, dtype_, shape_}; }
+  [[nodiscard]] ops::ParamStorage storage() { return {view().data, dtype_, shape_}; }
   [[nodiscard]] Values values() {
+    const TensorView found = on_host();
     Values values(static_cast<std::size_t>(shape_.num_elements()));
     for (std::size_t i = 0; i < values.size(); ++i) {
       switch (dtype_) {
         case DType::kF32:
-          values[i] = double(view().as<float>()[i]);
+          values[i] = double(found.as<float>()[i]);
           break;
         case DType::kF64:
-          values[i] = view().as<double>()[i];
+          values[i] = found.as<double>()[i];
           break;
         case DType::kBF16:
-          values[i] = double(view().as<BFloat16>()[i]);
+          values[i] = double(found.as<BFloat16>()[i]);
           break;
         case DType::kI32:
-          values[i] = double(view().as<std::int32_t>()[i]);
+          values[i] = double(found.as<std::int32_t>()[i]);
           break;
         default:
-          values[i] = double(view().as<std::int64_t>()[i]);
+          values[i] = double(found.as<std::int64_t>()[i]);
       }
     }
     return values;
@@ -102,32 +130,36 @@ class Guarded {
  private:
   static constexpr std::size_t kGuard = 64;
   static constexpr std::uint64_t kPattern = 0xA5A5A5A5A5A5A5A5U;
-  std::byte* bytes() { return reinterpret_cast<std::byte*>(memory_.data()); }
+  std::byte* host_bytes() { return reinterpret_cast<std::byte*>(memory_.data()); }
   [[nodiscard]] bool intact() {
-    const std::size_t end = kGuard + view().num_bytes();
+    const std::size_t end = kGuard + on_host().num_bytes();
     for (std::size_t i = 0; i < memory_.size() * 8; ++i) {
-      if ((i < kGuard || i >= end) && bytes()[i] != std::byte{0xA5}) return false;
+      if ((i < kGuard || i >= end) && host_bytes()[i] != std::byte{0xA5}) return false;
     }
     return true;
   }
   DType dtype_;
   Shape shape_;
   std::vector<std::uint64_t> memory_;
+  device::Buffer on_device_;  ///< without guards: the checks of the emulation know its ends
+  bool device_is_newer_ = false;
 };
 
-/// A CPU context with its own stream and workspace.
-class CpuContext {
+/// Scratch that operators take on a CUDA device, whatever the test.
+inline constexpr std::size_t kDeviceWorkspace = 8 << 20;
+
+/// A context of the test's device, with its own workspace.
+class OpContext {
  public:
-  explicit CpuContext(int threads = 1, std::size_t workspace_bytes = 0)
-      : stream_(device::cpu()),
-        workspace_(device::cpu(), workspace_bytes),
-        context_{device::cpu(), stream_, workspace_, threads} {}
+  explicit OpContext(int threads = 1, std::size_t workspace_bytes = 0)
+      : workspace_(test_device(),
+                   test_device() == device::cpu() ? workspace_bytes : kDeviceWorkspace),
+        context_{test_device(), test_stream(), workspace_, threads} {}
   operator Context&() { return context_; }  // NOLINT
   [[nodiscard]] device::Arena& workspace() { return workspace_; }
   void set_background(device::Background* background) { context_.background = background; }
 
  private:
-  device::Stream stream_;
   device::Arena workspace_;
   Context context_;
 };
@@ -139,10 +171,16 @@ class CountingBackground : public device::Background {
   int count = 0;
 };
 
+/// Of the host, which matter on the CPU alone.
+inline std::vector<int> thread_counts() {
+  if (test_device() != device::cpu()) return {1};
+  return {1, 2};
+}
+
 /// Calls body(dtype, threads) for each combination to be tested.
 inline void for_each_kind(const std::function<void(DType, int)>& body) {
   for (const DType dtype : {DType::kF32, DType::kF64}) {
-    for (const int threads : {1, 2}) {
+    for (const int threads : thread_counts()) {
       INFO("dtype " << name_of(dtype) << ", threads " << threads);
       body(dtype, threads);
     }
@@ -152,7 +190,7 @@ inline void for_each_kind(const std::function<void(DType, int)>& body) {
 /// The same for operators that also take bf16.
 inline void for_each_storage_kind(const std::function<void(DType, int)>& body) {
   for_each_kind(body);
-  for (const int threads : {1, 2}) {
+  for (const int threads : thread_counts()) {
     INFO("dtype bf16, threads " << threads);
     body(DType::kBF16, threads);
   }

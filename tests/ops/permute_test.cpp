@@ -42,13 +42,18 @@ std::int64_t num_kept(const Values& ids) {
 
 constexpr std::size_t kDrops[] = {0, 3, 1};
 
-constexpr std::int64_t kShapes[][4] = {
-    {0, 2, 4, 3}, {1, 1, 1, 1}, {7, 2, 4, 5}, {65, 3, 2, 63}, {129, 2, 16, 129}, {40, 2, 300, 8}};
+constexpr std::int64_t kShapes[][4] = {{0, 2, 4, 3},
+                                       {1, 1, 1, 1},
+                                       {7, 2, 4, 5},
+                                       {65, 3, 2, 63},
+                                       {129, 2, 16, 129},
+                                       {40, 2, 300, 8},
+                                       {500, 2, 700, 3}};
 
 }  // namespace
 
-TEST_CASE("permute_plan: slots stand by expert, then by slot") {
-  CpuContext ctx;
+TEST_CASE("permute_plan: slots stand by expert, then by slot", "[any device]") {
+  OpContext ctx;
   for (const auto& [tokens, k, num_experts, width] : kShapes) {
     static_cast<void>(width);
     for (const std::size_t drop_every : kDrops) {
@@ -77,9 +82,10 @@ TEST_CASE("permute_plan: slots stand by expert, then by slot") {
   }
 }
 
-TEST_CASE("permute: gathers, weighted sums and their gradients agree with the formulas") {
+TEST_CASE("permute: gathers, weighted sums and their gradients agree with the formulas",
+          "[any device]") {
   for_each_storage_kind([&](DType dtype, int threads) {
-    CpuContext ctx(threads);
+    OpContext ctx(threads);
     for (const auto& [tokens, k, num_experts, width] : kShapes) {
       for (const std::size_t drop_every : kDrops) {
         INFO("T " << tokens << " K " << k << " E " << num_experts << " H " << width
@@ -165,8 +171,9 @@ TEST_CASE("permute: gathers, weighted sums and their gradients agree with the fo
   });
 }
 
-TEST_CASE("permute: gradients agree with central differences of gather, scale and combine") {
-  CpuContext ctx;
+TEST_CASE("permute: gradients agree with central differences of gather, scale and combine",
+          "[any device]") {
+  OpContext ctx;
   constexpr std::int64_t kTokens = 4, kChoices = 2, kWidth = 3;
   const Values ids = random_ids(kTokens, kChoices, 3, 3);
   const Shape row_shape{num_kept(ids), kWidth};
@@ -201,7 +208,7 @@ TEST_CASE("permute: gradients agree with central differences of gather, scale an
 }
 
 TEST_CASE("permute: indices outside their range are refused") {
-  CpuContext ctx;
+  OpContext ctx;
   Guarded ids(DType::kI32, {1, 2}, {0, 3}), counts(DType::kI64, {3}), order(DType::kI32, {2}),
       positions(DType::kI32, {1, 2});
   CHECK_THROWS_AS(ops::permute_plan(ctx, ids, counts, order, positions), ShapeError);

@@ -10,7 +10,7 @@ TEST_CASE(
     "random_init: blocks of any cut and storage order hold the elements of the whole parameter") {
   const Shape global{6, 5, 4};
   for_each_kind([&](DType dtype, int threads) {
-    CpuContext ctx(threads);
+    OpContext ctx(threads);
     Guarded whole(dtype, global);
     ops::init_normal(ctx, whole.storage(), global, {0, 0, 0}, 42, stream_of("w"), 0.02);
     const Values all = whole.values();
@@ -35,7 +35,7 @@ TEST_CASE("random_init: a matrix cut into rows, columns or both is the same matr
   constexpr std::int64_t kRows = 7, kColumns = 10;
   const Shape global{kRows, kColumns};
   for_each_kind([&](DType dtype, int threads) {
-    CpuContext ctx(threads);
+    OpContext ctx(threads);
     Guarded whole(dtype, global);
     ops::init_normal(ctx, whole.storage(), global, {0, 0}, 7, stream_of("w"), 0.5);
     for (const auto& [row_parts, column_parts] :
@@ -69,7 +69,7 @@ TEST_CASE("random_init: a matrix cut into rows, columns or both is the same matr
 }
 
 TEST_CASE("random_init: a packed matrix holds the same logical elements") {
-  CpuContext ctx;
+  OpContext ctx;
   const Shape shape{7, 5};
   Guarded plain(DType::kF32, shape), memory(DType::kF32, shape), logical(DType::kF32, shape);
   const ops::ParamStorage packed(
@@ -83,7 +83,7 @@ TEST_CASE("random_init: a packed matrix holds the same logical elements") {
 }
 
 TEST_CASE("random_init: a block outside the parameter is refused") {
-  CpuContext ctx;
+  OpContext ctx;
   Guarded block(DType::kF32, {2, 2});
   CHECK_THROWS_AS(ops::init_normal(ctx, block.storage(), {3, 3}, {2, 0}, 1, 2, 1.0), ShapeError);
 }

@@ -4,7 +4,7 @@
 
 namespace pecan::test {
 
-TEST_CASE("reduce: sums, counts and maxima, equal for any number of threads") {
+TEST_CASE("reduce: sums, counts and maxima, equal for any number of threads", "[any device]") {
   for (const DType dtype : {DType::kF32, DType::kF64}) {
     for (const std::int64_t count : {0, 1, 63, 4095, 4096, 4097, 1050000}) {
       INFO(name_of(dtype) << ", elements " << count);
@@ -16,7 +16,7 @@ TEST_CASE("reduce: sums, counts and maxima, equal for any number of threads") {
         largest = std::max(largest, std::abs(value));
       }
       Guarded tensor(dtype, {count}, x);
-      CpuContext one(1);
+      OpContext one(1);
       const double observed_sum = ops::sum(one, tensor);
       const double observed_squares = ops::sum_of_squares(one, tensor);
       CHECK(observed_sum == Approx(sum).epsilon(1e-11).margin(1e-9));
@@ -24,7 +24,7 @@ TEST_CASE("reduce: sums, counts and maxima, equal for any number of threads") {
       CHECK(ops::max_abs(one, tensor) == largest);
       CHECK(ops::count_non_finite(one, tensor) == 0);
       for (const int threads : {2, 3}) {
-        CpuContext ctx(threads);
+        OpContext ctx(threads);
         CHECK(ops::sum(ctx, tensor) == observed_sum);
         CHECK(ops::sum_of_squares(ctx, tensor) == observed_squares);
         CHECK(ops::max_abs(ctx, tensor) == largest);
@@ -35,8 +35,9 @@ TEST_CASE("reduce: sums, counts and maxima, equal for any number of threads") {
 
 TEST_CASE(
     "reduce: f32 squares beyond the range of f32 are summed, non-finite values found wherever they "
-    "stand") {
-  CpuContext ctx;
+    "stand",
+    "[any device]") {
+  OpContext ctx;
   CHECK(ops::sum_of_squares(ctx, Guarded(DType::kF32, {2}, {3e30, 4e30})) == Approx(2.5e61));
   Values x(10000, -1.0);
   x[0] = std::nan("");

@@ -36,10 +36,11 @@ Gradients backward(Context& ctx,
 
 }  // namespace
 
-TEST_CASE("rms_norm: forward agrees with the reference, also of heads") {
-  const Shape shapes[] = {{0, 4}, {1, 1}, {3, 7}, {65, 63}, {9, 129}, {128, 256}, {5, 3, 32}};
+TEST_CASE("rms_norm: forward agrees with the reference, also of heads", "[any device]") {
+  const Shape shapes[] = {
+      {0, 4}, {1, 1}, {3, 7}, {65, 63}, {9, 129}, {128, 256}, {5, 3, 32}, {3, 1153}};
   for_each_storage_kind([&](DType dtype, int threads) {
-    CpuContext ctx(threads);
+    OpContext ctx(threads);
     for (const Shape& shape : shapes) {
       INFO(shape.to_string());
       const std::int64_t width = shape[shape.num_dims() - 1];
@@ -54,8 +55,8 @@ TEST_CASE("rms_norm: forward agrees with the reference, also of heads") {
   });
 }
 
-TEST_CASE("rms_norm: gradients agree with central differences") {
-  CpuContext ctx;
+TEST_CASE("rms_norm: gradients agree with central differences", "[any device]") {
+  OpContext ctx;
   const Shape shape{4, 7};
   Values x = random_values(28, 1);
   Values w = random_values(7, 2);
@@ -67,9 +68,16 @@ TEST_CASE("rms_norm: gradients agree with central differences") {
   check_gradient(w, g.dw, loss);
 }
 
-TEST_CASE("rms_norm: f32 and threaded gradients agree with f64, and add where asked") {
-  CpuContext exact_ctx;
-  for (const Shape& shape : {Shape{1, 1}, Shape{63, 65}, Shape{300, 129}, Shape{0, 8}}) {
+TEST_CASE("rms_norm: f32 and threaded gradients agree with f64, and add where asked",
+          "[any device]") {
+  OpContext exact_ctx;
+  // The last two: several rows of each part that sums over rows are made of, on a GPU.
+  for (const Shape& shape : {Shape{1, 1},
+                             Shape{63, 65},
+                             Shape{300, 129},
+                             Shape{0, 8},
+                             Shape{2600, 7},
+                             Shape{520, 515}}) {
     // Values that all types hold.
     const Values x = stored(DType::kBF16, random_values(shape.num_elements(), 1));
     const Values w = random_values(shape[1], 2);
@@ -77,7 +85,7 @@ TEST_CASE("rms_norm: f32 and threaded gradients agree with f64, and add where as
     Gradients exact = backward(exact_ctx, DType::kF64, shape, x, w, dy, Accumulate::kAdd);
     for_each_storage_kind([&](DType dtype, int threads) {
       INFO(shape.to_string());
-      CpuContext ctx(threads);
+      OpContext ctx(threads);
       const Gradients added = backward(ctx, dtype, shape, x, w, dy, Accumulate::kAdd);
       Gradients plain = backward(ctx, dtype, shape, x, w, dy, Accumulate::kOverwrite);
       check_close(added.dx, exact.dx, tolerance(dtype, 4));
@@ -89,8 +97,8 @@ TEST_CASE("rms_norm: f32 and threaded gradients agree with f64, and add where as
   }
 }
 
-TEST_CASE("rms_norm: dx may take the place of dy") {
-  CpuContext ctx;
+TEST_CASE("rms_norm: dx may take the place of dy", "[any device]") {
+  OpContext ctx;
   const Values x = random_values(6 * 5, 1);
   const Values w = random_values(5, 2);
   const Values dy = random_values(6 * 5, 3);

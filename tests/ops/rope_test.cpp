@@ -7,9 +7,9 @@
 
 namespace pecan::test {
 
-TEST_CASE("rope: pairs (i, i + D/2) turn like complex numbers") {
+TEST_CASE("rope: pairs (i, i + D/2) turn like complex numbers", "[any device]") {
   for_each_kind([&](DType dtype, int threads) {
-    CpuContext ctx(threads);
+    OpContext ctx(threads);
     for (const auto& [batch, sequence, heads, dim] : {std::array{0, 4, 1, 2},
                                                       std::array{1, 1, 1, 2},
                                                       std::array{2, 5, 3, 6},
@@ -43,9 +43,10 @@ TEST_CASE("rope: pairs (i, i + D/2) turn like complex numbers") {
   });
 }
 
-TEST_CASE("rope: given positions turn like the rows of a table at these positions") {
+TEST_CASE("rope: given positions turn like the rows of a table at these positions",
+          "[any device]") {
   for_each_storage_kind([&](DType dtype, int threads) {
-    CpuContext ctx(threads);
+    OpContext ctx(threads);
     const Shape shape{6, 2, 4};
     Guarded table(master_of(dtype), {5, 4});
     ops::rope_table(ctx, 100.0, table);
@@ -67,8 +68,8 @@ TEST_CASE("rope: given positions turn like the rows of a table at these position
   });
 }
 
-TEST_CASE("rope: the gradient agrees with central differences") {
-  CpuContext ctx;
+TEST_CASE("rope: the gradient agrees with central differences", "[any device]") {
+  OpContext ctx;
   const Shape shape{6, 2, 4};
   Guarded table(DType::kF64, {3, 4});
   ops::rope_table(ctx, 100.0, table);
@@ -84,7 +85,7 @@ TEST_CASE("rope: the gradient agrees with central differences") {
 }
 
 TEST_CASE("rope: odd head dims and broken sequences are refused") {
-  CpuContext ctx;
+  OpContext ctx;
   Guarded odd(DType::kF32, {4, 3}, Values(12));
   CHECK_THROWS_AS(ops::rope_table(ctx, 10000.0, odd), ShapeError);
   Guarded table(DType::kF32, {4, 2}, Values(8));

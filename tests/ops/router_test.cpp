@@ -198,8 +198,14 @@ struct Routed {
                         probs);
   }
   ops::RouterLosses losses(Context& ctx, const RouterOptions& options) {
-    ops::router_counts(ctx, options, logits, probs, ids, grouping.groups, counts);
-    return ops::router_losses(ctx, logits, probs, counts, grouping.groups, grouping.scales);
+    return losses(ctx, options, grouping, counts);
+  }
+  ops::RouterLosses losses(Context& ctx,
+                           const RouterOptions& options,
+                           const Grouping& by,
+                           Guarded& counted) {
+    ops::router_counts(ctx, options, logits, probs, ids, by.groups, counted);
+    return ops::router_losses(ctx, logits, probs, counted, by.groups, by.scales);
   }
   /// `aux` and `z` are coefficients of the scaled losses.
   Values backward(
@@ -228,7 +234,8 @@ struct Variant {
   bool biased = false;
 };
 
-/// Every kind of router for E divisible by 4 and K by 2; without groups for any.
+/// Every kind of router for E divisible by 4 and K by 2; without groups for any. Four groups of
+/// experts, or of a large E many groups of four.
 std::vector<Variant> variants(std::int64_t num_experts, std::int64_t k) {
   std::vector<Variant> all{
       {"top-k then softmax", {.scores = RouterScores::kTopkThenSoftmax, .scaling_factor = 1.5}},
@@ -239,8 +246,8 @@ std::vector<Variant> variants(std::int64_t num_experts, std::int64_t k) {
   for (std::size_t i = 0; i < plain; ++i) {
     if (num_experts % 4 == 0 && k % 2 == 0 && k / 2 <= num_experts / 4) {
       all.push_back(all[i]);
-      all.back().options.num_groups = 4;
-      all.back().options.group_topk = 2;
+      all.back().options.num_groups = num_experts > 256 ? num_experts / 4 : 4;
+      all.back().options.group_topk = num_experts > 256 ? k / 2 : 2;
     }
     all.push_back(all[i]);
     all.back().options.choice = RouterChoice::kInTurn;
@@ -263,11 +270,21 @@ Values zeros_for(const Values& bias, std::int64_t num_experts) {
 
 }  // namespace
 
-TEST_CASE("router: choices, weights and losses of every kind agree with the reference") {
-  const std::int64_t shapes[][3] = {
-      {1, 1, 1}, {7, 4, 2}, {65, 8, 8}, {63, 17, 3}, {300, 64, 6}, {50, 12, 1}, {40, 200, 4}};
+TEST_CASE("router: choices, weights and losses of every kind agree with the reference",
+          "[any device]") {
+  // Threads of the host share out many tokens; a warp of a device runs its loops over experts,
+  // groups and choices thrice.
+  const std::int64_t many = test_device() == device::cpu() ? 300 : 9;
+  const std::int64_t shapes[][3] = {{1, 1, 1},
+                                    {7, 4, 2},
+                                    {65, 8, 8},
+                                    {13, 17, 3},
+                                    {many, 64, 6},
+                                    {50, 12, 1},
+                                    {10, 200, 4},
+                                    {1, 264, 70}};
   for_each_kind([&](DType dtype, int threads) {
-    CpuContext ctx(threads);
+    OpContext ctx(threads);
     for (const auto& [tokens, num_experts, k] : shapes) {
       for (const Variant& variant : variants(num_experts, k)) {
         const RouterOptions& options = variant.options;
@@ -289,15 +306,14 @@ TEST_CASE("router: choices, weights and losses of every kind agree with the refe
         for (const Grouping& grouping : groupings(tokens, num_experts, k)) {
           INFO("groups of " << grouping.groups.tokens_per_group << " tokens from "
                             << grouping.groups.first_token);
-          Routed grouped(dtype, tokens, num_experts, k, grouping, logits, bias);
-          grouped.forward(ctx, options);
-          const ops::RouterLosses losses = grouped.losses(ctx, options);
+          Guarded counted(DType::kI64, {grouping.num_groups, num_experts});
+          const ops::RouterLosses losses = routed.losses(ctx, options, grouping, counted);
           const ops::RouterLosses expected =
               reference_losses(exact, grouping, logits, std::size_t(num_experts));
           const double epsilon = dtype == DType::kF32 ? 1e-6 : 1e-13;
           CHECK(losses.aux == Approx(expected.aux).epsilon(epsilon));
           CHECK(losses.z == Approx(expected.z).epsilon(epsilon));
-          const Values counts = grouped.counts.values();
+          const Values counts = counted.values();
           CHECK(counts == reference_counts(exact, grouping, std::size_t(num_experts)));
           CHECK(std::accumulate(counts.begin(), counts.end(), 0.0) == double(tokens * k));
         }
@@ -306,10 +322,11 @@ TEST_CASE("router: choices, weights and losses of every kind agree with the refe
   });
 }
 
-TEST_CASE("router: the gradient agrees with central differences through weights and both losses") {
-  CpuContext ctx;
+TEST_CASE("router: the gradient agrees with central differences through weights and both losses",
+          "[any device]") {
+  OpContext ctx;
   constexpr double kAux = 0.7, kZ = 0.3;
-  const std::int64_t shapes[][3] = {{5, 6, 3}, {5, 8, 2}, {6, 8, 4}, {4, 5, 1}};
+  const std::int64_t shapes[][3] = {{5, 6, 3}, {5, 8, 2}, {6, 8, 4}, {4, 5, 1}, {2, 70, 3}};
   for (const auto& [tokens, num_experts, k] : shapes) {
     Values logits = random_values(tokens * num_experts, 2);
     const Values dweights = random_values(tokens * k, 3);
@@ -336,7 +353,7 @@ TEST_CASE("router: the gradient agrees with central differences through weights 
           return dot(now.weights, dweights) + kAux * losses.aux + kZ * losses.z;
         });
         for_each_kind([&](DType dtype, int threads) {
-          CpuContext other(threads);
+          OpContext other(threads);
           Routed again(dtype, tokens, num_experts, k, grouping, logits, bias);
           again.forward(other, options);
           static_cast<void>(again.losses(other, options));
@@ -348,12 +365,13 @@ TEST_CASE("router: the gradient agrees with central differences through weights 
   }
 }
 
-TEST_CASE("router: parts of a batch add up to the whole in counts, losses and gradients") {
+TEST_CASE("router: parts of a batch add up to the whole in counts, losses and gradients",
+          "[any device]") {
   constexpr std::int64_t kTokens = 13, kFirst = 5, kExperts = 8, kChoices = 2;
   // The parts meet inside a group; a group of 100 stands for a global batch.
   for (const std::int64_t tokens_per_group : {4, 100}) {
     for_each_kind([&](DType dtype, int threads) {
-      CpuContext ctx(threads);
+      OpContext ctx(threads);
       for (const Variant& variant : variants(kExperts, kChoices)) {
         INFO(variant.name << ", groups of " << tokens_per_group);
         const Values logits = random_values(kTokens * kExperts, 1);
@@ -385,8 +403,8 @@ TEST_CASE("router: parts of a batch add up to the whole in counts, losses and gr
         const ops::RouterLosses losses = whole.losses(ctx, variant.options);
         static_cast<void>(early.losses(ctx, variant.options));
         static_cast<void>(later.losses(ctx, rest_options));
-        const auto early_counts = early.counts.view().as<std::int64_t>();
-        const auto later_counts = later.counts.view().as<std::int64_t>();
+        const auto early_counts = early.counts.on_host().as<std::int64_t>();
+        const auto later_counts = later.counts.on_host().as<std::int64_t>();
         for (std::size_t i = 0; i < early_counts.size(); ++i)
           early_counts[i] = later_counts[i] = early_counts[i] + later_counts[i];
         CHECK(early.counts.values() == whole.counts.values());
@@ -415,7 +433,7 @@ TEST_CASE("router: parts of a batch add up to the whole in counts, losses and gr
 }
 
 TEST_CASE("router: groups without a row of counts, and counts of other experts, are refused") {
-  CpuContext ctx;
+  OpContext ctx;
   Routed routed(DType::kF32, 4, 3, 1, Values(12, 0.5));
   routed.forward(ctx, {});
   const auto refused = [&](const BalanceGroups& groups, const Shape& counts_shape) {
@@ -439,8 +457,9 @@ TEST_CASE("router: groups without a row of counts, and counts of other experts, 
   CHECK(counts.values() == Values{0, 0, 0, 4, 0, 0});
 }
 
-TEST_CASE("router: equal logits go to the lower index, balance gives an aux loss of 1") {
-  CpuContext ctx;
+TEST_CASE("router: equal logits go to the lower index, balance gives an aux loss of 1",
+          "[any device]") {
+  OpContext ctx;
   Routed equal(DType::kF32, 4, 4, 2, Values(16, 0.5));
   equal.forward(ctx, {});
   CHECK(equal.ids.values() == Values{0, 1, 0, 1, 0, 1, 0, 1});
@@ -452,8 +471,9 @@ TEST_CASE("router: equal logits go to the lower index, balance gives an aux loss
   CHECK(balanced.counts.values() == Values(4, 1.0));
 }
 
-TEST_CASE("router: equal groups go to the lower index, the best group need not hold the best") {
-  CpuContext ctx;
+TEST_CASE("router: equal groups go to the lower index, the best group need not hold the best",
+          "[any device]") {
+  OpContext ctx;
   const RouterOptions options{.num_groups = 3, .group_topk = 1};
   Routed equal(DType::kF32, 1, 6, 2, Values(6, 0.5));
   equal.forward(ctx, options);
@@ -463,8 +483,9 @@ TEST_CASE("router: equal groups go to the lower index, the best group need not h
   CHECK(sum.ids.values() == Values{3, 2});
 }
 
-TEST_CASE("router: a bias moves the choice, but neither the weights nor the auxiliary loss") {
-  CpuContext ctx;
+TEST_CASE("router: a bias moves the choice, but neither the weights nor the auxiliary loss",
+          "[any device]") {
+  OpContext ctx;
   const RouterOptions options{.scores = RouterScores::kSigmoid};
   // sigmoid(0) = 1/2, sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4: the bias lifts expert 2 over 0.
   const Values logits{0, std::log(3.0), -std::log(3.0)};
@@ -477,8 +498,8 @@ TEST_CASE("router: a bias moves the choice, but neither the weights nor the auxi
   CHECK(routed.counts.values() == Values{1, 1, 0});
 }
 
-TEST_CASE("router: choices in turn load every expert alike") {
-  CpuContext ctx;
+TEST_CASE("router: choices in turn load every expert alike", "[any device]") {
+  OpContext ctx;
   const RouterOptions options{.choice = RouterChoice::kInTurn, .first_in_turn = 3};
   Routed routed(DType::kF32, 10, 4, 2, random_values(40, 1));
   routed.forward(ctx, options);
@@ -488,8 +509,8 @@ TEST_CASE("router: choices in turn load every expert alike") {
   CHECK(routed.ids.values()[1] == 0);
 }
 
-TEST_CASE("router: no tokens, NaN and far logits") {
-  CpuContext ctx;
+TEST_CASE("router: no tokens, NaN and far logits", "[any device]") {
+  OpContext ctx;
   for (const Variant& variant : variants(8, 2)) {
     INFO(variant.name << ", groups " << variant.options.num_groups << ", choice "
                       << int(variant.options.choice));
@@ -526,7 +547,7 @@ TEST_CASE("router: no tokens, NaN and far logits") {
 }
 
 TEST_CASE("router: options that contradict the shapes or each other are refused") {
-  CpuContext ctx;
+  OpContext ctx;
   const auto refused = [&](std::int64_t num_experts,
                            std::int64_t k,
                            const RouterOptions& options,

@@ -5,9 +5,9 @@
 
 namespace pecan::test {
 
-TEST_CASE("swiglu: forward and gradients agree with the reference") {
+TEST_CASE("swiglu: forward and gradients agree with the reference", "[any device]") {
   for_each_storage_kind([&](DType dtype, int threads) {
-    CpuContext ctx(threads);
+    OpContext ctx(threads);
     for (const Shape& shape :
          {Shape{0, 3}, Shape{1, 1}, Shape{7, 9}, Shape{63, 65}, Shape{300, 257}}) {
       INFO(shape.to_string());
@@ -43,8 +43,8 @@ TEST_CASE("swiglu: forward and gradients agree with the reference") {
   });
 }
 
-TEST_CASE("swiglu: gradients agree with central differences") {
-  CpuContext ctx;
+TEST_CASE("swiglu: gradients agree with central differences", "[any device]") {
+  OpContext ctx;
   Values gate = random_values(15, 1);
   Values up = random_values(15, 2);
   const Values dh = random_values(15, 3);
@@ -66,8 +66,8 @@ TEST_CASE("swiglu: gradients agree with central differences") {
   check_gradient(up, dup.values(), loss);
 }
 
-TEST_CASE("swiglu: far arguments saturate without NaN") {
-  CpuContext ctx;
+TEST_CASE("swiglu: far arguments saturate without NaN", "[any device]") {
+  OpContext ctx;
   const Values gate{-1e4, -100, -88.5, 0, 88.5, 100, 1e4};
   Guarded h(DType::kF32, {7});
   Guarded ones(DType::kF32, {7}, Values(7, 1.0));

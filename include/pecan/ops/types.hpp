@@ -8,7 +8,14 @@
 /// empty tensors are fine and compute nothing, NaN and infinity pass through by IEEE arithmetic,
 /// results are ordered on ctx.stream (on the CPU: there on return), and results are bit-exact for
 /// fixed inputs and machine type, whatever ctx.threads is. Shapes, dtypes or overlaps that break
-/// these rules throw ShapeError; a device that this build does not compute on throws NotConfigured.
+/// these rules throw ShapeError; a device that this build does not compute on, and an operator or
+/// dtype that has no kernel there, throws NotConfigured.
+///
+/// On a CUDA device: sums are made in f32 where they are said to be in double and are not returned
+/// as one, always in the same order, by the shapes alone; bf16 attention rounds its weights; scratch
+/// is taken from ctx.workspace; and values that must lie in a range (ids, labels, positions) are
+/// looked at by the kernel, which stops the device, so that the next synchronisation throws
+/// DeviceError. Operators that return a number wait for it.
 
 #include <cstdint>
 

@@ -120,6 +120,7 @@ void load_matrix_sync(fragment<Use, kM, kN, kK, T, Layout>& fragment,
                       std::source_location where = std::source_location::current()) {
   static_assert(!std::is_same_v<Use, accumulator>, "an accumulator is loaded with its layout");
   detail::meet(where);
+  pecan::emulation::check_matrix(address, stride * sizeof(T), where);
   detail::load(fragment, address, stride, std::is_same_v<Layout, row_major>);
 }
 template <int kM, int kN, int kK, typename T>
@@ -129,6 +130,7 @@ void load_matrix_sync(fragment<accumulator, kM, kN, kK, T>& fragment,
                       layout_t layout,
                       std::source_location where = std::source_location::current()) {
   detail::meet(where);
+  pecan::emulation::check_matrix(address, stride * sizeof(T), where);
   detail::load(fragment, address, stride, layout == mem_row_major);
 }
 template <int kM, int kN, int kK, typename T>
@@ -139,6 +141,7 @@ void store_matrix_sync(T* address,
                        std::source_location where = std::source_location::current()) {
   using Fragment = fragment<accumulator, kM, kN, kK, T>;
   detail::meet(where);
+  pecan::emulation::check_matrix(address, stride * sizeof(T), where);
   for (int element = 0; element < Fragment::num_elements; ++element) {
     address[detail::offset<Fragment>(element, stride, layout == mem_row_major)] = source.x[element];
   }

@@ -1,5 +1,6 @@
-/// The part of cuBLAS that Pecan calls. Products are made in float by oneDNN; which types go
-/// together is NVIDIA's table for each function, and everything outside of it is refused.
+/// The part of cuBLAS that Pecan calls. Products are made in float by oneDNN, those of double by
+/// plain loops; which types go together is NVIDIA's table for each function, and everything outside
+/// of it is refused.
 
 #include <algorithm>
 #include <cstring>
@@ -35,6 +36,8 @@ std::size_t element_bytes(cudaDataType type) {
     case CUDA_R_16BF:
     case CUDA_R_16F:
       return 2;
+    case CUDA_R_64F:
+      return 8;
     default:
       return 4;
   }
@@ -66,32 +69,38 @@ bool is_supported(cudaDataType a,
     case CUBLAS_COMPUTE_32F_FAST_16BF:
     case CUBLAS_COMPUTE_32F_FAST_16F:
       return is_float;
+    case CUBLAS_COMPUTE_64F:
+      // Of grouped products too, which nothing here needs.
+      return a == CUDA_R_64F && c == CUDA_R_64F && function == Function::kPlain;
     default:
       return false;
   }
 }
 
-float load(const void* matrix, cudaDataType type, std::size_t index) {
+/// M: what products are made in, float or double.
+template <typename M>
+M load(const void* matrix, cudaDataType type, std::size_t index) {
   switch (type) {
     case CUDA_R_16BF:
       return __bfloat162float(static_cast<const __nv_bfloat16*>(matrix)[index]);
     case CUDA_R_16F:
       return __half2float(static_cast<const __half*>(matrix)[index]);
     default:
-      return static_cast<const float*>(matrix)[index];
+      return static_cast<const M*>(matrix)[index];
   }
 }
 
-void store(void* matrix, cudaDataType type, std::size_t index, float value) {
+template <typename M>
+void store(void* matrix, cudaDataType type, std::size_t index, M value) {
   switch (type) {
     case CUDA_R_16BF:
-      static_cast<__nv_bfloat16*>(matrix)[index] = __float2bfloat16(value);
+      static_cast<__nv_bfloat16*>(matrix)[index] = __float2bfloat16(static_cast<float>(value));
       break;
     case CUDA_R_16F:
-      static_cast<__half*>(matrix)[index] = __float2half(value);
+      static_cast<__half*>(matrix)[index] = __float2half(static_cast<float>(value));
       break;
     default:
-      static_cast<float*>(matrix)[index] = value;
+      static_cast<M*>(matrix)[index] = value;
   }
 }
 
@@ -152,26 +161,61 @@ bool note_matrix(const void* matrix,
   return true;
 }
 
-std::vector<float> load_matrix(
+template <typename M>
+std::vector<M> load_matrix(
     const void* matrix, cudaDataType type, int rows, int columns, int stride) {
-  std::vector<float> loaded(static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns));
+  std::vector<M> loaded(static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns));
   std::size_t next = 0;
   for (int column = 0; column < columns; ++column) {
     const std::size_t start = static_cast<std::size_t>(column) * static_cast<std::size_t>(stride);
     for (int row = 0; row < rows; ++row) {
-      loaded[next++] = load(matrix, type, start + static_cast<std::size_t>(row));
+      loaded[next++] = load<M>(matrix, type, start + static_cast<std::size_t>(row));
     }
   }
   return loaded;
 }
 
+/// product = alpha op(A) op(B), all by columns without gaps.
+void multiply_full(
+    const Shape& shape, float alpha, const float* a, const float* b, float* product) {
+  // oneDNN stores by rows: what it sees are the transposed matrices, in the opposite order.
+  if (dnnl_sgemm(shape.transposes_b() ? 'T' : 'N',
+                 shape.transposes_a() ? 'T' : 'N',
+                 shape.n,
+                 shape.m,
+                 shape.k,
+                 alpha,
+                 b,
+                 shape.b_rows(),
+                 a,
+                 shape.a_rows(),
+                 0.0f,
+                 product,
+                 shape.m) != dnnl_success) {
+    report("library", "oneDNN refuses a product of cuBLAS");
+  }
+}
+void multiply_full(
+    const Shape& shape, double alpha, const double* a, const double* b, double* product) {
+  const auto m = static_cast<std::size_t>(shape.m), k = static_cast<std::size_t>(shape.k);
+  const auto n = static_cast<std::size_t>(shape.n);
+  for (std::size_t column = 0; column < n; ++column) {
+    for (std::size_t i = 0; i < k; ++i) {
+      const double factor = alpha * b[shape.transposes_b() ? i * n + column : column * k + i];
+      for (std::size_t row = 0; row < m; ++row)
+        product[column * m + row] += factor * a[shape.transposes_a() ? row * k + i : i * m + row];
+    }
+  }
+}
+
 /// C = alpha op(A) op(B) + beta C, all by columns. Where beta is zero C is not read.
+template <typename M>
 cublasStatus_t multiply(const Shape& shape,
                         const Types& types,
-                        float alpha,
+                        M alpha,
                         const void* a,
                         const void* b,
-                        float beta,
+                        M beta,
                         void* c,
                         std::uint32_t operation) {
   if (shape.m == 0 || shape.n == 0) return CUBLAS_STATUS_SUCCESS;
@@ -185,27 +229,13 @@ cublasStatus_t multiply(const Shape& shape,
       !note_matrix(c, types.c, shape.m, shape.n, shape.ldc, Access::kWrite, operation)) {
     return CUBLAS_STATUS_EXECUTION_FAILED;
   }
-  std::vector<float> product(static_cast<std::size_t>(shape.m) * static_cast<std::size_t>(shape.n));
+  std::vector<M> product(static_cast<std::size_t>(shape.m) * static_cast<std::size_t>(shape.n));
   if (shape.k > 0) {
-    const std::vector<float> a_values =
-        load_matrix(a, types.a, shape.a_rows(), shape.a_columns(), shape.lda);
-    const std::vector<float> b_values =
-        load_matrix(b, types.b, shape.b_rows(), shape.b_columns(), shape.ldb);
-    // oneDNN stores by rows: what it sees are the transposed matrices, in the opposite order.
-    const dnnl_status_t status = dnnl_sgemm(shape.transposes_b() ? 'T' : 'N',
-                                            shape.transposes_a() ? 'T' : 'N',
-                                            shape.n,
-                                            shape.m,
-                                            shape.k,
-                                            alpha,
-                                            b_values.data(),
-                                            shape.b_rows(),
-                                            a_values.data(),
-                                            shape.a_rows(),
-                                            0.0f,
-                                            product.data(),
-                                            shape.m);
-    if (status != dnnl_success) return CUBLAS_STATUS_EXECUTION_FAILED;
+    multiply_full(shape,
+                  alpha,
+                  load_matrix<M>(a, types.a, shape.a_rows(), shape.a_columns(), shape.lda).data(),
+                  load_matrix<M>(b, types.b, shape.b_rows(), shape.b_columns(), shape.ldb).data(),
+                  product.data());
   }
   std::size_t next = 0;
   for (int column = 0; column < shape.n; ++column) {
@@ -213,20 +243,21 @@ cublasStatus_t multiply(const Shape& shape,
       const std::size_t index =
           static_cast<std::size_t>(column) * static_cast<std::size_t>(shape.ldc) +
           static_cast<std::size_t>(row);
-      const float before = reads_c ? beta * load(c, types.c, index) : 0.0f;
-      store(c, types.c, index, product[next++] + before);
+      const M before = reads_c ? beta * load<M>(c, types.c, index) : M(0);
+      store<M>(c, types.c, index, product[next++] + before);
     }
   }
   return CUBLAS_STATUS_SUCCESS;
 }
 
-float read_scalar(cublasHandle_t handle, const void* scalar, std::uint32_t operation) {
+template <typename M>
+M read_scalar(cublasHandle_t handle, const void* scalar, std::uint32_t operation) {
   if (handle->pointer_mode == CUBLAS_POINTER_MODE_DEVICE) {
-    note_access(scalar, sizeof(float), Access::kRead, operation);
+    note_access(scalar, sizeof(M), Access::kRead, operation);
   } else if (is_on_device(scalar)) {
     report("library", "alpha or beta of cuBLAS is on the device in CUBLAS_POINTER_MODE_HOST");
   }
-  float value = 0;
+  M value = 0;
   std::memcpy(&value, scalar, sizeof value);
   return value;
 }
@@ -272,21 +303,24 @@ cublasStatus_t multiply_batch(const char* name, cublasHandle_t handle, const Bat
       return CUBLAS_STATUS_NOT_SUPPORTED;
     }
     const std::uint32_t operation = begin_operation(stream, "a product of cuBLAS");
-    const float alpha = read_scalar(handle, batch.alpha, operation);
-    const float beta = read_scalar(handle, batch.beta, operation);
-    for (int index = 0; index < batch.num_products; ++index) {
-      const cublasStatus_t status =
-          multiply(batch.shape,
-                   types,
-                   alpha,
-                   advance(batch.a, types.a, index * batch.a_stride),
-                   advance(batch.b, types.b, index * batch.b_stride),
-                   beta,
-                   const_cast<void*>(advance(batch.c, types.c, index * batch.c_stride)),
-                   operation);
-      if (status != CUBLAS_STATUS_SUCCESS) return status;
-    }
-    return CUBLAS_STATUS_SUCCESS;
+    const auto multiply_all = [&]<typename M>(M) {
+      const M alpha = read_scalar<M>(handle, batch.alpha, operation);
+      const M beta = read_scalar<M>(handle, batch.beta, operation);
+      for (int index = 0; index < batch.num_products; ++index) {
+        const cublasStatus_t status =
+            multiply<M>(batch.shape,
+                        types,
+                        alpha,
+                        advance(batch.a, types.a, index * batch.a_stride),
+                        advance(batch.b, types.b, index * batch.b_stride),
+                        beta,
+                        const_cast<void*>(advance(batch.c, types.c, index * batch.c_stride)),
+                        operation);
+        if (status != CUBLAS_STATUS_SUCCESS) return status;
+      }
+      return CUBLAS_STATUS_SUCCESS;
+    };
+    return batch.compute == CUBLAS_COMPUTE_64F ? multiply_all(double{}) : multiply_all(float{});
   });
 }
 
@@ -546,14 +580,14 @@ PECAN_CUBLAS_API cublasGemmGroupedBatchedEx(cublasHandle_t handle,
                           matrix,
                           kGroupedAlignment));
         }
-        const cublasStatus_t status = multiply(shape,
-                                               {a_type, b_type, c_type},
-                                               static_cast<const float*>(alphas)[group],
-                                               a[product],
-                                               b[product],
-                                               static_cast<const float*>(betas)[group],
-                                               c[product],
-                                               operation);
+        const cublasStatus_t status = multiply<float>(shape,
+                                                      {a_type, b_type, c_type},
+                                                      static_cast<const float*>(alphas)[group],
+                                                      a[product],
+                                                      b[product],
+                                                      static_cast<const float*>(betas)[group],
+                                                      c[product],
+                                                      operation);
         if (status != CUBLAS_STATUS_SUCCESS) return status;
       }
     }

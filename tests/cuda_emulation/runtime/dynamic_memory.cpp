@@ -5,7 +5,7 @@
 
 #include "shared_memory.hpp"
 
-alignas(16) thread_local unsigned char dynamic_smem[kPecanEmulationSharedBytes + 64];
+alignas(128) thread_local unsigned char dynamic_smem[kPecanEmulationSharedBytes + 64];
 
 namespace pecan::emulation {
 namespace {

@@ -529,6 +529,25 @@ void report_absent_lane() {
                      describe(thread.where)));
 }
 
+void check_matrix(const void* address, std::size_t stride_bytes, std::source_location where) {
+  constexpr std::uintptr_t kMatrixAlignment = 32, kRowAlignment = 16;
+  if (reinterpret_cast<std::uintptr_t>(address) % kMatrixAlignment == 0 &&
+      stride_bytes % kRowAlignment == 0) {
+    return;
+  }
+  if (!is_first_at(block().kernel, "matrix")) return;
+  running.is_paused = true;
+  report("alignment",
+         fmt::format("{} at {}: a matrix of tensor cores begins at no multiple of {} bytes, or its "
+                     "rows lie {} bytes apart, no multiple of {}",
+                     describe_position(),
+                     describe(where),
+                     kMatrixAlignment,
+                     stride_bytes,
+                     kRowAlignment));
+  running.is_paused = false;
+}
+
 void trap(std::source_location where) {
   running.is_paused = true;
   report("trap", fmt::format("{} at {}", describe_position(), describe(where)));

@@ -52,6 +52,11 @@ inline void only_meet(void* const*, std::uint32_t) {}
 [[nodiscard]] PECAN_EMULATION_API std::uint32_t lane_id();
 /// A shuffle asks for the value of a lane that takes no part.
 PECAN_EMULATION_API void report_absent_lane();
+/// Tensor cores load and store matrices at multiples of 32 bytes, whose rows lie multiples of 16
+/// bytes apart.
+PECAN_EMULATION_API void check_matrix(const void* address,
+                                      std::size_t stride_bytes,
+                                      std::source_location where);
 /// Ends the kernel as a trap does.
 [[noreturn]] PECAN_EMULATION_API void trap(std::source_location where);
 /// Tells the checker of an atomic access by the caller of the function that returns to `code`.

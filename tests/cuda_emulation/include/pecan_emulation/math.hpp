@@ -61,6 +61,9 @@ inline int __float_as_int(float value) {
 inline unsigned __float_as_uint(float value) {
   return std::bit_cast<unsigned>(value);
 }
+inline long long __double_as_longlong(double value) {
+  return std::bit_cast<long long>(value);
+}
 inline float __int_as_float(int bits) {
   return std::bit_cast<float>(bits);
 }
