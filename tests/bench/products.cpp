@@ -2,11 +2,14 @@
 /// training (docs/adr/0016):
 ///   build/bench/bin/bench-products [threads] [rounds]
 /// Prints the medians in GFLOP/s as a Markdown table. oneDNN's bf16 products are those for sizes
-/// that are given when they run, as a layer of experts needs them.
+/// that are given when they run, as a layer of experts needs them. The last column of bf16 is what
+/// weights in panel order could save: the time in which panels of the weights are packed, as a part
+/// of that of the product by the kernels before oneDNN.
 
 #include "ops/products.hpp"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdlib>
 #include <functional>
@@ -102,6 +105,41 @@ void own(const TileKernels& kernels, int threads, const Shape3& shape, Pass pass
           std::int64_t(products.size()),
           [&](std::int64_t e) { return products[std::size_t(e)]; },
           scratch);
+}
+
+/// Packs the panels of the right factors once for every 512 rows, as the products do, and leaves
+/// them.
+template <typename T>
+void pack_panels(
+    const TileKernels& kernels, int threads, const Shape3& shape, Pass pass, Operands& o) {
+  using namespace ops::detail;
+  constexpr std::int64_t kBlockRows = 512;
+  std::vector<Product> products;
+  for_each_product<T>(shape, pass, o, [&](const Product& p) { products.push_back(p); });
+  const std::int64_t depth_of_panel = kPanelUnits * kernels.elements_per_unit;
+#pragma omp parallel num_threads(threads)
+  {
+    alignas(64) std::array<Unit, std::size_t(kPanelColumns * kPanelUnits)> panel;
+    std::int64_t task = 0;
+    for (const Product& product : products) {
+      const auto* const from = static_cast<const std::byte*>(product.b.data);
+      const bool turned = product.b.transpose == Transpose::kYes;
+      for (std::int64_t i = 0; i < product.m; i += kBlockRows) {
+        for (std::int64_t j = 0; j < product.n; j += kPanelColumns) {
+          if (task++ % threads != omp_get_thread_num()) continue;
+          for (std::int64_t p = 0; p < product.k; p += depth_of_panel) {
+            const std::int64_t at = turned ? j * product.b.stride + p : p * product.b.stride + j;
+            kernels.pack_panel(turned ? Contiguous::kAlongUnits : Contiguous::kAcrossUnits,
+                               from + at * std::int64_t(sizeof(T)),
+                               product.b.stride,
+                               std::min(depth_of_panel, product.k - p),
+                               std::min(kPanelColumns, product.n - j),
+                               panel.data());
+          }
+        }
+      }
+    }
+  }
 }
 
 void sgemm(const Shape3& shape, Pass pass, Operands& o) {
@@ -242,6 +280,13 @@ void run(int threads, int rounds) {
         } else {
           variants.push_back({"dnnl_sgemm", [&] { sgemm(shape, pass, operands); }, {}});
         }
+        const bool packs = bf16 && pass != Pass::kWeight;
+        if (packs) {
+          variants.push_back(
+              {"panels",
+               [&] { pack_panels<BFloat16>(*kernels.back(), threads, shape, pass, operands); },
+               {}});
+        }
         measure(variants, rounds);
         if (first) {
           fmt::print("\n| {} threads | |", threads);
@@ -253,12 +298,16 @@ void run(int threads, int rounds) {
         }
         constexpr const char* kPasses[] = {"forward", "input", "weight"};
         fmt::print("| {} | {} |", shape.name, kPasses[int(pass)]);
+        std::vector<double> medians;
         for (Variant& variant : variants) {
           auto& all = variant.seconds;
           std::nth_element(all.begin(), all.begin() + std::ptrdiff_t(all.size() / 2), all.end());
-          const double flops = 2.0 * double(operands.rows * shape.inputs * shape.outputs);
-          fmt::print(" {:.0f} |", flops / all[all.size() / 2] / 1e9);
+          medians.push_back(all[all.size() / 2]);
         }
+        const double flops = 2.0 * double(operands.rows * shape.inputs * shape.outputs);
+        for (std::size_t v = 0; v < variants.size() - (packs ? 1 : 0); ++v)
+          fmt::print(" {:.0f} |", flops / medians[v] / 1e9);
+        if (packs) fmt::print(" {:.0f} % |", 100 * medians.back() / medians[kernels.size() - 1]);
         fmt::print("\n");
         std::fflush(stdout);
       }

@@ -70,6 +70,7 @@ class Pecan:
     def __init__(self, arguments):
         self.bin = arguments.bin
         self.work = arguments.work
+        self.folder = self.work / "run"
         self.work.mkdir(parents=True, exist_ok=True)
         text = self.work / "text.txt"
         generator = random.Random(1)
@@ -81,19 +82,22 @@ class Pecan:
              "--vocab-size", 8192], os.environ)
         (self.work / "config.yaml").write_text(CONFIG.replace("DATA", str(self.work / "data")))
 
-    def step(self, bf16, threads, ranks, settings=()):
-        folder = self.work / "run"
-        shutil.rmtree(folder, ignore_errors=True)
-        command = [self.bin / "pecan-train", "--config", self.work / "config.yaml", "--run-dir", folder]
-        pairs = [f"training.train_iters={WARM_UP + STEPS}", f"training.threads={threads}", f"training.bf16={str(bf16).lower()}", *settings]
+    def step(self, bf16, threads, ranks):
+        self.train(bf16, threads, ranks, self.work / "config.yaml", WARM_UP + STEPS)
+        steps = [r for r in map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines()) if r.get("kind") == "step"]
+        return statistics.median(r["step_ms"] for r in steps[WARM_UP:]) / 1e3
+
+    def train(self, bf16, threads, ranks, config, steps, settings=(), options=()):
+        """A fresh run in self.folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        command = [self.bin / "pecan-train", "--config", config, "--run-dir", self.folder, *options]
+        pairs = [f"training.train_iters={steps}", f"training.threads={threads}", f"training.bf16={str(bf16).lower()}", *settings]
         environment = {**os.environ, **e2e.ENVIRONMENT, "OMPI_MCA_ess_singleton_isolated": "1"}
         environment.pop("OMP_NUM_THREADS", None)
         if ranks > 1:
             command = ["mpirun", "-n", ranks, "--bind-to", "none", *command]
             pairs += [f"parallel.expert_model_parallel_size={ranks}", f"training.micro_batch_size={8 // ranks}", "moe.dispatch_buffer_factor=4"]
         run(command + [word for pair in pairs for word in ("--set", pair)], environment)
-        steps = [r for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if r.get("kind") == "step"]
-        return statistics.median(r["step_ms"] for r in steps[WARM_UP:]) / 1e3
 
 
 def main():
