@@ -42,6 +42,8 @@ SETTINGS = [
     "parallel.expert_model_parallel_size=4", "checkpoint.save_interval=12", "checkpoint.non_persistent_save_interval=3",
     f"checkpoint.replication_factor={REPLICAS}", "checkpoint.pec.experts_per_checkpoint=2",
     "checkpoint.pec.experts_per_snapshot=4", "checkpoint.fallback_copies=2", "logging.content_hash_interval=1",
+    # A fault must not make replicas differ, which hashes of the first holder's copy alone would show late or never.
+    "training.check_weight_hash_across_dp_replicas_interval=1",
     "logging.log_interval=50", "comm.timeout_s=10", "elastic.heartbeat_timeout_s=20", "elastic.probe_timeout_s=10",
     "elastic.restart_backoff_s=0.1", "elastic.max_restarts=8",
     "elastic.layouts=[{world_size: 8}, {world_size: 4}, {world_size: 2, expert_model_parallel_size: 2}]",
@@ -164,6 +166,8 @@ class Campaign:
                     self.restored = record["items"]
                 if not record["recovered"] or key not in self.contents:
                     self.contents[key] = {name: item["hash"] for name, item in record["items"].items()}
+            elif kind == "divergence":
+                self.fail(f"nothing but what was injected may go wrong: {record}")
             elif kind == "step":
                 if record["incarnation"] > self.incarnation:
                     self.incarnation, self.steps_here, self.commits_here = record["incarnation"], 0, 0
