@@ -12,6 +12,7 @@
 #include <pecan/core/log.hpp>
 
 #include <pecan/device/context.hpp>
+#include <pecan/device/copy.hpp>
 
 #include "comm/reduce.hpp"
 #include "comm/stream_copy.hpp"
@@ -79,20 +80,28 @@ void post_all_gather(PeerOperation& operation,
   for_each_peer(transport, [&](int peer) { operation.send(own, peer); });
 }
 
-void copy(std::span<const std::byte> from, std::span<std::byte> to) {
+void copy(Context& ctx, std::span<const std::byte> from, std::span<std::byte> to) {
   if (from.empty() || from.data() == to.data()) return;
-  if (from.size() >= kStreamedBytes) {
+  if (ctx.device.kind != device::DeviceKind::kCpu) {
+    const Shape bytes{std::int64_t(from.size())};
+    device::copy(ctx.stream, {from.data(), DType::kU8, bytes}, {to.data(), DType::kU8, bytes});
+  } else if (from.size() >= kStreamedBytes) {
     stream_copy(from, to);
   } else {
     std::memcpy(to.data(), from.data(), from.size());
   }
 }
 
-void validate_view(const Context& ctx, const ConstTensorView& view, std::string_view name) {
-  PECAN_VALIDATE(ctx.device.kind == device::DeviceKind::kCpu,
+void validate_view(const Context& ctx,
+                   int size,
+                   const ConstTensorView& view,
+                   std::string_view name) {
+  PECAN_VALIDATE(ctx.device.kind == device::DeviceKind::kCpu || size == 1,
                  NotConfigured,
-                 "{} on a CUDA device is not in this build; set training.device to cpu",
-                 name);
+                 "{} among {} ranks was given a tensor of a CUDA device, but these exchange memory "
+                 "of the host; set training.device to cpu",
+                 name,
+                 size);
   PECAN_VALIDATE(view.data != nullptr || view.num_elements() == 0,
                  ShapeError,
                  "{} was given {} {} without memory: is its arena only measuring?",
@@ -112,11 +121,12 @@ void validate_apart(const ConstTensorView& a, const ConstTensorView& b, std::str
 }
 
 void validate_pair(const Context& ctx,
+                   int size,
                    const ConstTensorView& input,
                    const TensorView& output,
                    std::string_view name) {
-  validate_view(ctx, input, name);
-  validate_view(ctx, output, name);
+  validate_view(ctx, size, input, name);
+  validate_view(ctx, size, output, name);
   PECAN_VALIDATE(input.dtype == output.dtype,
                  ShapeError,
                  "{} from {} to {}: both must have one element type",
@@ -281,7 +291,7 @@ std::size_t plan_window_bytes(int group_size) {
 
 Pending PeerGroup::all_reduce(Context& ctx, TensorView inout, ReduceOp op, Tag tag) {
   constexpr std::string_view kName = "all_reduce";
-  validate_view(ctx, inout, kName);
+  validate_view(ctx, size(), inout, kName);
   validate_reducible(inout.dtype, op);
   auto operation = begin_collective(kName, tag);
   const Transport& transport = *peers_.transport;
@@ -341,7 +351,7 @@ Pending PeerGroup::reduce_scatter_v(Context& ctx,
                                     ReduceOp op,
                                     Tag tag) {
   constexpr std::string_view kName = "reduce_scatter_v";
-  validate_pair(ctx, input, output, kName);
+  validate_pair(ctx, size(), input, output, kName);
   validate_reducible(input.dtype, op);
   validate_elements(input, validated_sum(counts, size(), kName), kName, "input");
   validate_elements(output, counts[std::size_t(rank().value)], kName, "output");
@@ -350,6 +360,10 @@ Pending PeerGroup::reduce_scatter_v(Context& ctx,
     validate_apart(input, output, kName);
   }
   auto operation = begin_collective(kName, tag);
+  if (size() == 1) {
+    copy(ctx, {input.data, input.num_bytes()}, {output.data, output.num_bytes()});
+    return launch(std::move(operation));
+  }
   if (peers_.window) {
     ExchangeParts parts;
     parts.personal = list_of<const std::byte>(pieces, input.data, size());
@@ -378,14 +392,14 @@ Pending PeerGroup::all_gather_v(Context& ctx,
                                 TensorView output,
                                 Tag tag) {
   constexpr std::string_view kName = "all_gather_v";
-  validate_pair(ctx, input, output, kName);
+  validate_pair(ctx, size(), input, output, kName);
   validate_elements(output, validated_sum(counts, size(), kName), kName, "output");
   validate_elements(input, counts[std::size_t(rank().value)], kName, "input");
   const Pieces pieces(counts, input.dtype);
   const std::span<std::byte> own = pieces.of(output.data, rank().value);
   if (input.data != own.data()) validate_apart(input, output, kName);
   auto operation = begin_collective(kName, tag);
-  copy({input.data, input.num_bytes()}, own);
+  copy(ctx, {input.data, input.num_bytes()}, own);
   // Between two by messages, for the same reason as in all_to_all_v.
   if (peers_.window && size() > 2) {
     ExchangeParts parts;
@@ -405,7 +419,7 @@ Pending PeerGroup::all_to_all_v(Context& ctx,
                                 std::span<const std::int64_t> receive_counts,
                                 Tag tag) {
   constexpr std::string_view kName = "all_to_all_v";
-  validate_pair(ctx, input, output, kName);
+  validate_pair(ctx, size(), input, output, kName);
   validate_elements(input, validated_sum(send_counts, size(), kName), kName, "input");
   validate_elements(output, validated_sum(receive_counts, size(), kName), kName, "output");
   validate_apart(input, output, kName);
@@ -424,13 +438,13 @@ Pending PeerGroup::all_to_all_v(Context& ctx,
                 [&](int peer) { operation->receive(received.of(output.data, peer), peer); });
   for_each_peer(*peers_.transport,
                 [&](int peer) { operation->send(sent.of(input.data, peer), peer); });
-  copy(sent.of(input.data, rank().value), received.of(output.data, rank().value));
+  copy(ctx, sent.of(input.data, rank().value), received.of(output.data, rank().value));
   return launch(std::move(operation));
 }
 
 Pending PeerGroup::broadcast(Context& ctx, TensorView inout, Rank root, Tag tag) {
   constexpr std::string_view kName = "broadcast";
-  validate_view(ctx, inout, kName);
+  validate_view(ctx, size(), inout, kName);
   validate_member(root, kName);
   auto operation = begin_collective(kName, tag);
   const std::span<std::byte> whole(inout.data, inout.num_bytes());
@@ -454,7 +468,7 @@ Pending PeerGroup::broadcast(Context& ctx, TensorView inout, Rank root, Tag tag)
 }
 
 Pending PeerGroup::send(Context& ctx, ConstTensorView input, Rank to, Tag tag) {
-  validate_view(ctx, input, "send");
+  validate_view(ctx, size(), input, "send");
   validate_member(to, "send");
   auto operation = begin_message("send", tag);
   operation->send({input.data, input.num_bytes()}, to.value);
@@ -462,7 +476,7 @@ Pending PeerGroup::send(Context& ctx, ConstTensorView input, Rank to, Tag tag) {
 }
 
 Pending PeerGroup::receive(Context& ctx, TensorView output, Rank from, Tag tag) {
-  validate_view(ctx, output, "receive");
+  validate_view(ctx, size(), output, "receive");
   validate_member(from, "receive");
   auto operation = begin_message("receive", tag);
   operation->receive({output.data, output.num_bytes()}, from.value);

@@ -5,20 +5,50 @@
 
 #include <pecan/device/backend.hpp>
 
-namespace pecan::train {
+#include "train/agreement.hpp"
 
-device::Device choose_device(config::DeviceChoice choice) {
+namespace pecan::train {
+namespace {
+
+Result<device::Device> open_here(const comm::Group& world, int rank_here) {
+  Result<device::Device> first = device::open_cuda(0);
+  if (!first.ok()) return first;
+  if (world.size() > 1) {
+    return Status::failure(
+        StatusCode::kNotFound,
+        fmt::format("this version trains on a GPU with one rank, not with {}", world.size()));
+  }
+  const Result<int> count = first.value().backend->count_devices();
+  if (!count.ok()) return count.status();
+  return device::open_cuda(rank_here % count.value());
+}
+
+}  // namespace
+
+device::Device choose_device(Context& host,
+                             comm::Group& world,
+                             config::DeviceChoice choice,
+                             int rank_here) {
   using config::DeviceChoice;
   if (choice == DeviceChoice::kCpu) return device::cpu();
-  const Result<device::Device> opened = device::open_cuda(0);
-  const std::string reason = opened.ok()
-                                 ? "this version has CUDA kernels, but does not train with them yet"
-                                 : opened.status().message;
+  const Result<device::Device> opened = open_here(world, rank_here);
+  std::int64_t first_without = opened.ok() ? world.size() : world.rank().value;
+  world
+      .all_reduce(host,
+                  view_of(std::span(&first_without, 1)),
+                  comm::ReduceOp::kMin,
+                  {comm::Purpose::kSetup})
+      .wait();
+  if (first_without == world.size()) return opened.value();
+  const std::string reason = from_rank(host,
+                                       world,
+                                       Rank{std::int32_t(first_without)},
+                                       opened.ok() ? std::string() : opened.status().message);
   PECAN_VALIDATE(choice == DeviceChoice::kAuto,
                  NotConfigured,
                  "training.device=cuda, but {}; use auto or cpu to train on the CPU",
                  reason);
-  PECAN_LOG(kInfo, "[train] training on the CPU: {}", reason);
+  if (world.rank().value == 0) PECAN_LOG(kInfo, "[train] training on the CPU: {}", reason);
   return device::cpu();
 }
 

@@ -75,8 +75,11 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
   plan.parameters = count_parameters(plan.dims, plan.specs);
   plan.num_micro_batches =
       config.training.global_batch_size / (config.training.micro_batch_size * plan.mesh.dp);
-  const model::MemoryPlan memory =
-      model::plan_memory(plan.dims, std::max(1, config.training.threads));
+  const model::MemoryPlan memory = model::plan_memory(
+      plan.dims,
+      std::max(1, config.training.threads),
+      config.training.device == config::DeviceChoice::kCuda ? device::DeviceKind::kCuda
+                                                            : device::DeviceKind::kCpu);
   for (int r = 0; r < world_size; ++r) {
     const parallel::MeshPosition position = parallel::position_of(plan.mesh, Rank{r});
     const parallel::ParamLayout layout = parallel::plan_layout(

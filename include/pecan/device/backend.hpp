@@ -69,6 +69,10 @@ class Backend {
                         std::byte* host,
                         std::size_t num_bytes) = 0;
 
+  /// From one place of the device to another, in the stream's order.
+  virtual void copy(
+      int ordinal, void* stream, const std::byte* from, std::byte* to, std::size_t num_bytes) = 0;
+
   /// The table of kernels, which the layer of operators defines and casts this to.
   [[nodiscard]] virtual const void* operators() = 0;
 };

@@ -201,6 +201,16 @@ class CudaBackend final : public Backend {
           "cudaMemcpyAsync to the host");
   }
 
+  void copy(int ordinal,
+            void* stream,
+            const std::byte* from,
+            std::byte* to,
+            std::size_t num_bytes) override {
+    choose(ordinal);
+    check(cudaMemcpyAsync(to, from, num_bytes, cudaMemcpyDeviceToDevice, stream_of(stream)),
+          "cudaMemcpyAsync on the device");
+  }
+
   const void* operators() override { return operators_; }
 
  private:
