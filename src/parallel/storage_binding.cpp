@@ -65,10 +65,17 @@ void StorageBinding::copy_out(ItemIndex item,
   const auto [bound, local] = locate(item, block);
   if (bound->memory == Memory::kHost) return bound->storage.copy_out(local, destination);
   device::download(copies_, bound->storage, local, destination);
+  ++asked_;
 }
 
 void StorageBinding::finish_copies() const {
+  // A thread that has asked for nothing does not wait for the state to be ready.
+  const std::int64_t asked = asked_;
+  if (finished_ >= asked) return;
   copies_.synchronize();
+  for (std::int64_t seen = finished_;
+       seen < asked && !finished_.compare_exchange_weak(seen, asked);) {
+  }
 }
 
 void StorageBinding::copy_in(ItemIndex item,

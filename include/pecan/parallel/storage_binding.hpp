@@ -1,6 +1,8 @@
 #pragma once
 /// How a checkpoint reads and writes parameters: StateBinding over ParamStorages.
 
+#include <atomic>
+#include <cstdint>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -49,7 +51,9 @@ class StorageBinding : public StateBinding {
   // Copying out changes nothing that is bound.
   mutable device::Stream copies_;
   mutable device::Event ready_;
-  std::vector<std::vector<Bound>> bound_;  ///< by item
+  mutable std::atomic<std::int64_t> asked_ = 0;     ///< copies of what a device holds
+  mutable std::atomic<std::int64_t> finished_ = 0;  ///< of them, at least
+  std::vector<std::vector<Bound>> bound_;           ///< by item
 };
 
 }  // namespace pecan::parallel
