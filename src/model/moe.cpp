@@ -87,6 +87,7 @@ RoutingKept RoutingKept::plan(const ModelDims& dims, device::Arena& arena) {
   kept.ids_tK = arena.allocate(DType::kI32, {tokens, dims.topk});
   kept.weights_tK = arena.allocate(dims.master_dtype(), {tokens, dims.topk});
   kept.counts_E = arena.allocate(DType::kI64, {dims.num_experts});
+  kept.losses_2 = arena.allocate(DType::kF64, {2});
   kept.balance_counts_GE = arena.allocate(DType::kI64, {groups, dims.num_experts});
   kept.kept_ids_tK = kept.ids_tK;
   if (dims.capacity_factor > 0) {
@@ -199,7 +200,8 @@ MoeLayer::MoeLayer(const ModelDims& dims,
       experts_(dims, params, layer, mesh, groups.world->rank()),
       exchange_(*groups.dispatch, {mesh.ep, mesh.etp, int(dims.num_experts)}, layer),
       max_rows_(planned_dispatch_rows(dims)),
-      step_counts_E_(std::size_t(dims.num_experts)) {
+      step_counts_E_(std::size_t(dims.num_experts)),
+      losses_2_(device, 2 * sizeof(double)) {
   PECAN_EXPECTS(dims.tp == 1 || dims.shares_stream());
   // Ranks go on where others stop, and layers start at different experts, so that what is left
   // over does not always fall to the first ones.
@@ -234,6 +236,10 @@ TensorView MoeLayer::expert_bias() const {
   return bias_in(expert_bias_);
 }
 
+TensorView MoeLayer::losses_for_host() const {
+  return {losses_2_.data(), DType::kF64, Shape{2}};
+}
+
 TensorView MoeLayer::bias_in(const device::Buffer& memory) const {
   return {memory.data(), dims_.master_dtype(), Shape{dims_.num_experts}};
 }
@@ -263,7 +269,7 @@ ops::BalanceGroups MoeLayer::balance_groups() const {
   return {own_first, dims_.balance == Balance::kSequence ? dims_.sequence : dims_.tokens()};
 }
 
-ops::RouterLosses MoeLayer::measure_balance(Context& ctx, RoutingKept& routing) {
+void MoeLayer::measure_balance(Context& ctx, RoutingKept& routing) {
   ops::router_counts(ctx,
                      router_options(),
                      routing.logits_tE,
@@ -290,12 +296,14 @@ ops::RouterLosses MoeLayer::measure_balance(Context& ctx, RoutingKept& routing) 
   balance_scales_ = {.aux = double(dims_.num_experts) /
                             (double(dims_.topk) * counted_tokens * mean_tokens * num_groups),
                      .z = 1.0 / double(dims_.tokens())};
-  return ops::router_losses(ctx,
-                            routing.logits_tE,
-                            routing.probs_tE,
-                            routing.balance_counts_GE,
-                            balance_groups(),
-                            balance_scales_);
+  ops::router_losses(ctx,
+                     routing.logits_tE,
+                     routing.probs_tE,
+                     routing.balance_counts_GE,
+                     balance_groups(),
+                     balance_scales_,
+                     routing.losses_2);
+  device::download(ctx.stream, routing.losses_2, losses_for_host());
 }
 
 std::int64_t MoeLayer::drop(Context& ctx, RoutingKept& routing, FfnScratch& scratch) {
@@ -363,7 +371,7 @@ RoutingReport MoeLayer::route(Context& ctx, FfnActivations& kept, FfnScratch& sc
                       routing.ids_tK,
                       routing.weights_tK,
                       routing.probs_tE);
-  const ops::RouterLosses losses = measure_balance(ctx, routing);
+  measure_balance(ctx, routing);
   const std::int64_t dropped = drop(ctx, routing, scratch);
   const auto order_slots = [&](parallel::TokenRange tokens, std::span<std::int64_t> counts_E) {
     const auto [first, count] = tokens;
@@ -377,7 +385,9 @@ RoutingReport MoeLayer::route(Context& ctx, FfnActivations& kept, FfnScratch& sc
   };
   exchange_.plan(ctx, dims_.stream_tokens(), max_rows_, order_slots);
   warn_of_chunks(max_rows_);
-  return {losses.aux, losses.z, dropped, exchange_.num_chunks()};
+  // They have come with the counts, in the stream's order.
+  const auto losses = losses_for_host().as<double>();
+  return {losses[0], losses[1], dropped, exchange_.num_chunks()};
 }
 
 void MoeLayer::run_experts(

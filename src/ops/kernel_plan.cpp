@@ -33,7 +33,6 @@ void plan_kernels(Context& ctx, const KernelExtents& extents, DType dtype) {
   {
     const device::ArenaScope scope(workspace);  // the router's losses
     (void)workspace.allocate(DType::kF64, {2 * extents.tokens});
-    (void)workspace.allocate(DType::kF64, {2});
     plan_reduction(ctx);
   }
   {

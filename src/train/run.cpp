@@ -14,8 +14,10 @@
 #include <pecan/core/log.hpp>
 
 #include <pecan/device/backend.hpp>
+#include <pecan/device/copy.hpp>
 #include <pecan/device/host_context.hpp>
 
+#include <pecan/ops/elementwise.hpp>
 #include <pecan/ops/reduce.hpp>
 
 #include <pecan/parallel/gradients.hpp>
@@ -97,6 +99,7 @@ class Trainer {
         position_(parallel::position_of(plan.mesh, world.rank())),
         groups_(parallel::make_groups(plan.mesh, world, plan.dims.kv_replicas())),
         state_(ctx, plan, world.rank()),
+        squares_(ctx.device, state_.params().buckets().size() * sizeof(double)),
         gather_(state_.params(), groups_, plan.overlap_gather),
         exchange_(state_.params(), groups_, plan.overlap_reduce),
         background_(gather_, exchange_),
@@ -458,14 +461,23 @@ class Trainer {
     sums_.loss() *= lasting_.faults.loss_factor();
     const parallel::ParamSet& params = state_.params();
     // The shares of data-parallel ranks, whether or not anything is sharded: the same bits.
-    for (const parallel::Bucket& bucket : params.buckets()) {
-      if (!params.counts(bucket)) continue;
-      const TensorView share = params.summed_share(bucket);
-      const double squares = ops::sum_of_squares(ctx_, share);
+    const auto num_buckets = std::int64_t(params.buckets().size());
+    const TensorView squares_B{squares_.data(), DType::kF64, Shape{num_buckets}};
+    ops::fill(ctx_, 0, squares_B);
+    for (std::int64_t b = 0; b < num_buckets; ++b) {
+      const parallel::Bucket& bucket = params.buckets()[std::size_t(b)];
+      if (params.counts(bucket))
+        ops::sum_of_squares(ctx_, params.summed_share(bucket), squares_B.rows(b, 1));
+    }
+    const device::HostCopy<double> found(ctx_, squares_B);
+    for (std::int64_t b = 0; b < num_buckets; ++b) {
+      const parallel::Bucket& bucket = params.buckets()[std::size_t(b)];
+      const double squares = found.values()[std::size_t(b)];
       (bucket.expert ? sums_.expert_squares() : sums_.dense_squares()) += squares;
       // Squares of finite f32 do not overflow a double: a second pass only where it finds
       // something.
-      if (!std::isfinite(squares)) sums_.non_finite() += double(ops::count_non_finite(ctx_, share));
+      if (!std::isfinite(squares))
+        sums_.non_finite() += double(ops::count_non_finite(ctx_, params.summed_share(bucket)));
     }
     world_.all_reduce(host_, view_of(sums_.all()), ReduceOp::kSum, {Purpose::kGradNorm}).wait();
   }
@@ -778,6 +790,7 @@ class Trainer {
   parallel::MeshPosition position_;
   parallel::MeshGroups groups_;
   TrainState state_;
+  device::Buffer squares_;  ///< of the gradients, by bucket
   parallel::WeightGather gather_;
   parallel::GradientExchange exchange_;
   parallel::StepBackground background_;

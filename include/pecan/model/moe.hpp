@@ -37,6 +37,7 @@ struct RoutingKept {
   TensorView kept_ids_tK;        ///< -1 where a choice is dropped; without a capacity ids_tK itself
   TensorView counts_E;           ///< slots that the last chunk sends
   TensorView chosen_counts_E;    ///< with those dropped, of all; only with a capacity
+  TensorView losses_2;           ///< auxiliary and z-loss
   TensorView balance_counts_GE;  ///< those of the auxiliary loss, of all ranks it measures
   TensorView order_P, positions_tK;
   [[nodiscard]] static RoutingKept plan(const ModelDims& dims, device::Arena& arena);
@@ -153,6 +154,7 @@ class MoeLayer {
  private:
   [[nodiscard]] ops::RouterOptions router_options() const;
   [[nodiscard]] TensorView bias_in(const device::Buffer& memory) const;
+  [[nodiscard]] TensorView losses_for_host() const;
   /// The normed tokens in the master type, which the router computes in.
   [[nodiscard]] ConstTensorView router_input(Context& ctx,
                                              const FfnActivations& kept,
@@ -160,7 +162,8 @@ class MoeLayer {
   [[nodiscard]] ops::BalanceGroups balance_groups() const;
   /// Settles choices, drops and the order of slots.
   RoutingReport route(Context& ctx, FfnActivations& kept, FfnScratch& scratch);
-  ops::RouterLosses measure_balance(Context& ctx, RoutingKept& routing);
+  /// Has the losses computed.
+  void measure_balance(Context& ctx, RoutingKept& routing);
   /// Adds the choices of this micro-batch to those of the step so far.
   void sum_over_step(Context& ctx, TensorView counts_1E);
   std::int64_t drop(Context& ctx, RoutingKept& routing, FfnScratch& scratch);
@@ -193,6 +196,7 @@ class MoeLayer {
   std::vector<std::int64_t> chosen_counts_E_;
   std::int64_t step_tokens_ = 0;
   ops::BalanceScales balance_scales_;  ///< of the last forward
+  device::PinnedBuffer losses_2_;      ///< of the last forward, for the host
   int most_chunks_ = 1;
 };
 
