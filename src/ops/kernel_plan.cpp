@@ -3,7 +3,7 @@
 namespace pecan::ops {
 namespace {
 
-// As in kernels/norm.cuh, reduce.cuh and permute.cuh; tests/train/device_test.cpp compares.
+// Those of kernels/norm.cuh, reduce.cuh and permute.cuh.
 constexpr std::int64_t kMaxParts = 256;
 constexpr std::int64_t kMostReduceParts = 1024;
 constexpr std::int64_t kSlotsOfBlock = 256;

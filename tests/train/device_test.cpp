@@ -63,8 +63,8 @@ class OnDevice {
     model_.begin_step(ctx_);
     exchange_.begin_step(ctx_);
     exchange_.begin_micro_batch(parallel::MicroBatch::kLast);
-    const model::Batch batch{
-        const_view_of(std::span(tokens)), const_view_of(std::span(labels)), {}};
+    const std::span<const std::int32_t> ids(tokens), next(labels);
+    const model::Batch batch{const_view_of(ids), const_view_of(next), {}};
     const double loss = model_.forward_backward(ctx_, batch_.of(ctx_, batch), 1).loss_sum;
     exchange_.finish(ctx_);
     return loss / double(plan_.dims.tokens());
