@@ -10,17 +10,20 @@
 namespace pecan::train {
 namespace {
 
-Result<device::Device> open_here(const comm::Group& world, int rank_here) {
+Result<device::Device> open_here(const Placement& placement) {
   Result<device::Device> first = device::open_cuda(0);
   if (!first.ok()) return first;
-  if (world.size() > 1) {
-    return Status::failure(
-        StatusCode::kNotFound,
-        fmt::format("this version trains on a GPU with one rank, not with {}", world.size()));
-  }
   const Result<int> count = first.value().backend->count_devices();
   if (!count.ok()) return count.status();
-  return device::open_cuda(rank_here % count.value());
+  if (placement.ranks_here > count.value()) {
+    return Status::failure(
+        StatusCode::kNotFound,
+        fmt::format("a host has {} ranks, which need a GPU each, and the driver shows {}; start at "
+                    "most as many ranks on a host",
+                    placement.ranks_here,
+                    count.value()));
+  }
+  return device::open_cuda(placement.rank_here);
 }
 
 }  // namespace
@@ -28,10 +31,10 @@ Result<device::Device> open_here(const comm::Group& world, int rank_here) {
 device::Device choose_device(Context& host,
                              comm::Group& world,
                              config::DeviceChoice choice,
-                             int rank_here) {
+                             const Placement& placement) {
   using config::DeviceChoice;
   if (choice == DeviceChoice::kCpu) return device::cpu();
-  const Result<device::Device> opened = open_here(world, rank_here);
+  const Result<device::Device> opened = open_here(placement);
   std::int64_t first_without = opened.ok() ? world.size() : world.rank().value;
   world
       .all_reduce(host,

@@ -7,15 +7,16 @@
 
 #include <pecan/comm/group.hpp>
 
+#include <pecan/train/placement.hpp>
+
 namespace pecan::train {
 
-/// The device that `choice` asks for, of one kind on all ranks: those of one host take its GPUs in
-/// turn, `rank_here` being this rank's place among them. kAuto takes the CPU where a rank has no
-/// GPU to train on, and rank 0 logs why. Throws NotConfigured for kCuda then, with the same reason.
-/// Collective over `world`.
+/// The device that `choice` asks for, of one kind on all ranks: each rank of a host has a GPU of
+/// its own. kAuto takes the CPU where a rank has none, and rank 0 logs why. Throws NotConfigured
+/// for kCuda then, with the same reason. Collective over `world`.
 [[nodiscard]] device::Device choose_device(Context& host,
                                            comm::Group& world,
                                            config::DeviceChoice choice,
-                                           int rank_here);
+                                           const Placement& placement);
 
 }  // namespace pecan::train

@@ -825,26 +825,28 @@ ExitCode run(const config::Config& config,
              const RunOptions& options,
              FileSystem& fs,
              comm::Group& job) {
-  const std::unique_ptr<comm::Group> profiled =
-      options.profile ? comm::make_profiled_group(job) : nullptr;
-  comm::Group& world = profiled ? *profiled : job;
   config::Config placed = config;
   device::Stream host_stream{device::cpu()};
   device::Arena no_workspace;
   Context at_start{device::cpu(), host_stream, no_workspace};
   // Refused before anything is exchanged, alike on all ranks.
-  (void)make_plan(config, resolve_vocab_size(config), world.size());
+  (void)make_plan(config, resolve_vocab_size(config), job.size());
   if (options.heartbeat != nullptr) options.heartbeat->start();
-  Lasting lasting{FaultInjector(at_start, world, config, fs)};
-  const Placement placement = place_threads(at_start, world, config.training.threads);
+  Lasting lasting{FaultInjector(at_start, job, config, fs)};
+  const Placement placement = place_threads(at_start, job, config.training.threads);
   if (!placement.complaint.empty()) PECAN_LOG(kWarn, "[train] {}", placement.complaint);
-  const device::Device where =
-      choose_device(at_start, world, config.training.device, placement.rank_here);
+  const device::Device where = choose_device(at_start, job, config.training.device, placement);
   const bool on_cpu = where.kind == device::DeviceKind::kCpu;
   PECAN_VALIDATE(on_cpu || !options.profile,
                  NotConfigured,
                  "--profile times operators on the CPU, and a CUDA device computes them while the "
                  "host goes on; profile with training.device=cpu, or a GPU with Nsight Systems");
+  // Collectives are timed on the CPU alone.
+  const std::unique_ptr<comm::Group> beside =
+      !on_cpu           ? comm::make_device_group(job, where, options.device_groups)
+      : options.profile ? comm::make_profiled_group(job)
+                        : nullptr;
+  comm::Group& world = beside ? *beside : job;
   placed.training.threads = placement.threads;
   placed.training.device = on_cpu ? config::DeviceChoice::kCpu : config::DeviceChoice::kCuda;
   const TrainPlan plan = make_plan(placed, resolve_vocab_size(config), world.size());

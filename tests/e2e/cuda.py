@@ -29,6 +29,13 @@ MODELS = {
 }
 
 
+LAYOUTS = {
+    "EP 2": (2, parallel(ep=2)),
+    "TP 2, EP 4, ETP 1, ZeRO-2 overlapped": (
+        4, [*parallel(tp=2, ep=4, etp=1, strategy="optim_grads", reduce="true", gather="true"), "moe.moe_expert_capacity_factor=1.5"]),
+}
+
+
 def numbers(run_dir):
     """What two devices should agree on, by name."""
     found = {}
@@ -59,6 +66,14 @@ def same_losses(lab):
         check("device      " in said, f"{name}: the device is named")
         here, there = (numbers(lab.folder / runs[device]) for device in ("cpu", "cuda"))
         compare(name, here, there, TOLERANCE[precision])
+
+
+def same_losses_on_ranks(lab):
+    for name, (ranks, options) in LAYOUTS.items():
+        runs = {device: f"{device}, {name}" for device in ("cpu", "cuda")}
+        for device, run in runs.items():
+            train(lab, run, device, ranks, NO_SAVES, *options)
+        compare(name, *(numbers(lab.folder / runs[device]) for device in ("cpu", "cuda")), TOLERANCE["f32"])
 
 
 def contents(run_dir):
@@ -106,6 +121,12 @@ def kill_and_resume(lab):
     recovery, stale = check_recovered(lab, "partial", "partial")
     check(recovery["step"] >= 4 and stale, f"partial: goes on from step {recovery['step']}, experts of {len(set(stale.values()))} other steps")
 
+    # Two ranks that hold experts of their own.
+    pair = [*saves, *parallel(ep=2), "fault.inject=[kill step=7 rank=1]"]
+    train(lab, "pair", "cuda", 2, *pair, expect=137)
+    train(lab, "pair", "cuda", 2, *pair, resume=True)
+    check_recovered(lab, "pair", "pair")
+
     # The device is no part of a checkpoint.
     for first, then in (("cpu", "cuda"), ("cuda", "cpu")):
         run = f"{first} to {then}"
@@ -124,10 +145,11 @@ def faults(lab):
 def refusals(lab):
     said = lab.train(1, lab.folder / "profile", *settings("training.device=cuda"), "--profile", expect=2).stdout
     check("--profile times operators on the CPU" in said, "a profile is refused")
+    os.environ["PECAN_EMULATION_DEVICES"] = "1"
     said = train(lab, "two", "cuda", 2, *parallel(ep=2), expect=2).stdout
-    check("trains on a GPU with one rank, not with 2" in said, "two ranks are refused")
+    check("a host has 2 ranks, which need a GPU each, and the driver shows 1" in said, "two ranks on one GPU are refused")
     said = train(lab, "two, auto", "auto", 2, NO_SAVES, *parallel(ep=2), "logging.level=info").stdout
-    check("training on the CPU: this version trains on a GPU with one rank" in said, "device: auto says why it takes the CPU")
+    check("training on the CPU: a host has 2 ranks" in said, "device: auto says why it takes the CPU")
     os.environ["PECAN_EMULATION_FAIL"] = "cudaMalloc:3"
     said = train(lab, "short", "cuda", 1, NO_SAVES, expect=70).stdout
     del os.environ["PECAN_EMULATION_FAIL"]
@@ -140,10 +162,11 @@ def main():
     parser.add_argument("--mpiexec", default="mpirun")
     parser.add_argument("--library", required=True)
     arguments = parser.parse_args()
-    os.environ["PECAN_CUDA_LIBRARY"] = arguments.library
+    os.environ |= {"PECAN_CUDA_LIBRARY": arguments.library, "PECAN_EMULATION_DEVICES": "4"}
     lab = Lab(arguments)
     try:
         same_losses(lab)
+        same_losses_on_ranks(lab)
         kill_and_resume(lab)
         faults(lab)
         refusals(lab)
