@@ -35,9 +35,11 @@ class OnDevice {
         arena_(where, sizes_.activation_bytes),
         stream_(where),
         ctx_{where, stream_, workspace_, 1},
-        world_(comm::make_self_group()),
+        host_(comm::make_self_group()),
+        between_devices_(where == device::cpu() ? nullptr : comm::make_device_group(*host_, where)),
+        world_(between_devices_ ? *between_devices_ : *host_),
         state_(ctx_, plan_, Rank{0}),
-        groups_(parallel::make_groups(plan_.mesh, *world_, 1)),
+        groups_(parallel::make_groups(plan_.mesh, world_, 1)),
         exchange_(state_.params(), groups_, parallel::Overlap::kOff),
         activations_(model::Activations::plan(plan_.dims, arena_)),
         model_(ctx_, plan_.dims, state_.params(), groups_, activations_, {&exchange_}),
@@ -88,7 +90,8 @@ class OnDevice {
   device::Arena workspace_, arena_;
   device::Stream stream_;
   Context ctx_;
-  std::unique_ptr<comm::Group> world_;
+  std::unique_ptr<comm::Group> host_, between_devices_;
+  comm::Group& world_;
   TrainState state_;
   parallel::MeshGroups groups_;
   parallel::GradientExchange exchange_;
