@@ -15,15 +15,8 @@ Result<device::Device> open_here(const Placement& placement) {
   if (!first.ok()) return first;
   const Result<int> count = first.value().backend->count_devices();
   if (!count.ok()) return count.status();
-  if (placement.ranks_here > count.value()) {
-    return Status::failure(
-        StatusCode::kNotFound,
-        fmt::format("a host has {} ranks, which need a GPU each, and the driver shows {}; start at "
-                    "most as many ranks on a host",
-                    placement.ranks_here,
-                    count.value()));
-  }
-  return device::open_cuda(placement.rank_here);
+  // A launcher may have given each rank a device that it alone sees.
+  return device::open_cuda(placement.rank_here % count.value());
 }
 
 }  // namespace
