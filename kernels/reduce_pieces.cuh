@@ -66,15 +66,18 @@ __device__ void combine_at(const T* own,
   struct alignas(sizeof(T) * kCount) Lanes {
     T values[kCount];
   };
-  S sums[kCount];
-  for (int m = 0; m < num_members; ++m) {
+  const auto lanes_of = [&](int m) {
     const T* piece = m == member ? own : others + Index(m < member ? m : m - 1) * stride;
-    const Lanes lanes = *reinterpret_cast<const Lanes*>(piece + i);
+    return *reinterpret_cast<const Lanes*>(piece + i);
+  };
+  S sums[kCount];
+  const Lanes first = lanes_of(0);
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      const S x = summand(lanes.values[k]);
-      sums[k] = m == 0 ? x : combine(sums[k], x);
-    }
+  for (int k = 0; k < kCount; ++k) sums[k] = summand(first.values[k]);
+  for (int m = 1; m < num_members; ++m) {
+    const Lanes next = lanes_of(m);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) sums[k] = combine(sums[k], summand(next.values[k]));
   }
   Lanes result;
 #pragma unroll

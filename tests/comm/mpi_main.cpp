@@ -5,6 +5,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <string_view>
 #include <thread>
 #include <vector>
@@ -23,9 +24,12 @@
 namespace pecan::comm::test {
 namespace {
 
-/// The device of this process; of a group over its own.
+/// The device of this process: one for each rank of a machine, or each process sees its own.
 device::Device cuda() {
-  const Result<device::Device> opened = device::open_cuda(0);
+  const char* local_rank = std::getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+  Result<device::Device> opened =
+      device::open_cuda(local_rank == nullptr ? 0 : std::atoi(local_rank));
+  if (!opened.ok()) opened = device::open_cuda(0);
   if (!opened.ok()) throw DeviceError(opened.status().message);
   return opened.value();
 }
