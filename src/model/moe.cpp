@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
 #include <pecan/core/log.hpp>
@@ -86,8 +88,10 @@ RoutingKept RoutingKept::plan(const ModelDims& dims, device::Arena& arena) {
   kept.probs_tE = arena.allocate(dims.master_dtype(), {tokens, dims.num_experts});
   kept.ids_tK = arena.allocate(DType::kI32, {tokens, dims.topk});
   kept.weights_tK = arena.allocate(dims.master_dtype(), {tokens, dims.topk});
-  kept.counts_E = arena.allocate(DType::kI64, {dims.num_experts});
-  kept.losses_2 = arena.allocate(DType::kF64, {2});
+  kept.for_host_N = arena.allocate(DType::kI64, {dims.num_experts + 2});
+  kept.counts_E = kept.for_host_N.rows(0, dims.num_experts);
+  kept.losses_2 = kept.for_host_N.rows(dims.num_experts, 2);
+  kept.losses_2.dtype = DType::kF64;
   kept.balance_counts_GE = arena.allocate(DType::kI64, {groups, dims.num_experts});
   kept.kept_ids_tK = kept.ids_tK;
   if (dims.capacity_factor > 0) {
@@ -200,8 +204,7 @@ MoeLayer::MoeLayer(const ModelDims& dims,
       experts_(dims, params, layer, mesh, groups.world->rank()),
       exchange_(*groups.dispatch, {mesh.ep, mesh.etp, int(dims.num_experts)}, layer),
       max_rows_(planned_dispatch_rows(dims)),
-      step_counts_E_(std::size_t(dims.num_experts)),
-      losses_2_(device, 2 * sizeof(double)) {
+      step_counts_E_(std::size_t(dims.num_experts)) {
   PECAN_EXPECTS(dims.tp == 1 || dims.shares_stream());
   // Ranks go on where others stop, and layers start at different experts, so that what is left
   // over does not always fall to the first ones.
@@ -234,10 +237,6 @@ ops::RouterOptions MoeLayer::router_options() const {
 TensorView MoeLayer::expert_bias() const {
   if (!dims_.expert_bias) return {};
   return bias_in(expert_bias_);
-}
-
-TensorView MoeLayer::losses_for_host() const {
-  return {losses_2_.data(), DType::kF64, Shape{2}};
 }
 
 TensorView MoeLayer::bias_in(const device::Buffer& memory) const {
@@ -303,7 +302,6 @@ void MoeLayer::measure_balance(Context& ctx, RoutingKept& routing) {
                      balance_groups(),
                      balance_scales_,
                      routing.losses_2);
-  device::download(ctx.stream, routing.losses_2, losses_for_host());
 }
 
 std::int64_t MoeLayer::drop(Context& ctx, RoutingKept& routing, FfnScratch& scratch) {
@@ -373,6 +371,7 @@ RoutingReport MoeLayer::route(Context& ctx, FfnActivations& kept, FfnScratch& sc
                       routing.probs_tE);
   measure_balance(ctx, routing);
   const std::int64_t dropped = drop(ctx, routing, scratch);
+  std::array<double, 2> losses{};
   const auto order_slots = [&](parallel::TokenRange tokens, std::span<std::int64_t> counts_E) {
     const auto [first, count] = tokens;
     ops::permute_plan(ctx,
@@ -380,13 +379,14 @@ RoutingReport MoeLayer::route(Context& ctx, FfnActivations& kept, FfnScratch& sc
                       routing.counts_E,
                       routing.order_P.rows(first * dims_.topk, count * dims_.topk),
                       routing.positions_tK.rows(first, count));
-    const device::HostCopy<std::int64_t> counts(ctx, routing.counts_E);
-    std::ranges::copy(counts.values(), counts_E.begin());
+    const TensorView& numbers = routing.for_host_N;
+    const Shape num_bytes{std::int64_t(numbers.num_bytes())};
+    const device::HostCopy<std::uint8_t> bytes(ctx, {numbers.data, DType::kU8, num_bytes});
+    std::memcpy(counts_E.data(), bytes.values().data(), counts_E.size_bytes());
+    std::memcpy(losses.data(), bytes.values().data() + counts_E.size_bytes(), sizeof losses);
   };
   exchange_.plan(ctx, dims_.stream_tokens(), max_rows_, order_slots);
   warn_of_chunks(max_rows_);
-  // They have come with the counts, in the stream's order.
-  const auto losses = losses_for_host().as<double>();
   return {losses[0], losses[1], dropped, exchange_.num_chunks()};
 }
 

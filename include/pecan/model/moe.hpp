@@ -35,6 +35,7 @@ struct DispatchKept {
 struct RoutingKept {
   TensorView logits_tE, probs_tE, ids_tK, weights_tK;
   TensorView kept_ids_tK;        ///< -1 where a choice is dropped; without a capacity ids_tK itself
+  TensorView for_host_N;         ///< counts_E and losses_2, which the host reads at once; i64, f64
   TensorView counts_E;           ///< slots that the last chunk sends
   TensorView chosen_counts_E;    ///< with those dropped, of all; only with a capacity
   TensorView losses_2;           ///< auxiliary and z-loss
@@ -154,7 +155,6 @@ class MoeLayer {
  private:
   [[nodiscard]] ops::RouterOptions router_options() const;
   [[nodiscard]] TensorView bias_in(const device::Buffer& memory) const;
-  [[nodiscard]] TensorView losses_for_host() const;
   /// The normed tokens in the master type, which the router computes in.
   [[nodiscard]] ConstTensorView router_input(Context& ctx,
                                              const FfnActivations& kept,
@@ -196,7 +196,6 @@ class MoeLayer {
   std::vector<std::int64_t> chosen_counts_E_;
   std::int64_t step_tokens_ = 0;
   ops::BalanceScales balance_scales_;  ///< of the last forward
-  device::PinnedBuffer losses_2_;      ///< of the last forward, for the host
   int most_chunks_ = 1;
 };
 
