@@ -190,25 +190,23 @@ TEST_CASE("collectives make no allocation, and count what they send", "[.device 
 }
 
 TEST_CASE("a time-out on the device says who waited, in what, and for whom", "[.device group]") {
-  const auto errors =
-      errors_of(4, {.timeout = 500ms}, [](Group& host, Group& group, Member& member) {
-        group.set_step(Step{120});
-        const int rank = host.rank().value;
-        const auto half = group.split(rank / 2, 0);
-        half->all_reduce(member.ctx, member.view(), ReduceOp::kSum, kTag).wait();
-        if (rank == 3) {
-          std::this_thread::sleep_for(2s);
-          group.broadcast(member.ctx, member.view(), Rank{0}, kTag).wait();
-          return;
-        }
-        half->all_reduce(
-                member.ctx, member.view(), ReduceOp::kSum, {Purpose::kDispatch, LayerId{7}})
-            .wait();
-        member.stream.synchronize();
-        group.broadcast(member.ctx, member.view(), Rank{3}, kTag).wait();
-        member.stream.synchronize();
-        group.broadcast(member.ctx, member.view(), Rank{3}, kTag).wait();
-      });
+  const auto errors = errors_of(4, {.timeout = 1s}, [](Group& host, Group& group, Member& member) {
+    group.set_step(Step{120});
+    const int rank = host.rank().value;
+    const auto half = group.split(rank / 2, 0);
+    half->all_reduce(member.ctx, member.view(), ReduceOp::kSum, kTag).wait();
+    if (rank == 3) {
+      std::this_thread::sleep_for(4s);
+      group.broadcast(member.ctx, member.view(), Rank{0}, kTag).wait();
+      return;
+    }
+    half->all_reduce(member.ctx, member.view(), ReduceOp::kSum, {Purpose::kDispatch, LayerId{7}})
+        .wait();
+    member.stream.synchronize();
+    group.broadcast(member.ctx, member.view(), Rank{3}, kTag).wait();
+    member.stream.synchronize();
+    group.broadcast(member.ctx, member.view(), Rank{3}, kTag).wait();
+  });
   CAPTURE(errors);
   bool is_named = false;
   for (const std::string& error : errors) {
