@@ -161,7 +161,7 @@ int main(int argc, char** argv) {
       const auto host = mpi.world(options);
       const device::Device device = comm::test::cuda();
       if (argc > 3 && std::string_view(argv[2]) == "--stop-in") {
-        options.timeout = 500ms;
+        options.timeout = 1s;
         const auto world = comm::make_device_group(*host, device, options);
         comm::test::stop_in(*world, device, argv[3]);
         return 0;

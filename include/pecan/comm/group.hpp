@@ -65,8 +65,8 @@ class Pending {
     virtual ~Operation() = default;
     /// Advances; true when complete. Throws CommError after abort.
     virtual bool test() = 0;
-    /// Blocks until complete; CommError on abort or time-out, naming rank, collective, purpose,
-    /// layer, step and who is missing.
+    /// Blocks until complete (on a device: its stream, not the host); CommError on abort or
+    /// time-out, naming rank, collective, purpose, layer, step and who is missing.
     virtual void wait() = 0;
   };
   Pending() = default;  ///< complete
@@ -89,7 +89,7 @@ class Pending {
 struct Traffic {
   std::int64_t calls = 0;
   std::int64_t sent_bytes = 0;
-  double seconds = 0;  ///< from start to completion seen by the caller
+  double seconds = 0;  ///< from start to completion seen by the caller; on a device queued for it
 };
 
 /// A group of ranks. Every collective is called by all members, in the same order, with matching
