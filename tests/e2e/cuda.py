@@ -77,6 +77,8 @@ def same_losses_on_ranks(lab):
         for device, run in runs.items():
             train(lab, run, device, ranks, NO_SAVES, NO_VALIDATION, *options)
         compare(name, *(numbers(lab.folder / runs[device]) for device in ("cpu", "cuda")), TOLERANCE["f32"])
+        if "in chunks" in name:
+            check(steps(lab.folder / runs["cuda"])[0]["dispatch_chunks_added"] > 0, f"{name}: micro-batches are cut")
 
 
 def contents(run_dir):
