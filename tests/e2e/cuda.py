@@ -1,7 +1,8 @@
 #!/usr/bin/python3
-"""Whole runs on a CUDA device: over the fast emulation, beside the same runs on the CPU. Standard library only.
+"""Whole runs on CUDA devices: over the fast emulation, beside the same runs on the CPU, and a short one over the checked emulation,
+which ends a process with exit code 86 where it finds a race or a bad access. Standard library only.
 
-usage: cuda.py --bin DIR --mpiexec PATH --library PATH
+usage: cuda.py --bin DIR --mpiexec PATH --library PATH --checked PATH
 
 The model, its data and the order of sums over ranks are the same on both devices, so that numbers differ by rounding alone. In f32
 it makes 1e-6 of a loss in one step and grows with the updates, in bf16 half a unit in the last place of each activation.
@@ -151,6 +152,18 @@ def kill_and_resume(lab):
         check_recovered(lab, run, run)
 
 
+def checked(lab, library):
+    fast = os.environ["PECAN_CUDA_LIBRARY"]
+    os.environ["PECAN_CUDA_LIBRARY"] = library
+    memory = lab.folder / "checked memory"
+    memory.mkdir()
+    train(lab, "checked", "cuda", 2, NO_VALIDATION, "training.train_iters=4", "checkpoint.save_interval=2",
+          "checkpoint.non_persistent_save_interval=1", f"checkpoint.memory_dir={memory}", "checkpoint.pec.experts_per_snapshot=4",
+          "moe.moe_router_score_function=sigmoid", "moe.moe_router_enable_expert_bias=true",
+          *parallel(ep=2, strategy="optim_grads", reduce="true", gather="true"))
+    os.environ["PECAN_CUDA_LIBRARY"] = fast
+
+
 def faults(lab):
     said = train(lab, "nan", "cuda", 1, NO_SAVES, NO_VALIDATION, "fault.inject=[nan step=3 repeats=yes]", expect=6).stdout
     check("the first bad tensor is the gradient of" in said, "nan: found on the device")
@@ -178,6 +191,7 @@ def main():
     parser.add_argument("--bin", required=True)
     parser.add_argument("--mpiexec", default="mpirun")
     parser.add_argument("--library", required=True)
+    parser.add_argument("--checked", required=True)
     arguments = parser.parse_args()
     os.environ |= {"PECAN_CUDA_LIBRARY": arguments.library, "PECAN_EMULATION_DEVICES": "4"}
     lab = Lab(arguments)
@@ -185,6 +199,7 @@ def main():
         same_losses(lab)
         same_losses_on_ranks(lab)
         kill_and_resume(lab)
+        checked(lab, arguments.checked)
         faults(lab)
         refusals(lab)
     finally:
