@@ -7,6 +7,7 @@
 
 #include "device/cuda/backend.hpp"
 #include "kernels/operators.hpp"
+#include "kernels/reduce_pieces.hpp"
 #include "ops/cuda.hpp"
 
 namespace pecan::kernels {
@@ -70,5 +71,6 @@ constexpr ops::cuda::Table kTable{
 extern "C" __attribute__((visibility("default"))) pecan::device::Backend* pecan_cuda_backend(
     const char* build) {
   if (build != pecan::device::build_name()) return nullptr;
-  return &pecan::device::cuda::make_backend(&pecan::kernels::kTable);
+  return &pecan::device::cuda::make_backend(
+      {.operators = &pecan::kernels::kTable, .reduce_in_order = pecan::kernels::reduce_in_order});
 }

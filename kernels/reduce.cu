@@ -23,8 +23,11 @@ double sum(Context& ctx, ConstTensorView x) {
   return reduce<Value, Plus>(ctx, x);
 }
 
-double sum_of_squares(Context& ctx, ConstTensorView x) {
-  return reduce<Square, Plus>(ctx, x);
+void sum_of_squares(Context& ctx, ConstTensorView x, TensorView sum_1) {
+  if (x.num_elements() == 0) return fill(ctx, 0, sum_1);
+  with_float_type(x.dtype, [&]<typename T>(T) {
+    reduce_to<Square, Plus>(ctx, data_of<T>(x), x.num_elements(), data_of<double>(sum_1));
+  });
 }
 
 std::int64_t count_non_finite(Context& ctx, ConstTensorView x) {

@@ -58,18 +58,18 @@ void router_counts(Context& ctx,
   });
 }
 
-ops::RouterLosses router_losses(Context& ctx,
-                                ConstTensorView logits_TE,
-                                ConstTensorView probs_TE,
-                                ConstTensorView counts_GE,
-                                ops::BalanceGroups groups,
-                                ops::BalanceScales scales) {
+void router_losses(Context& ctx,
+                   ConstTensorView logits_TE,
+                   ConstTensorView probs_TE,
+                   ConstTensorView counts_GE,
+                   ops::BalanceGroups groups,
+                   ops::BalanceScales scales,
+                   TensorView losses_2) {
   const Index tokens = logits_TE.shape[0];
   // Scales over the number of tokens are infinite without any.
-  if (tokens == 0 || (scales.aux == 0 && scales.z == 0)) return {};
+  if (tokens == 0) return fill(ctx, 0, losses_2);
   Scratch scratch(ctx);
   double* terms = scratch.take<double>(2 * tokens);
-  double* sums = scratch.take<double>(2);
   with_float_type(logits_TE.dtype, [&]<typename T>(T) {
     launch(router_losses_kernel<T>,
            blocks_of(tokens, kRouterWarps),
@@ -84,12 +84,15 @@ ops::RouterLosses router_losses(Context& ctx,
            groups,
            terms);
   });
-  for (Index i = 0; i < 2; ++i)
-    reduce_to<Value, Plus>(ctx, static_cast<const double*>(terms) + i * tokens, tokens, sums + i);
-  double found[2] = {};
-  fetch(ctx, sums, 2, found);
-  return {.aux = scales.aux == 0 ? 0 : scales.aux * found[0],
-          .z = scales.z == 0 ? 0 : scales.z * found[1]};
+  const auto sum_terms = [&](Index which, double factor) {
+    const TensorView loss = losses_2.rows(which, 1);
+    if (factor == 0) return fill(ctx, 0, loss);
+    const double* first = terms + which * tokens;
+    reduce_to<Value, Plus>(ctx, first, tokens, data_of<double>(loss));
+    scale(ctx, factor, loss);
+  };
+  sum_terms(0, scales.aux);
+  sum_terms(1, scales.z);
 }
 
 void router_backward(Context& ctx,

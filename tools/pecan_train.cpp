@@ -180,6 +180,7 @@ int fail_waiting(const std::string& message) {
 
 int run(const Arguments& arguments, comm::MpiEnvironment& mpi) {
   std::optional<Heartbeat> heartbeat;  // outlives the groups that beat it
+  std::uint64_t begun = 0;             // by groups of the host and of devices together
   comm::GroupOptions group_options;
   std::unique_ptr<comm::Group> world = mpi.world(group_options);
   int code = 0;
@@ -202,16 +203,14 @@ int run(const Arguments& arguments, comm::MpiEnvironment& mpi) {
     group_options.timeout = std::chrono::seconds(config.comm.timeout_s);
     group_options.shared_memory = config.comm.shared_memory;
     heartbeat.emplace(arguments.run.run_directory, world->rank(), world->size());
-    group_options.observer = [&](const comm::CollectiveNote& note) {
-      heartbeat->enter(std::uint64_t(note.sequence),
-                       note.operation,
-                       name_of(note.tag.purpose),
-                       note.tag.layer,
-                       note.step);
+    group_options.observer = [&heartbeat, &begun](const comm::CollectiveNote& note) {
+      heartbeat->enter(
+          ++begun, note.operation, name_of(note.tag.purpose), note.tag.layer, note.step);
     };
     world = mpi.world(group_options);
     train::RunOptions options = arguments.run;
     options.heartbeat = &*heartbeat;
+    options.device_groups = group_options;
     const std::unique_ptr<FileSystem> fs = make_posix_file_system();
     return int(train::run(config, options, *fs, *world));
   } catch (const CommError& error) {

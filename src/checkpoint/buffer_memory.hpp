@@ -35,12 +35,13 @@ class BufferMemory {
   virtual void remove() = 0;
 };
 
-/// Memory of the process.
+/// Memory of the process, locked for `device`.
 class PrivateMemory final : public BufferMemory {
  public:
+  explicit PrivateMemory(device::Device device) : device_(device) {}
   std::span<std::byte> reserve(std::size_t num_bytes, std::size_t num_blocks) override {
     static_cast<void>(num_blocks);
-    if (num_bytes > buffer_.size()) buffer_ = device::PinnedBuffer(num_bytes);
+    if (num_bytes > buffer_.size()) buffer_ = device::PinnedBuffer(device_, num_bytes);
     return buffer_.bytes();
   }
   void begin() override {}
@@ -50,6 +51,7 @@ class PrivateMemory final : public BufferMemory {
   void remove() override {}
 
  private:
+  device::Device device_;
   device::PinnedBuffer buffer_;
 };
 

@@ -154,6 +154,7 @@ struct Checkpointer::Impl {
         fingerprint(catalog.model_fingerprint()),
         cycle(1),
         seconds(start.seconds ? std::move(start.seconds) : steady_seconds),
+        state_device(start.state_device),
         profiler(start.profiler),
         on_phase(std::move(start.on_phase)),
         retention(
@@ -218,9 +219,9 @@ struct Checkpointer::Impl {
   [[nodiscard]] std::unique_ptr<BufferMemory> make_memory(int num_buffers,
                                                           int buffer,
                                                           const std::string& host) const {
-    if (num_buffers == 1) return std::make_unique<PrivateMemory>();
-    return std::make_unique<SegmentMemory>(config.memory_dir,
-                                           SegmentName{identity.run_id, host, rank, buffer});
+    if (num_buffers == 1) return std::make_unique<PrivateMemory>(state_device);
+    return std::make_unique<SegmentMemory>(
+        config.memory_dir, SegmentName{identity.run_id, host, rank, buffer}, state_device);
   }
 
   void adopt(const std::vector<std::optional<Version>>& kept) {
@@ -685,6 +686,7 @@ struct Checkpointer::Impl {
   std::vector<SaveRecord> records;
   double forward_backward_ms = 0;
   std::function<double()> seconds;
+  device::Device state_device;
   Profiler* profiler;
   std::function<void(SavePhase, Step)> on_phase;
   mutable double snapshot_at = 0;  ///< by this rank's clock

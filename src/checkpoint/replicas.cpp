@@ -59,7 +59,9 @@ std::uint64_t hash_of(const StateBinding& binding,
   const StateItem& item = catalog.items[std::size_t(shared.item.value)];
   std::vector<std::byte> bytes(std::size_t(shared.block.extent.num_elements()) *
                                size_of(item.dtype));
+  binding.begin_copies();
   binding.copy_out(shared.item, shared.block, bytes);
+  binding.finish_copies();
   return xxh3(bytes);
 }
 

@@ -152,7 +152,8 @@ Replicator::Replicator(const Replication& replication,
     auto incoming = std::make_unique<Incoming>(Incoming{owner, reserved.max_blocks});
     for (int b = 0; b < reserved.num_buffers; ++b) {
       const SegmentName name{run_id, host, owner, b, copy};
-      incoming->buffers.emplace_back(directory, name);
+      // Filled from the network: no device copies to it.
+      incoming->buffers.emplace_back(directory, name, device::cpu());
       static_cast<void>(incoming->buffers.back().reserve(b == 0 ? reserved.first : reserved.others,
                                                          reserved.max_blocks));
     }

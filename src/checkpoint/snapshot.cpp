@@ -58,6 +58,7 @@ void Snapshot::reserve(std::size_t num_bytes, std::size_t num_blocks) {
 
 void Snapshot::lay_out(const SavePlan& plan, Rank rank) {
   memory_->begin();
+  binding_->begin_copies();
   rank_ = rank;
   blocks_ = checkpoint::lay_out(*catalog_, plan, rank);
   reserve(layout_bytes(blocks_), blocks_.size());
@@ -73,6 +74,7 @@ std::size_t Snapshot::copy(MutatedIn phase) {
                        bytes_.subspan(block.offset, block.num_bytes));
     num_bytes += block.num_bytes;
   }
+  binding_->finish_copies();
   return num_bytes;
 }
 

@@ -32,9 +32,11 @@ class Snapshot {
       : catalog_(&catalog), binding_(&binding), memory_(std::move(memory)) {}
   /// Makes room for `num_bytes` in `num_blocks` blocks.
   void reserve(std::size_t num_bytes, std::size_t num_blocks);
-  /// Gives each block that `rank` writes its place, and opens the memory for them.
+  /// Gives each block that `rank` writes its place, and opens the memory for them. What is copied
+  /// is the state as of now: main thread.
   void lay_out(const SavePlan& plan, Rank rank);
-  /// Copies the laid-out items that are mutated in `phase`; returns the bytes.
+  /// Copies the laid-out items that are mutated in `phase`, and waits for the copies; returns the
+  /// bytes.
   std::size_t copy(MutatedIn phase);
   /// Closes the memory over the copied blocks.
   Status seal(const Manifest& header);

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <functional>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -13,30 +12,12 @@
 
 #include <pecan/device/context.hpp>
 
+#include "comm/arguments.hpp"
 #include "comm/reduce.hpp"
 #include "comm/stream_copy.hpp"
 
 namespace pecan::comm {
 namespace {
-
-/// The members' pieces of a packed buffer.
-class Pieces {
- public:
-  Pieces(std::span<const std::int64_t> counts, DType dtype) {
-    for (const std::int64_t count : counts) {
-      offsets_.push_back(offsets_.back() + std::size_t(count) * size_of(dtype));
-    }
-  }
-  template <typename Byte>
-  [[nodiscard]] std::span<Byte> of(Byte* packed, int member) const {
-    const auto m = std::size_t(member);
-    if (packed == nullptr) return {};
-    return {packed + offsets_[m], offsets_[m + 1] - offsets_[m]};
-  }
-
- private:
-  std::vector<std::size_t> offsets_ = {0};
-};
 
 /// Calls visit(peer) for all other members, beginning with the next one: nobody is everybody's
 /// first.
@@ -88,72 +69,14 @@ void copy(std::span<const std::byte> from, std::span<std::byte> to) {
   }
 }
 
-void validate_view(const Context& ctx, const ConstTensorView& view, std::string_view name) {
-  PECAN_VALIDATE(ctx.device.kind == device::DeviceKind::kCpu,
-                 NotConfigured,
-                 "{} on a CUDA device is not in this build; set training.device to cpu",
-                 name);
-  PECAN_VALIDATE(view.data != nullptr || view.num_elements() == 0,
-                 ShapeError,
-                 "{} was given {} {} without memory: is its arena only measuring?",
-                 name,
-                 name_of(view.dtype),
-                 view.shape.to_string());
-}
-
-void validate_apart(const ConstTensorView& a, const ConstTensorView& b, std::string_view name) {
-  const std::less<const std::byte*> before;
-  PECAN_VALIDATE(a.num_bytes() == 0 || b.num_bytes() == 0 ||
-                     !before(a.data, b.data + b.num_bytes()) ||
-                     !before(b.data, a.data + a.num_bytes()),
-                 ShapeError,
-                 "input and output of {} overlap; give it another output",
-                 name);
-}
-
-void validate_pair(const Context& ctx,
-                   const ConstTensorView& input,
-                   const TensorView& output,
-                   std::string_view name) {
-  validate_view(ctx, input, name);
-  validate_view(ctx, output, name);
-  PECAN_VALIDATE(input.dtype == output.dtype,
-                 ShapeError,
-                 "{} from {} to {}: both must have one element type",
-                 name,
-                 name_of(input.dtype),
-                 name_of(output.dtype));
-}
-
-void validate_elements(const ConstTensorView& view,
-                       std::int64_t expected,
-                       std::string_view name,
-                       std::string_view what) {
-  PECAN_VALIDATE(view.num_elements() == expected,
-                 ShapeError,
-                 "the {} of {} has {} elements, but its counts say {}",
-                 what,
-                 name,
-                 view.num_elements(),
-                 expected);
-}
-
-/// Returns the sum of `counts`, one for each of `size` members.
-std::int64_t validated_sum(std::span<const std::int64_t> counts, int size, std::string_view name) {
-  PECAN_VALIDATE(counts.size() == std::size_t(size),
-                 ShapeError,
-                 "{} was given {} counts for {} members: it needs one each",
-                 name,
-                 counts.size(),
-                 size);
-  for (const std::int64_t count : counts) {
-    PECAN_VALIDATE(count >= 0,
-                   ShapeError,
-                   "{} was given a count of {}: counts are never negative",
-                   name,
-                   count);
-  }
-  return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+void validate_device(const Context& ctx, std::string_view name) {
+  PECAN_VALIDATE(
+      ctx.device.kind == device::DeviceKind::kCpu,
+      NotConfigured,
+      "{} on CUDA device {} by a group that moves host memory alone: make a device group "
+      "over it",
+      name,
+      ctx.device.ordinal);
 }
 
 /// The members' pieces as one list.
@@ -247,23 +170,6 @@ std::unique_ptr<PeerOperation> PeerGroup::begin_message(std::string name, Tag ta
   return std::make_unique<PeerOperation>(peers_, std::move(name), tag, kMessageTag);
 }
 
-void PeerGroup::validate_member(Rank member, std::string_view name) const {
-  PECAN_VALIDATE(member.value >= 0 && member.value < size(),
-                 ShapeError,
-                 "{} names rank {}, but the group has ranks 0 to {}",
-                 name,
-                 member,
-                 size() - 1);
-}
-
-std::vector<std::int64_t> all_reduce_counts(std::int64_t num_elements, int group_size) {
-  std::vector<std::int64_t> counts(std::size_t(group_size), num_elements / group_size);
-  for (std::int64_t rest = num_elements % group_size; rest > 0; --rest) {
-    ++counts[std::size_t(rest - 1)];
-  }
-  return counts;
-}
-
 std::size_t plan_all_reduce_scratch(std::int64_t num_elements, DType dtype, int group_size) {
   PECAN_EXPECTS(num_elements >= 0 && group_size >= 1);
   if (group_size == 1) return 0;
@@ -281,8 +187,8 @@ std::size_t plan_window_bytes(int group_size) {
 
 Pending PeerGroup::all_reduce(Context& ctx, TensorView inout, ReduceOp op, Tag tag) {
   constexpr std::string_view kName = "all_reduce";
-  validate_view(ctx, inout, kName);
-  validate_reducible(inout.dtype, op);
+  validate_device(ctx, kName);
+  validate_all_reduce(inout, op, kName);
   auto operation = begin_collective(kName, tag);
   const Transport& transport = *peers_.transport;
   const std::span<const std::byte> whole(inout.data, inout.num_bytes());
@@ -341,14 +247,9 @@ Pending PeerGroup::reduce_scatter_v(Context& ctx,
                                     ReduceOp op,
                                     Tag tag) {
   constexpr std::string_view kName = "reduce_scatter_v";
-  validate_pair(ctx, input, output, kName);
-  validate_reducible(input.dtype, op);
-  validate_elements(input, validated_sum(counts, size(), kName), kName, "input");
-  validate_elements(output, counts[std::size_t(rank().value)], kName, "output");
+  validate_device(ctx, kName);
+  validate_reduce_scatter_v(*this, input, counts, output, op, kName);
   const Pieces pieces(counts, input.dtype);
-  if (output.data != pieces.of(input.data, rank().value).data()) {
-    validate_apart(input, output, kName);
-  }
   auto operation = begin_collective(kName, tag);
   if (peers_.window) {
     ExchangeParts parts;
@@ -378,12 +279,10 @@ Pending PeerGroup::all_gather_v(Context& ctx,
                                 TensorView output,
                                 Tag tag) {
   constexpr std::string_view kName = "all_gather_v";
-  validate_pair(ctx, input, output, kName);
-  validate_elements(output, validated_sum(counts, size(), kName), kName, "output");
-  validate_elements(input, counts[std::size_t(rank().value)], kName, "input");
+  validate_device(ctx, kName);
+  validate_all_gather_v(*this, input, counts, output, kName);
   const Pieces pieces(counts, input.dtype);
   const std::span<std::byte> own = pieces.of(output.data, rank().value);
-  if (input.data != own.data()) validate_apart(input, output, kName);
   auto operation = begin_collective(kName, tag);
   copy({input.data, input.num_bytes()}, own);
   // Between two by messages, for the same reason as in all_to_all_v.
@@ -405,17 +304,8 @@ Pending PeerGroup::all_to_all_v(Context& ctx,
                                 std::span<const std::int64_t> receive_counts,
                                 Tag tag) {
   constexpr std::string_view kName = "all_to_all_v";
-  validate_pair(ctx, input, output, kName);
-  validate_elements(input, validated_sum(send_counts, size(), kName), kName, "input");
-  validate_elements(output, validated_sum(receive_counts, size(), kName), kName, "output");
-  validate_apart(input, output, kName);
-  const auto own = std::size_t(rank().value);
-  PECAN_VALIDATE(send_counts[own] == receive_counts[own],
-                 ShapeError,
-                 "{} sends {} elements to this rank itself, which expects {}",
-                 kName,
-                 send_counts[own],
-                 receive_counts[own]);
+  validate_device(ctx, kName);
+  validate_all_to_all_v(*this, input, send_counts, output, receive_counts, kName);
   auto operation = begin_collective(kName, tag);
   const Pieces sent(send_counts, input.dtype), received(receive_counts, input.dtype);
   // By messages also where members share memory: what each gives is for one other alone, and MPI
@@ -430,8 +320,9 @@ Pending PeerGroup::all_to_all_v(Context& ctx,
 
 Pending PeerGroup::broadcast(Context& ctx, TensorView inout, Rank root, Tag tag) {
   constexpr std::string_view kName = "broadcast";
-  validate_view(ctx, inout, kName);
-  validate_member(root, kName);
+  validate_device(ctx, kName);
+  validate_view(inout, kName);
+  validate_member(*this, root, kName);
   auto operation = begin_collective(kName, tag);
   const std::span<std::byte> whole(inout.data, inout.num_bytes());
   if (peers_.window) {
@@ -454,16 +345,18 @@ Pending PeerGroup::broadcast(Context& ctx, TensorView inout, Rank root, Tag tag)
 }
 
 Pending PeerGroup::send(Context& ctx, ConstTensorView input, Rank to, Tag tag) {
-  validate_view(ctx, input, "send");
-  validate_member(to, "send");
+  validate_device(ctx, "send");
+  validate_view(input, "send");
+  validate_member(*this, to, "send");
   auto operation = begin_message("send", tag);
   operation->send({input.data, input.num_bytes()}, to.value);
   return launch(std::move(operation));
 }
 
 Pending PeerGroup::receive(Context& ctx, TensorView output, Rank from, Tag tag) {
-  validate_view(ctx, output, "receive");
-  validate_member(from, "receive");
+  validate_device(ctx, "receive");
+  validate_view(output, "receive");
+  validate_member(*this, from, "receive");
   auto operation = begin_message("receive", tag);
   operation->receive({output.data, output.num_bytes()}, from.value);
   return launch(std::move(operation));

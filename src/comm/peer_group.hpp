@@ -14,12 +14,6 @@
 
 namespace pecan::comm {
 
-/// An all_reduce of less is one exchange of the whole: latency counts more than bytes.
-inline constexpr std::size_t kSmallAllReduceBytes = 4096;
-/// The elements that each member reduces for all in a larger one.
-[[nodiscard]] std::vector<std::int64_t> all_reduce_counts(std::int64_t num_elements,
-                                                          int group_size);
-
 /// Group over any transport. A member's calls all come from one thread; abort() from any.
 class PeerGroup final : public Group {
  public:
@@ -69,7 +63,6 @@ class PeerGroup final : public Group {
   explicit PeerGroup(Peers peers) : peers_(std::move(peers)) {}
   [[nodiscard]] std::unique_ptr<PeerOperation> begin_collective(std::string_view name, Tag tag);
   [[nodiscard]] std::unique_ptr<PeerOperation> begin_message(std::string name, Tag tag);
-  void validate_member(Rank member, std::string_view name) const;
 
   Peers peers_;
   std::int64_t num_collectives_ = 0;

@@ -2,7 +2,7 @@
 
 #include <pecan/comm/traffic.hpp>
 
-#include "comm/peer_group.hpp"
+#include "comm/arguments.hpp"
 
 namespace pecan::comm {
 

@@ -317,7 +317,9 @@ void visit(TrainingConfig& c, Field&& field) {
         Named<DeviceChoice>{{{"auto", DeviceChoice::kAuto},
                              {"cpu", DeviceChoice::kCpu},
                              {"cuda", DeviceChoice::kCuda}}},
-        "where to compute; auto: on the CPU where no GPU can, and the log says why");
+        "where to compute, alike on all ranks; cuda: on a GPU a rank, of those that it sees by its "
+        "place on the host; auto: on GPUs where every rank sees one, else on CPUs, and the log says "
+        "why");
   field("check_for_nan_in_loss_and_grad",
         c.check_for_nan_in_loss_and_grad,
         Named<NanPolicy>{{{"stop", NanPolicy::kStop}, {"skip", NanPolicy::kSkip}}},

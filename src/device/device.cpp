@@ -5,6 +5,7 @@
 #include <pecan/core/error.hpp>
 
 #include <pecan/device/backend.hpp>
+#include <pecan/device/copy.hpp>
 #include <pecan/device/device.hpp>
 
 namespace pecan::device {
@@ -162,6 +163,18 @@ void download(Stream& stream, ConstTensorView tensor, TensorView host) {
     std::memcpy(host.data, tensor.data, num_bytes);
   } else {
     device.backend->download(device.ordinal, stream.handle(), tensor.data, host.data, num_bytes);
+  }
+}
+
+void copy(Stream& stream, ConstTensorView from, TensorView to) {
+  validate_alike("copy", from, to);
+  const std::size_t num_bytes = from.num_bytes();
+  if (num_bytes == 0) return;
+  const Device device = stream.device();
+  if (device.kind == DeviceKind::kCpu) {
+    std::memcpy(to.data, from.data, num_bytes);
+  } else {
+    device.backend->copy(device.ordinal, stream.handle(), from.data, to.data, num_bytes);
   }
 }
 

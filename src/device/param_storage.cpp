@@ -4,6 +4,7 @@
 
 #include <pecan/core/error.hpp>
 
+#include <pecan/device/copy.hpp>
 #include <pecan/device/param_storage.hpp>
 
 namespace pecan::device {
@@ -127,6 +128,33 @@ void validate_block(const ParamStorage& storage, const Block& block, std::size_t
   PECAN_EXPECTS(expected == 0 || storage.memory() != nullptr);
 }
 
+/// Calls run(first stored byte, first byte of the packed block, bytes) for each run of `block` that
+/// is contiguous on both sides, in ascending order, as few as there can be.
+template <typename Run>
+void for_each_device_run(const ParamStorage& storage, const Block& block, Run run) {
+  PECAN_VALIDATE(storage.order() == StorageOrder::kRowMajor,
+                 NotConfigured,
+                 "a parameter stored in panels of {} rows is not copied from or to a device; store "
+                 "it row-major there",
+                 storage.panel_rows());
+  const auto size = Index(size_of(storage.dtype()));
+  Index stored = 0, packed = 0, elements = 0;
+  const auto end_run = [&] {
+    if (elements > 0) run(stored * size, packed * size, elements * size);
+  };
+  for_each_run(storage.shape(), block, [&](Index s, Index p, Index count) {
+    if (s == stored + elements && p == packed + elements) {
+      elements += count;
+      return;
+    }
+    end_run();
+    stored = s;
+    packed = p;
+    elements = count;
+  });
+  end_run();
+}
+
 }  // namespace
 
 ParamStorage::ParamStorage(
@@ -194,6 +222,34 @@ void ParamStorage::copy_in(const Block& block, std::span<const std::byte> source
              [](std::byte* stored, const std::byte* packed, std::size_t num_bytes) {
                std::memcpy(stored, packed, num_bytes);
              });
+}
+
+void download(Stream& stream,
+              const ParamStorage& storage,
+              const Block& block,
+              std::span<std::byte> destination) {
+  if (stream.device().kind == DeviceKind::kCpu) return storage.copy_out(block, destination);
+  validate_block(storage, block, destination.size());
+  for_each_device_run(storage, block, [&](Index stored, Index packed, Index num_bytes) {
+    const Shape bytes{num_bytes};
+    download(stream,
+             ConstTensorView{storage.memory() + stored, DType::kU8, bytes},
+             TensorView{destination.data() + packed, DType::kU8, bytes});
+  });
+}
+
+void upload(Stream& stream,
+            std::span<const std::byte> source,
+            const ParamStorage& storage,
+            const Block& block) {
+  if (stream.device().kind == DeviceKind::kCpu) return storage.copy_in(block, source);
+  validate_block(storage, block, source.size());
+  for_each_device_run(storage, block, [&](Index stored, Index packed, Index num_bytes) {
+    const Shape bytes{num_bytes};
+    upload(stream,
+           ConstTensorView{source.data() + packed, DType::kU8, bytes},
+           TensorView{storage.memory() + stored, DType::kU8, bytes});
+  });
 }
 
 }  // namespace pecan::device

@@ -1,8 +1,12 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
 #include <pecan/core/log.hpp>
+
+#include <pecan/device/copy.hpp>
 
 #include <pecan/ops/capacity.hpp>
 #include <pecan/ops/elementwise.hpp>
@@ -84,10 +88,12 @@ RoutingKept RoutingKept::plan(const ModelDims& dims, device::Arena& arena) {
   kept.probs_tE = arena.allocate(dims.master_dtype(), {tokens, dims.num_experts});
   kept.ids_tK = arena.allocate(DType::kI32, {tokens, dims.topk});
   kept.weights_tK = arena.allocate(dims.master_dtype(), {tokens, dims.topk});
-  kept.counts_E = arena.allocate(DType::kI64, {dims.num_experts});
+  kept.for_host_N = arena.allocate(DType::kI64, {dims.num_experts + 2});
+  kept.counts_E = kept.for_host_N.rows(0, dims.num_experts);
+  kept.losses_2 = kept.for_host_N.rows(dims.num_experts, 2);
+  kept.losses_2.dtype = DType::kF64;
   kept.balance_counts_GE = arena.allocate(DType::kI64, {groups, dims.num_experts});
   kept.kept_ids_tK = kept.ids_tK;
-  kept.chosen_counts_E = kept.counts_E;
   if (dims.capacity_factor > 0) {
     kept.kept_ids_tK = arena.allocate(DType::kI32, {tokens, dims.topk});
     kept.chosen_counts_E = arena.allocate(DType::kI64, {dims.num_experts});
@@ -130,7 +136,6 @@ FfnScratch FfnScratch::plan(const ModelDims& dims, device::Arena& arena) {
   const std::int64_t rows = planned_dispatch_rows(dims);
   scratch.staging_RH = arena.allocate(dims.dtype, {rows, dims.hidden});
   scratch.y_RH = arena.allocate(dims.dtype, {rows, dims.hidden});
-  scratch.chunk_counts_E = arena.allocate(DType::kI64, {dims.num_experts});
   if (dims.capacity_factor > 0 && dims.shares_stream()) {
     scratch.ids_TK = arena.allocate(DType::kI32, {dims.tokens(), dims.topk});
     scratch.weights_TK = arena.allocate(dims.master_dtype(), {dims.tokens(), dims.topk});
@@ -188,7 +193,8 @@ MoeLayer::MoeLayer(const ModelDims& dims,
                    const parallel::MeshShape& mesh,
                    const parallel::MeshGroups& groups,
                    const parallel::StreamExchange& stream,
-                   LayerId layer)
+                   LayerId layer,
+                   device::Device device)
     : dims_(dims),
       groups_(groups),
       stream_(stream),
@@ -205,15 +211,18 @@ MoeLayer::MoeLayer(const ModelDims& dims,
   const parallel::MeshPosition at = parallel::position_of(mesh, groups.world->rank());
   first_in_turn_ = (at.dp * dims.tokens() + at.tp * dims.stream_tokens()) * dims.topk + layer.value;
   if (dims.shared_ffn > 0) shared_.emplace(dims, params, layer_name(layer) + ".mlp.shared_expert");
+  if (dims.capacity_factor > 0) chosen_counts_E_.resize(std::size_t(dims.num_experts));
   if (dims.expert_bias) {
-    expert_bias_ =
-        device::Buffer(device::cpu(), std::size_t(dims.num_experts) * size_of(dims.master_dtype()));
+    const std::size_t num_bytes = std::size_t(dims.num_experts) * size_of(dims.master_dtype());
+    expert_bias_ = device::Buffer(device::cpu(), num_bytes);
+    if (device.kind != device::DeviceKind::kCpu) bias_here_ = device::Buffer(device, num_bytes);
   }
 }
 
-void MoeLayer::begin_step() {
+void MoeLayer::begin_step(Context& ctx) {
   std::ranges::fill(step_counts_E_, 0);
   step_tokens_ = 0;
+  if (bias_here_.size() > 0) device::upload(ctx.stream, expert_bias(), bias_in(bias_here_));
 }
 
 ops::RouterOptions MoeLayer::router_options() const {
@@ -227,7 +236,22 @@ ops::RouterOptions MoeLayer::router_options() const {
 
 TensorView MoeLayer::expert_bias() const {
   if (!dims_.expert_bias) return {};
-  return {expert_bias_.data(), dims_.master_dtype(), Shape{dims_.num_experts}};
+  return bias_in(expert_bias_);
+}
+
+TensorView MoeLayer::bias_in(const device::Buffer& memory) const {
+  return {memory.data(), dims_.master_dtype(), Shape{dims_.num_experts}};
+}
+
+void MoeLayer::sum_over_step(Context& ctx, TensorView counts_1E) {
+  {
+    const device::HostCopy<std::int64_t> counts(ctx, counts_1E);
+    std::ranges::transform(step_counts_E_, counts.values(), step_counts_E_.begin(), std::plus<>());
+  }
+  device::upload(
+      ctx.stream,
+      const_view_of(std::span<const std::int64_t>(step_counts_E_)).reshaped(counts_1E.shape),
+      counts_1E);
 }
 
 ConstTensorView MoeLayer::router_input(Context& ctx,
@@ -244,7 +268,7 @@ ops::BalanceGroups MoeLayer::balance_groups() const {
   return {own_first, dims_.balance == Balance::kSequence ? dims_.sequence : dims_.tokens()};
 }
 
-ops::RouterLosses MoeLayer::measure_balance(Context& ctx, RoutingKept& routing) {
+void MoeLayer::measure_balance(Context& ctx, RoutingKept& routing) {
   ops::router_counts(ctx,
                      router_options(),
                      routing.logits_tE,
@@ -256,10 +280,7 @@ ops::RouterLosses MoeLayer::measure_balance(Context& ctx, RoutingKept& routing) 
   double counted_tokens = double(dims_.tokens()), num_groups = 1, mean_tokens = counted_tokens;
   if (dims_.balance == Balance::kGlobalBatch) {
     groups_.world->all_reduce(ctx, routing.balance_counts_GE, comm::ReduceOp::kSum, tag).wait();
-    std::size_t e = 0;
-    for (std::int64_t& count : routing.balance_counts_GE.as<std::int64_t>()) {
-      count = step_counts_E_[e++] += count;
-    }
+    sum_over_step(ctx, routing.balance_counts_GE);
     step_tokens_ += dims_.tokens() * groups_.dp->size();
     counted_tokens = double(step_tokens_);
   } else {
@@ -274,24 +295,28 @@ ops::RouterLosses MoeLayer::measure_balance(Context& ctx, RoutingKept& routing) 
   balance_scales_ = {.aux = double(dims_.num_experts) /
                             (double(dims_.topk) * counted_tokens * mean_tokens * num_groups),
                      .z = 1.0 / double(dims_.tokens())};
-  return ops::router_losses(ctx,
-                            routing.logits_tE,
-                            routing.probs_tE,
-                            routing.balance_counts_GE,
-                            balance_groups(),
-                            balance_scales_);
+  ops::router_losses(ctx,
+                     routing.logits_tE,
+                     routing.probs_tE,
+                     routing.balance_counts_GE,
+                     balance_groups(),
+                     balance_scales_,
+                     routing.losses_2);
 }
 
-std::int64_t MoeLayer::drop(Context& ctx, RoutingKept& routing, FfnScratch& scratch) const {
+std::int64_t MoeLayer::drop(Context& ctx, RoutingKept& routing, FfnScratch& scratch) {
   if (dims_.capacity_factor <= 0) return 0;
   if (!dims_.shares_stream()) {
-    return ops::drop_over_capacity(ctx,
-                                   drop_policy_of(dims_),
-                                   dims_.capacity(),
-                                   routing.ids_tK,
-                                   routing.weights_tK,
-                                   routing.chosen_counts_E,
-                                   routing.kept_ids_tK);
+    const std::int64_t dropped = ops::drop_over_capacity(ctx,
+                                                         drop_policy_of(dims_),
+                                                         dims_.capacity(),
+                                                         routing.ids_tK,
+                                                         routing.weights_tK,
+                                                         routing.chosen_counts_E,
+                                                         routing.kept_ids_tK);
+    const device::HostCopy<std::int64_t> chosen(ctx, routing.chosen_counts_E);
+    std::ranges::copy(chosen.values(), chosen_counts_E_.begin());
+    return dropped;
   }
   comm::Group& tp = stream_.tp();
   const std::vector<std::int64_t> counts(std::size_t(tp.size()), routing.ids_tK.num_elements());
@@ -306,10 +331,10 @@ std::int64_t MoeLayer::drop(Context& ctx, RoutingKept& routing, FfnScratch& scra
                                 scratch.counts_E,
                                 scratch.kept_ids_TK);
   ops::copy(ctx, stream_.own_rows(scratch.kept_ids_TK), routing.kept_ids_tK);
-  const auto chosen = routing.chosen_counts_E.as<std::int64_t>();
-  std::ranges::fill(chosen, 0);
-  for (const std::int32_t id : routing.ids_tK.as<std::int32_t>()) ++chosen[std::size_t(id)];
-  return std::ranges::count(routing.kept_ids_tK.as<std::int32_t>(), -1);
+  const device::HostCopy<std::int32_t> ids(ctx, routing.ids_tK), kept(ctx, routing.kept_ids_tK);
+  std::ranges::fill(chosen_counts_E_, 0);
+  for (const std::int32_t id : ids.values()) ++chosen_counts_E_[std::size_t(id)];
+  return std::ranges::count(kept.values(), -1);
 }
 
 void MoeLayer::warn_of_chunks(std::int64_t max_rows) {
@@ -340,27 +365,29 @@ RoutingReport MoeLayer::route(Context& ctx, FfnActivations& kept, FfnScratch& sc
   ops::router_forward(ctx,
                       router_options(),
                       routing.logits_tE,
-                      expert_bias(),
+                      bias_here_.size() > 0 ? bias_in(bias_here_) : expert_bias(),
                       routing.ids_tK,
                       routing.weights_tK,
                       routing.probs_tE);
-  const ops::RouterLosses losses = measure_balance(ctx, routing);
+  measure_balance(ctx, routing);
   const std::int64_t dropped = drop(ctx, routing, scratch);
-  exchange_.plan(ctx, routing.kept_ids_tK, max_rows_);
-  warn_of_chunks(max_rows_);
-  const auto counts = routing.counts_E.as<std::int64_t>();
-  std::ranges::fill(counts, 0);
-  for (int chunk = 0; chunk < exchange_.num_chunks(); ++chunk) {
-    const auto [first, count] = exchange_.tokens_of(chunk);
+  std::array<double, 2> losses{};
+  const auto order_slots = [&](parallel::TokenRange tokens, std::span<std::int64_t> counts_E) {
+    const auto [first, count] = tokens;
     ops::permute_plan(ctx,
                       routing.kept_ids_tK.rows(first, count),
-                      scratch.chunk_counts_E,
+                      routing.counts_E,
                       routing.order_P.rows(first * dims_.topk, count * dims_.topk),
                       routing.positions_tK.rows(first, count));
-    std::ranges::transform(
-        counts, scratch.chunk_counts_E.as<std::int64_t>(), counts.begin(), std::plus<>());
-  }
-  return {losses.aux, losses.z, dropped, exchange_.num_chunks()};
+    const TensorView& numbers = routing.for_host_N;
+    const Shape num_bytes{std::int64_t(numbers.num_bytes())};
+    const device::HostCopy<std::uint8_t> bytes(ctx, {numbers.data, DType::kU8, num_bytes});
+    std::memcpy(counts_E.data(), bytes.values().data(), counts_E.size_bytes());
+    std::memcpy(losses.data(), bytes.values().data() + counts_E.size_bytes(), sizeof losses);
+  };
+  exchange_.plan(ctx, dims_.stream_tokens(), max_rows_, order_slots);
+  warn_of_chunks(max_rows_);
+  return {losses[0], losses[1], dropped, exchange_.num_chunks()};
 }
 
 void MoeLayer::run_experts(

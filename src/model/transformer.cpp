@@ -1,9 +1,12 @@
 #include <algorithm>
 
+#include <pecan/device/copy.hpp>
+
 #include <pecan/ops/attention.hpp>
 #include <pecan/ops/cross_entropy.hpp>
 #include <pecan/ops/elementwise.hpp>
 #include <pecan/ops/embedding.hpp>
+#include <pecan/ops/kernel_plan.hpp>
 #include <pecan/ops/matmul.hpp>
 #include <pecan/ops/reduce.hpp>
 #include <pecan/ops/rope.hpp>
@@ -32,6 +35,19 @@ template <typename Body>
 void for_each_head_piece(const ModelDims& dims, Body body) {
   for (std::int64_t first = 0; first < dims.tokens(); first += dims.head_tokens())
     body(first, std::min(dims.head_tokens(), dims.tokens() - first));
+}
+
+ops::KernelExtents kernel_extents(const ModelDims& dims) {
+  return {.tokens = dims.tokens(),
+          .width = std::max({dims.hidden,
+                             dims.local_heads() * dims.head_dim,
+                             dims.local_kv_groups() * dims.head_dim,
+                             dims.ffn / dims.tp,
+                             dims.shared_ffn / dims.tp,
+                             dims.expert_ffn / dims.etp}),
+          .heads = dims.local_heads(),
+          .experts = dims.num_moe_layers() > 0 ? dims.num_experts : 0,
+          .choices = dims.topk};
 }
 
 /// Whether layers take turns in one place, and backward computes again what they held.
@@ -89,11 +105,15 @@ Activations Activations::plan(const ModelDims& dims, device::Arena& arena) {
   return memory;
 }
 
-MemoryPlan plan_memory(const ModelDims& dims, int threads) {
+MemoryPlan plan_memory(const ModelDims& dims, int threads, device::DeviceKind kind) {
   device::Arena activations, workspace;
   (void)Activations::plan(dims, activations);
   device::Stream stream{device::cpu()};
   Context ctx{device::cpu(), stream, workspace, threads};
+  if (kind == device::DeviceKind::kCuda) {
+    ops::plan_kernels(ctx, kernel_extents(dims), dims.dtype);
+    return {activations.high_water(), workspace.high_water()};
+  }
   ops::plan_attention(
       ctx,
       {dims.micro_batch, dims.sequence, dims.local_heads(), dims.local_kv_groups(), dims.head_dim},
@@ -190,8 +210,14 @@ Transformer::Transformer(Context& ctx,
     const LayerId layer{i};
     attention_.emplace_back(dims, params, stream_, layer);
     if (dims.is_moe[std::size_t(i)]) {
-      ffn_.push_back(std::make_unique<FfnLayer>(
-          std::in_place_type<MoeLayer>, dims, params, params.mesh(), groups, stream_, layer));
+      ffn_.push_back(std::make_unique<FfnLayer>(std::in_place_type<MoeLayer>,
+                                                dims,
+                                                params,
+                                                params.mesh(),
+                                                groups,
+                                                stream_,
+                                                layer,
+                                                ctx.device));
       moe_layers_.push_back(std::size_t(i));
     } else {
       ffn_.push_back(std::make_unique<FfnLayer>(
@@ -204,10 +230,11 @@ Transformer::Transformer(Context& ctx,
   if (dims.position_embedding == PositionEmbedding::kLearnedAbsolute) {
     PECAN_EXPECTS(dims.sequence <= dims.max_positions);
     positions_ = &params.at("model.embed_positions.weight");
-    std::int64_t t = 0;
-    for (std::int32_t& position : memory_.positions_T.as<std::int32_t>()) {
-      position = std::int32_t(t++ % dims.sequence);
-    }
+    std::vector<std::int32_t> positions(std::size_t(dims.tokens()));
+    for (std::size_t t = 0; t < positions.size(); ++t)
+      positions[t] = std::int32_t(std::int64_t(t) % dims.sequence);
+    device::upload(
+        ctx.stream, const_view_of(std::span<const std::int32_t>(positions)), memory_.positions_T);
   }
 }
 
@@ -223,8 +250,8 @@ void Transformer::after_backward(Context& ctx, std::size_t stage) {
   for (parallel::StageListener* listener : listeners_) listener->after_backward(ctx, int(stage));
 }
 
-void Transformer::begin_step() {
-  for (const std::size_t layer : moe_layers_) std::get<MoeLayer>(*ffn_[layer]).begin_step();
+void Transformer::begin_step(Context& ctx) {
+  for (const std::size_t layer : moe_layers_) std::get<MoeLayer>(*ffn_[layer]).begin_step(ctx);
 }
 
 ConstTensorView Transformer::positions_of(const Batch& batch) const {
@@ -325,7 +352,7 @@ void Transformer::measure_loss(Context& ctx, const HeadPiece& piece) {
 }
 
 BatchResult Transformer::forward(Context& ctx, const Batch& batch) {
-  begin_step();
+  begin_step(ctx);
   BatchResult result = forward_stream(ctx, batch);
   for_each_piece(ctx, batch, head_input(ctx), [&](const HeadPiece& piece) {
     if (dims_.tp > 1) return measure_loss(ctx, piece);
@@ -420,14 +447,11 @@ BatchResult Transformer::forward_backward(Context& ctx, const Batch& batch, doub
 }
 
 std::span<const std::int64_t> Transformer::expert_counts(int moe_layer) const {
-  const TensorView& counts = memory_.ffn[moe_layers_.at(std::size_t(moe_layer))].routing.counts_E;
-  return counts.as<std::int64_t>();
+  return std::get<MoeLayer>(*ffn_[moe_layers_.at(std::size_t(moe_layer))]).sent_counts();
 }
 
 std::span<const std::int64_t> Transformer::chosen_counts(int moe_layer) const {
-  const TensorView& counts =
-      memory_.ffn[moe_layers_.at(std::size_t(moe_layer))].routing.chosen_counts_E;
-  return counts.as<std::int64_t>();
+  return std::get<MoeLayer>(*ffn_[moe_layers_.at(std::size_t(moe_layer))]).chosen_counts();
 }
 
 MoeLayer& Transformer::moe_layer(int moe_layer) {

@@ -178,7 +178,7 @@ void init_normal(Context& ctx,
                  double std_dev);
 void init_constant(Context& ctx, const ParamStorage& storage, double value);
 [[nodiscard]] double sum(Context& ctx, ConstTensorView x);
-[[nodiscard]] double sum_of_squares(Context& ctx, ConstTensorView x);
+void sum_of_squares(Context& ctx, ConstTensorView x, TensorView sum_1);
 [[nodiscard]] std::int64_t count_non_finite(Context& ctx, ConstTensorView x);
 [[nodiscard]] double max_abs(Context& ctx, ConstTensorView x);
 void rms_norm_forward(Context& ctx,
@@ -217,12 +217,13 @@ void router_counts(Context& ctx,
                    ConstTensorView topk_ids_TK,
                    BalanceGroups groups,
                    TensorView counts_GE);
-[[nodiscard]] RouterLosses router_losses(Context& ctx,
-                                         ConstTensorView logits_TE,
-                                         ConstTensorView probs_TE,
-                                         ConstTensorView counts_GE,
-                                         BalanceGroups groups,
-                                         BalanceScales scales);
+void router_losses(Context& ctx,
+                   ConstTensorView logits_TE,
+                   ConstTensorView probs_TE,
+                   ConstTensorView counts_GE,
+                   BalanceGroups groups,
+                   BalanceScales scales,
+                   TensorView losses_2);
 void router_backward(Context& ctx,
                      const RouterOptions& options,
                      ConstTensorView logits_TE,

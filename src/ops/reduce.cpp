@@ -3,6 +3,7 @@
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
 #include "ops/cuda.hpp"
+#include "ops/numbers.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -26,14 +27,22 @@ double sum(Context& ctx, ConstTensorView x) {
 }
 
 double sum_of_squares(Context& ctx, ConstTensorView x) {
+  detail::Numbers<1> numbers(ctx);
+  sum_of_squares(ctx, x, numbers.view());
+  return numbers.read()[0];
+}
+
+void sum_of_squares(Context& ctx, ConstTensorView x, TensorView sum_1) {
   const Checks check("sum_of_squares");
   const Timed timed(ctx, check, [&] { return moves(x); });
   check.floating("x", x.dtype);
+  check.is("the sum", sum_1, DType::kF64, {1});
+  check.disjoint("the sum", sum_1, "x", x);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
-      return cpu::sum_of_squares(ctx, x);
+      return cpu::sum_of_squares(ctx, x, sum_1);
     case DeviceKind::kCuda:
-      return cuda::kernel(check, ctx, &cuda::Table::sum_of_squares)(ctx, x);
+      return cuda::kernel(check, ctx, &cuda::Table::sum_of_squares)(ctx, x, sum_1);
   }
   check.refuse(ctx.device);
 }

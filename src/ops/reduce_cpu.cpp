@@ -44,16 +44,14 @@ double sum(Context& ctx, ConstTensorView x) {
   return result;
 }
 
-double sum_of_squares(Context& ctx, ConstTensorView x) {
-  double result = 0;
+void sum_of_squares(Context& ctx, ConstTensorView x, TensorView sum_1) {
   with_float_type(x.dtype, [&]<typename T>(T) {
     const T* data = x.as<T>().data();
     const auto block = [&](std::int64_t begin, std::int64_t end) {
       return kernels_of<T>().sum_of_squares(data + begin, end - begin);
     };
-    result = reduce_blocks<double>(ctx, x.num_elements(), block, kPlus);
+    sum_1.as<double>()[0] = reduce_blocks<double>(ctx, x.num_elements(), block, kPlus);
   });
-  return result;
 }
 
 std::int64_t count_non_finite(Context& ctx, ConstTensorView x) {

@@ -3,6 +3,7 @@
 #include "ops/backends.hpp"
 #include "ops/checks.hpp"
 #include "ops/cuda.hpp"
+#include "ops/numbers.hpp"
 #include "ops/timed.hpp"
 
 namespace pecan::ops {
@@ -143,18 +144,32 @@ RouterLosses router_losses(Context& ctx,
                            ConstTensorView counts_GE,
                            BalanceGroups groups,
                            BalanceScales scales) {
+  detail::Numbers<2> numbers(ctx);
+  router_losses(ctx, logits_TE, probs_TE, counts_GE, groups, scales, numbers.view());
+  const auto& [aux, z] = numbers.read();
+  return {.aux = aux, .z = z};
+}
+
+void router_losses(Context& ctx,
+                   ConstTensorView logits_TE,
+                   ConstTensorView probs_TE,
+                   ConstTensorView counts_GE,
+                   BalanceGroups groups,
+                   BalanceScales scales,
+                   TensorView losses_2) {
   const Checks check("router_losses");
   const Timed timed(ctx, check, [&] { return moves(logits_TE, probs_TE, counts_GE); });
   check.floating("logits", logits_TE.dtype);
   check.num_dims("logits", logits_TE.shape, 2);
   check.is("probs", probs_TE, logits_TE.dtype, logits_TE.shape);
   check_groups(check, logits_TE, counts_GE, groups);
+  check.is("the losses", losses_2, DType::kF64, {2});
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
-      return cpu::router_losses(ctx, logits_TE, probs_TE, counts_GE, groups, scales);
+      return cpu::router_losses(ctx, logits_TE, probs_TE, counts_GE, groups, scales, losses_2);
     case DeviceKind::kCuda:
       return cuda::kernel(check, ctx, &cuda::Table::router_losses)(
-          ctx, logits_TE, probs_TE, counts_GE, groups, scales);
+          ctx, logits_TE, probs_TE, counts_GE, groups, scales, losses_2);
   }
   check.refuse(ctx.device);
 }

@@ -245,17 +245,16 @@ void router_counts(Context& /*ctx*/,
   });
 }
 
-RouterLosses router_losses(Context& /*ctx*/,
-                           ConstTensorView logits_TE,
-                           ConstTensorView probs_TE,
-                           ConstTensorView counts_GE,
-                           BalanceGroups groups,
-                           BalanceScales scales) {
+void router_losses(Context& /*ctx*/,
+                   ConstTensorView logits_TE,
+                   ConstTensorView probs_TE,
+                   ConstTensorView counts_GE,
+                   BalanceGroups groups,
+                   BalanceScales scales,
+                   TensorView losses_2) {
   const std::int64_t tokens = logits_TE.shape[0];
   const std::int64_t num_experts = logits_TE.shape[1];
-  RouterLosses losses;
-  // Scales over the number of tokens are infinite without any.
-  if (tokens == 0) return losses;
+  double aux = 0, z = 0;
   with_float_type(logits_TE.dtype, [&]<typename T>(T) {
     const T* all_logits = logits_TE.as<T>().data();
     const T* all_probs = probs_TE.as<T>().data();
@@ -266,16 +265,17 @@ RouterLosses router_losses(Context& /*ctx*/,
       double balance = 0;
       for (std::int64_t e = 0; e < num_experts; ++e)
         balance += double(counts[e]) * double(probs[e]);
-      losses.aux += balance;
+      aux += balance;
     }
     for (std::int64_t t = 0; t < tokens && scales.z != 0; ++t) {
       const double lse = log_sum_exp(all_logits + t * num_experts, num_experts);
-      losses.z += lse * lse;
+      z += lse * lse;
     }
   });
-  losses.aux *= scales.aux;
-  losses.z *= scales.z;
-  return losses;
+  // Scales over the number of tokens are infinite without any.
+  const auto losses = losses_2.as<double>();
+  losses[0] = tokens == 0 ? 0 : scales.aux * aux;
+  losses[1] = tokens == 0 ? 0 : scales.z * z;
 }
 
 namespace {

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include <pecan/ops/adamw.hpp>
+#include <pecan/ops/elementwise.hpp>
 
 #include <pecan/optim/adamw.hpp>
 
@@ -18,6 +19,12 @@ AdamW::AdamW(device::Device device, parallel::ParamSet& params)
     });
     if (unit == units_.end()) unit = units_.insert(unit, {layer, param.spec.expert, 0});
     unit_of_param_.push_back(std::size_t(unit - units_.begin()));
+  }
+}
+
+void AdamW::zero(Context& ctx) {
+  for (const device::Buffer* moment : {&exp_avg_, &exp_avg_sq_}) {
+    ops::fill(ctx, 0, {moment->data(), DType::kU8, Shape{std::int64_t(moment->size())}});
   }
 }
 

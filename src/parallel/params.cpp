@@ -17,6 +17,10 @@ device::ParamStorage rows_of(const device::ParamStorage& storage, RowRange rows)
           shape};
 }
 
+TensorView bytes_of(const device::Buffer& buffer) {
+  return {buffer.data(), DType::kU8, Shape{std::int64_t(buffer.size())}};
+}
+
 DType weight_dtype(const Bucket& bucket, DType dtype) {
   return bucket.computed_in == ComputedIn::kMasterType ? master_of(dtype) : dtype;
 }
@@ -137,10 +141,12 @@ ParamSet::ParamSet(device::Device device,
   }
 }
 
+void ParamSet::zero(Context& ctx) {
+  for (const device::Buffer* buffer : {&weights_, &masters_}) ops::fill(ctx, 0, bytes_of(*buffer));
+}
+
 void ParamSet::zero_grads(Context& ctx) {
-  for (const device::Buffer* buffer : {&grads_, &summed_}) {
-    ops::fill(ctx, 0, {buffer->data(), DType::kU8, Shape{std::int64_t(buffer->size())}});
-  }
+  for (const device::Buffer* buffer : {&grads_, &summed_}) ops::fill(ctx, 0, bytes_of(*buffer));
 }
 
 void ParamSet::zero_grads(Context& ctx, const Bucket& bucket) {

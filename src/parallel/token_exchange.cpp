@@ -1,6 +1,9 @@
 #include <algorithm>
-#include <cstring>
+#include <functional>
 #include <numeric>
+
+#include <pecan/device/copy.hpp>
+#include <pecan/device/host_context.hpp>
 
 #include <pecan/ops/elementwise.hpp>
 
@@ -36,26 +39,25 @@ TokenRange TokenExchange::tokens_of(int chunk) const {
   return cut(num_tokens_, num_chunks_, chunk);
 }
 
-void TokenExchange::plan(Context& ctx, ConstTensorView kept_ids_TK, std::int64_t max_rows) {
+void TokenExchange::plan(Context& ctx,
+                         std::int64_t num_tokens,
+                         std::int64_t max_rows,
+                         const CountSlots& count) {
   const std::int64_t num_experts = grid_.num_experts;
-  const std::int64_t topk = kept_ids_TK.shape[1];
-  const auto ids = kept_ids_TK.as<std::int32_t>();
-  num_tokens_ = kept_ids_TK.shape[0];
+  num_tokens_ = num_tokens;
+  device::HostContext host(ctx);
   num_chunks_ = 1;
   while (true) {
     std::vector<std::int64_t> counts_CE(std::size_t(num_chunks_ * num_experts));
     for (int c = 0; c < num_chunks_; ++c) {
-      const TokenRange tokens = cut(num_tokens_, num_chunks_, c);
-      for (const std::int32_t id :
-           ids.subspan(std::size_t(tokens.first * topk), std::size_t(tokens.count * topk))) {
-        if (id >= 0) ++counts_CE[std::size_t(c * num_experts + id)];
-      }
+      count(cut(num_tokens_, num_chunks_, c),
+            std::span(counts_CE).subspan(std::size_t(c * num_experts), std::size_t(num_experts)));
     }
     std::vector<std::int64_t> counts_GCE(counts_CE.size() * std::size_t(dispatch_.size()));
     const std::vector<std::int64_t> all_alike(std::size_t(dispatch_.size()),
                                               std::int64_t(counts_CE.size()));
     dispatch_
-        .all_gather_v(ctx,
+        .all_gather_v(host.get(),
                       const_view_of(std::span<const std::int64_t>(counts_CE)),
                       all_alike,
                       view_of(std::span(counts_GCE)),
@@ -94,6 +96,7 @@ void TokenExchange::fill_chunks(std::span<const std::int64_t> counts_GCE) {
   const int own = dispatch_.rank().value;
   const int own_ep = own / grid_.etp;
   chunks_.assign(std::size_t(num_chunks_), {});
+  sent_E_.assign(std::size_t(grid_.num_experts), 0);
   loads_.assign(std::size_t(grid_.ep), 0);
   for (int c = 0; c < num_chunks_; ++c) {
     Chunk& chunk = chunks_[std::size_t(c)];
@@ -114,6 +117,7 @@ void TokenExchange::fill_chunks(std::span<const std::int64_t> counts_GCE) {
       chunk.received_by_rank.push_back(received);
       chunk.num_received += received;
       if (source != own) continue;
+      std::ranges::transform(sent_E_, counts_E, sent_E_.begin(), std::plus<>());
       for (int ep = 0; ep < grid_.ep; ++ep) {
         const auto first = counts_E.begin() + std::int64_t(ep) * num_local;
         const std::int64_t rows = std::accumulate(first, first + num_local, std::int64_t{0});
@@ -154,7 +158,7 @@ void TokenExchange::to_experts(Context& ctx,
                     scaled(chunk.received_by_rank, width),
                     {purpose, layer_})
       .wait();
-  reorder(chunk, staging_RH, received_RH, Direction::kByExpert);
+  reorder(ctx, chunk, staging_RH, received_RH, Direction::kByExpert);
 }
 
 void TokenExchange::from_experts(Context& ctx,
@@ -167,7 +171,7 @@ void TokenExchange::from_experts(Context& ctx,
   const Chunk& chunk = chunk_at(chunk_index);
   PECAN_EXPECTS(sent_SH.shape[0] == chunk.num_sent && received_RH.shape[0] == chunk.num_received);
   const std::int64_t width = width_of(received_RH);
-  reorder(chunk, received_RH, staging_RH, Direction::kBySource);
+  reorder(ctx, chunk, received_RH, staging_RH, Direction::kBySource);
   const TensorView returned =
       grid_.etp > 1 ? copies_CH.rows(0, chunk.num_sent * grid_.etp) : sent_SH;
   dispatch_
@@ -191,32 +195,37 @@ void TokenExchange::from_experts(Context& ctx,
   }
 }
 
-void TokenExchange::reorder(const Chunk& chunk,
-                            ConstTensorView from,
-                            TensorView to,
-                            Direction to_order) {
-  const std::size_t row_bytes = std::size_t(width_of(from)) * size_of(from.dtype);
+void TokenExchange::reorder(
+    Context& ctx, const Chunk& chunk, ConstTensorView from, TensorView to, Direction to_order) {
   const std::size_t num_local = chunk.received_e.size();
   std::vector<std::int64_t> first_of_expert(num_local);
   std::exclusive_scan(
       chunk.received_e.begin(), chunk.received_e.end(), first_of_expert.begin(), std::int64_t{0});
+  // Neighbours that stay neighbours are copied at once.
+  std::int64_t source = 0, destination = 0, count = 0;
+  const auto copy_run = [&] {
+    if (count > 0) device::copy(ctx.stream, from.rows(source, count), to.rows(destination, count));
+  };
   std::int64_t by_source = 0;
   for (std::size_t rank = 0; rank < chunk.received_by_rank.size(); ++rank) {
     for (std::size_t e = 0; e < num_local; ++e) {
       const std::int64_t rows = chunk.received_re[rank * num_local + e];
       const std::int64_t by_expert = first_of_expert[e];
       const bool to_expert_order = to_order == Direction::kByExpert;
-      const std::int64_t source = to_expert_order ? by_source : by_expert;
-      const std::int64_t destination = to_expert_order ? by_expert : by_source;
-      if (rows > 0) {
-        std::memcpy(to.data + std::size_t(destination) * row_bytes,
-                    from.data + std::size_t(source) * row_bytes,
-                    std::size_t(rows) * row_bytes);
+      const std::int64_t first = to_expert_order ? by_source : by_expert;
+      const std::int64_t place = to_expert_order ? by_expert : by_source;
+      if (first != source + count || place != destination + count) {
+        copy_run();
+        source = first;
+        destination = place;
+        count = 0;
       }
+      count += rows;
       by_source += rows;
       first_of_expert[e] += rows;
     }
   }
+  copy_run();
 }
 
 }  // namespace pecan::parallel

@@ -89,6 +89,32 @@ model::Batch BatchMemory::view(Masked masked) {
   return batch;
 }
 
+DeviceBatch::DeviceBatch(device::Device device, const model::ModelDims& dims) {
+  if (device.kind == device::DeviceKind::kCpu) return;
+  const auto tokens = std::size_t(dims.tokens());
+  for (device::Buffer* ids : {&tokens_T_, &labels_T_, &positions_T_, &starts_T_})
+    *ids = device::Buffer(device, tokens * sizeof(std::int32_t));
+  mask_T_ = device::Buffer(device, tokens * size_of(dims.dtype));
+}
+
+ConstTensorView DeviceBatch::upload(Context& ctx, ConstTensorView host, device::Buffer& memory) {
+  if (host.data == nullptr) return host;
+  const TensorView here{memory.data(), host.dtype, host.shape};
+  device::upload(ctx.stream, host, here);
+  return here;
+}
+
+model::Batch DeviceBatch::of(Context& ctx, const model::Batch& batch) {
+  if (ctx.device.kind == device::DeviceKind::kCpu) return batch;
+  model::Batch here = batch;
+  here.tokens_T = upload(ctx, batch.tokens_T, tokens_T_);
+  here.labels_T = upload(ctx, batch.labels_T, labels_T_);
+  here.mask_T = upload(ctx, batch.mask_T, mask_T_);
+  here.positions_T = upload(ctx, batch.positions_T, positions_T_);
+  here.document_start_T = upload(ctx, batch.document_start_T, starts_T_);
+  return here;
+}
+
 TrainBatches::TrainBatches(const config::Config& config,
                            const model::ModelDims& dims,
                            int dp,

@@ -54,6 +54,20 @@ class BatchMemory {
   device::Buffer mask_T_;  ///< in the model's dtype
 };
 
+/// A micro-batch where the model computes: on the CPU what the host has, else a copy of it in
+/// memory of the device.
+class DeviceBatch {
+ public:
+  DeviceBatch(device::Device device, const model::ModelDims& dims);
+  /// Valid until the next call; `batch` may change when it returns.
+  [[nodiscard]] model::Batch of(Context& ctx, const model::Batch& batch);
+
+ private:
+  [[nodiscard]] ConstTensorView upload(Context& ctx, ConstTensorView host, device::Buffer& memory);
+
+  device::Buffer tokens_T_, labels_T_, mask_T_, positions_T_, starts_T_;
+};
+
 /// Fills i32 tokens and labels and what marks documents for one rank. Position comes from consumed
 /// samples and what is passed over alone. Behind the data of the planned training, where passing
 /// over leads, the order begins anew.

@@ -54,6 +54,7 @@ std::vector<std::uint64_t> content_hashes(Context& ctx,
                                           const StateBinding& binding) {
   std::vector<std::int64_t> sums(2 * catalog.items.size(), 0);
   std::vector<std::byte> bytes;
+  binding.begin_copies();
   for (std::size_t i = 0; i < catalog.items.size(); ++i) {
     const StateItem& item = catalog.items[i];
     Halves sum;
@@ -61,6 +62,7 @@ std::vector<std::uint64_t> content_hashes(Context& ctx,
       if (part.holders.front() != world.rank()) continue;
       bytes.resize(std::size_t(part.block.extent.num_elements()) * size_of(item.dtype));
       binding.copy_out(ItemIndex{std::int32_t(i)}, part.block, bytes);
+      binding.finish_copies();
       add_block(item, part.block, bytes, sum);
     }
     sums[2 * i] = sum.low;

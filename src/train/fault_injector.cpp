@@ -1,6 +1,7 @@
 #include "train/fault_injector.hpp"
 
 #include <algorithm>
+#include <array>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
@@ -13,6 +14,8 @@
 
 #include <pecan/core/log.hpp>
 #include <pecan/core/philox.hpp>
+
+#include <pecan/device/copy.hpp>
 
 #include <pecan/checkpoint/shard.hpp>
 
@@ -62,12 +65,27 @@ int fraction_bits(DType dtype) {
   }
 }
 
-void set_nan(std::byte* memory, DType dtype, std::int64_t index) {
-  if (dtype == DType::kF64) {
-    reinterpret_cast<double*>(memory)[index] = std::numeric_limits<double>::quiet_NaN();
-  } else {
-    reinterpret_cast<float*>(memory)[index] = std::numeric_limits<float>::quiet_NaN();
-  }
+/// The element of a stored parameter, as a tensor of one.
+TensorView element_of(const device::ParamStorage& storage, std::int64_t stored) {
+  return storage.flat().rows(stored, 1);
+}
+
+void set_nan(Context& ctx, const TensorView& element) {
+  double f64 = std::numeric_limits<double>::quiet_NaN();
+  float f32 = std::numeric_limits<float>::quiet_NaN();
+  device::upload(
+      ctx.stream,
+      element.dtype == DType::kF64 ? view_of(std::span(&f64, 1)) : view_of(std::span(&f32, 1)),
+      element);
+}
+
+void flip_bit(Context& ctx, const TensorView& element, std::int64_t bit) {
+  std::array<std::byte, sizeof(double)> bytes{};
+  const TensorView host{bytes.data(), element.dtype, element.shape};
+  device::download(ctx.stream, element, host);
+  ctx.stream.synchronize();
+  bytes[std::size_t(bit / 8)] ^= std::byte(1 << (bit % 8));
+  device::upload(ctx.stream, host, element);
 }
 
 /// Whether the parameter has elements on this rank, padding left out.
@@ -309,10 +327,10 @@ void FaultInjector::begin_pass(parallel::ParamSet& params) {
     say(nan->resolved, fmt::format(": the gradient of {}", poisoned_->spec.name));
 }
 
-void FaultInjector::after_backward(Context& /*ctx*/, int stage) {
+void FaultInjector::after_backward(Context& ctx, int stage) {
   if (poisoned_ == nullptr || poisoned_->spec.first_stage != stage) return;
   const device::ParamStorage& grad = poisoned_->grad;
-  set_nan(grad.memory(), grad.dtype(), grad.stored_index(0));
+  set_nan(ctx, element_of(grad, grad.stored_index(0)));
   poisoned_ = nullptr;
 }
 
@@ -323,7 +341,8 @@ double FaultInjector::loss_factor() {
   return spike->resolved.fault.factor;
 }
 
-void FaultInjector::flip_weight(std::span<parallel::Param> params,
+void FaultInjector::flip_weight(Context& ctx,
+                                std::span<parallel::Param> params,
                                 std::span<const std::string> replicated) {
   const Pending* flip = due(FaultKind::kFlip);
   if (flip == nullptr) return;
@@ -340,8 +359,7 @@ void FaultInjector::flip_weight(std::span<parallel::Param> params,
   const device::ParamStorage& weight = param.weight;
   const std::int64_t element = choose(seed, "fault weight", 1, param.block.extent.num_elements());
   const auto bit = choose(seed, "fault weight", 2, fraction_bits(weight.dtype()));
-  const std::size_t at = std::size_t(weight.stored_index(element)) * size_of(weight.dtype());
-  weight.memory()[at + std::size_t(bit / 8)] ^= std::byte(1 << (bit % 8));
+  flip_bit(ctx, element_of(weight, weight.stored_index(element)), bit);
   say(flip->resolved, fmt::format(": bit {} of element {} of {}", bit, element, param.spec.name));
 }
 

@@ -70,7 +70,9 @@ class FaultInjector final : public parallel::StageListener {
   [[nodiscard]] bool flips() { return due(config::FaultKind::kFlip) != nullptr; }
   /// Flips a bit of a weight after the step's update: of one that is in `replicated` (names), if
   /// this rank has any.
-  void flip_weight(std::span<parallel::Param> params, std::span<const std::string> replicated);
+  void flip_weight(Context& ctx,
+                   std::span<parallel::Param> params,
+                   std::span<const std::string> replicated);
   /// A save to storage has ended: a bit of a shard of this rank flips, if one is to.
   void saved(const std::string& run_directory, const checkpoint::SaveRecord& record);
 

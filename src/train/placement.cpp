@@ -52,6 +52,7 @@ Placement place_threads(std::span<const RankCores> ranks, Rank rank, int configu
   placement.ranks_here = 0;
   for (const RankCores& other : ranks) {
     if (other.host != mine.host) continue;
+    if (&other < &mine) ++placement.rank_here;
     ++placement.ranks_here;
     bound |= other.own;
     available |= other.own | other.launcher;

@@ -75,8 +75,11 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
   plan.parameters = count_parameters(plan.dims, plan.specs);
   plan.num_micro_batches =
       config.training.global_batch_size / (config.training.micro_batch_size * plan.mesh.dp);
+  const bool on_device = config.training.device == config::DeviceChoice::kCuda;
   const model::MemoryPlan memory =
-      model::plan_memory(plan.dims, std::max(1, config.training.threads));
+      model::plan_memory(plan.dims,
+                         std::max(1, config.training.threads),
+                         on_device ? device::DeviceKind::kCuda : device::DeviceKind::kCpu);
   for (int r = 0; r < world_size; ++r) {
     const parallel::MeshPosition position = parallel::position_of(plan.mesh, Rank{r});
     const parallel::ParamLayout layout = parallel::plan_layout(
@@ -95,22 +98,22 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
     plan.sent.push_back(sent);
     std::size_t communication = 0;
     for (const parallel::Bucket& bucket : layout.buckets) {
+      if (on_device) break;
       communication += comm::plan_all_reduce_scratch(std::int64_t(bucket.range.count),
                                                      plan.dims.master_dtype(),
                                                      bucket.expert ? plan.mesh.edp : plan.mesh.dp);
     }
-    if (config.comm.shared_memory) {
+    const parallel::MeshShape& mesh = plan.mesh;
+    for (const int size : {mesh.world,
+                           mesh.tp,
+                           mesh.dp,
+                           plan.dims.kv_replicas(),
+                           mesh.etp,
+                           mesh.edp,
+                           mesh.etp * mesh.ep}) {
+      if (on_device) communication += comm::plan_device_scratch_bytes(size);
       // Which groups share a node is not known here: the plan has room for both ways.
-      const parallel::MeshShape& mesh = plan.mesh;
-      for (const int size : {mesh.world,
-                             mesh.tp,
-                             mesh.dp,
-                             plan.dims.kv_replicas(),
-                             mesh.etp,
-                             mesh.edp,
-                             mesh.etp * mesh.ep}) {
-        communication += comm::plan_window_bytes(size);
-      }
+      if (config.comm.shared_memory) communication += comm::plan_window_bytes(size);
     }
     plan.memory.push_back({.weights = state.weights,
                            .gradients = state.gradients,

@@ -4,6 +4,9 @@
 
 #include <pecan/core/hash.hpp>
 
+#include <pecan/device/copy.hpp>
+#include <pecan/device/host_context.hpp>
+
 namespace pecan::train {
 namespace {
 
@@ -48,6 +51,7 @@ std::vector<std::string> ReplicaCheck::shared_weights() const {
 }
 
 void ReplicaCheck::compare(Context& ctx, comm::Group& world, Step step) const {
+  device::HostContext host(ctx);
   std::vector<std::byte> bytes;
   const auto hash = [&](std::size_t i) {
     const checkpoint::Replicated& block = shared_[i];
@@ -56,11 +60,12 @@ void ReplicaCheck::compare(Context& ctx, comm::Group& world, Step step) const {
     Block here = block.block;
     for (int dim = 0; dim < here.offset.num_dims(); ++dim) here.offset[dim] = 0;
     bytes.resize(std::size_t(here.extent.num_elements()) * size_of(weight.dtype()));
-    weight.copy_out(here, bytes);
+    device::download(ctx.stream, weight, here, bytes);
+    ctx.stream.synchronize();
     return xxh3(bytes);
   };
   const std::vector<checkpoint::ReplicaDifference> differences =
-      checkpoint::compare_replicas(ctx, world, comm::Purpose::kStepFlags, shared_, hash);
+      checkpoint::compare_replicas(host.get(), world, comm::Purpose::kStepFlags, shared_, hash);
   PECAN_VALIDATE(differences.empty(),
                  DivergenceError,
                  "after step {} {} ({} of {} blocks that several ranks hold differ): memory or a "

@@ -21,8 +21,8 @@ class ReplicaCheck {
   [[nodiscard]] std::size_t num_blocks() const { return shared_.size(); }
   /// Parameters of this rank that another rank holds too.
   [[nodiscard]] std::vector<std::string> shared_weights() const;
-  /// DivergenceError naming the ranks that differ. Collective over `world`; all weights are
-  /// gathered.
+  /// DivergenceError naming the ranks that differ. `ctx` is that of the state. Collective over
+  /// `world`; all weights are gathered.
   void compare(Context& ctx, comm::Group& world, Step step) const;
 
  private:

@@ -13,6 +13,11 @@
 
 #include <pecan/core/log.hpp>
 
+#include <pecan/device/backend.hpp>
+#include <pecan/device/copy.hpp>
+#include <pecan/device/host_context.hpp>
+
+#include <pecan/ops/elementwise.hpp>
 #include <pecan/ops/reduce.hpp>
 
 #include <pecan/parallel/gradients.hpp>
@@ -85,13 +90,16 @@ class Trainer {
         fs_(fs),
         world_(world),
         ctx_(ctx),
+        beside_(ctx),
+        host_(beside_.get()),
         plan_(plan),
         ranks_here_(ranks_here),
         profile_(profile),
         lasting_(lasting),
         position_(parallel::position_of(plan.mesh, world.rank())),
         groups_(parallel::make_groups(plan.mesh, world, plan.dims.kv_replicas())),
-        state_(ctx.device, plan, world.rank()),
+        state_(ctx, plan, world.rank()),
+        squares_(ctx.device, state_.params().buckets().size() * sizeof(double)),
         gather_(state_.params(), groups_, plan.overlap_gather),
         exchange_(state_.params(), groups_, plan.overlap_reduce),
         background_(gather_, exchange_),
@@ -103,6 +111,7 @@ class Trainer {
                activations,
                {&lasting.faults, &probe_, &gather_, &exchange_}),
         batches_(config, plan.dims, plan.mesh.dp, position_.dp, lasting.skipped.ranges),
+        device_batch_(ctx.device, plan.dims),
         replicas_(plan, state_, world.rank()),
         rollback_(fs, options.run_directory, config.training, lasting.skipped),
         sums_(std::size_t(plan.catalog.num_moe_layers),
@@ -203,7 +212,7 @@ class Trainer {
         options_.resume_path,
         plan_.catalog,
         state_.binding(),
-        ctx_,
+        host_,
         world_,
         {.memory_dir = config_.checkpoint.memory_dir,
          .node = options_.node,
@@ -228,7 +237,7 @@ class Trainer {
       consumed_samples_ = recovered_->head->consumed_samples;
       if (config_.logging.content_hash_interval > 0) write_content(Content::kRecovered);
       const WeightRestore weights = state_.restore_weights(ctx_, report.plan);
-      const LossReport losses = state_.account_for_losses(ctx_, world_, config_);
+      const LossReport losses = state_.account_for_losses(host_, world_, config_);
       budget_ = budget_after(losses.plt_now);
       restored_ =
           RestoredState{checkpoint::exactness_of(report.plan, plan_.catalog), losses.plt_now};
@@ -247,7 +256,7 @@ class Trainer {
                                      plan_.catalog,
                                      state_.binding(),
                                      facts(),
-                                     ctx_,
+                                     host_,
                                      world_));
         say("the recovered state is in storage too, so the snapshots it came from may go");
         // Of the losses that the recovery has booked too.
@@ -273,7 +282,8 @@ class Trainer {
                                 .budget = budget_,
                                 .memory = memory,
                                 .node_of_rank = recovered_->node_of_rank,
-                                .replication = {replication_factor_, &ctx_, &world_},
+                                .state_device = ctx_.device,
+                                .replication = {replication_factor_, &host_, &world_},
                                 .routed = {state_.routed().begin(), state_.routed().end()},
                                 .profiler = profile_ != nullptr ? &profile_->profiler() : nullptr,
                                 .on_phase = [this](checkpoint::SavePhase phase, Step step) {
@@ -321,7 +331,7 @@ class Trainer {
     std::int64_t first_unfit = found.errors.empty() ? world_.size() : world_.rank().value;
     world_
         .all_reduce(
-            ctx_, view_of(std::span(&first_unfit, 1)), ReduceOp::kMin, {Purpose::kCheckpointVote})
+            host_, view_of(std::span(&first_unfit, 1)), ReduceOp::kMin, {Purpose::kCheckpointVote})
         .wait();
     if (first_unfit == world_.size()) return;
     // Rank 0 speaks for all, and the first to end ends the others.
@@ -329,7 +339,7 @@ class Trainer {
     throw CheckpointError(fmt::format(
         "the node of rank {} cannot hold snapshots in memory: {}",
         unfit,
-        from_rank(ctx_, world_, unfit, fmt::format("{}", fmt::join(found.errors, "; ")))));
+        from_rank(host_, world_, unfit, fmt::format("{}", fmt::join(found.errors, "; ")))));
   }
 
   /// Experts a checkpoint from here on, after a recovery that lost `plt`.
@@ -356,7 +366,7 @@ class Trainer {
   void write_content(Content content) {
     gather_.finish();
     const std::vector<std::uint64_t> hashes =
-        content_hashes(ctx_, world_, plan_.catalog, state_.binding());
+        content_hashes(host_, world_, plan_.catalog, state_.binding());
     if (is_root()) {
       metrics_->write_content(recovered_->identity.incarnation,
                               Step{step_},
@@ -379,9 +389,9 @@ class Trainer {
   /// Faults and what is made of them, from the state that is there now. Collective.
   void begin_watching() {
     const checkpoint::RunIdentity& identity = recovered_->identity;
-    lasting_.faults.begin_start(ctx_, world_, identity.incarnation);
+    lasting_.faults.begin_start(host_, world_, identity.incarnation);
     const std::string passed_over = rollback_.begin(
-        ctx_, world_, identity, Step{step_}, consumed_samples_, !recovered_->report.fresh);
+        host_, world_, identity, Step{step_}, consumed_samples_, !recovered_->report.fresh);
     if (!passed_over.empty()) say(passed_over);
     if (replica_interval() > 0 && replicas_.num_blocks() == 0 && is_root()) {
       PECAN_LOG(
@@ -401,7 +411,8 @@ class Trainer {
   double masked_loss_weight() {
     // Ranks of tp have the same tokens.
     std::int64_t learned = position_.tp == 0 ? batches_.learned_tokens(consumed_samples_) : 0;
-    world_.all_reduce(ctx_, view_of(std::span(&learned, 1)), ReduceOp::kSum, {Purpose::kLossWeight})
+    world_
+        .all_reduce(host_, view_of(std::span(&learned, 1)), ReduceOp::kSum, {Purpose::kLossWeight})
         .wait();
     const double tokens =
         double(config_.training.global_batch_size) * double(config_.training.seq_length);
@@ -411,7 +422,7 @@ class Trainer {
   void forward_backward() {
     sums_.clear();
     lasting_.faults.begin_pass(state_.params());
-    model_.begin_step();
+    model_.begin_step(ctx_);
     exchange_.begin_step(ctx_);
     const double scale = parallel::gradient_scale(plan_.mesh, plan_.num_micro_batches);
     const double share = scale / double(plan_.dims.tokens());
@@ -419,7 +430,7 @@ class Trainer {
     for (int micro = 0; micro < plan_.num_micro_batches; ++micro) {
       model::Batch batch = [&] {
         const ProfileSpan timed = phase("data");
-        return batches_.load(consumed_samples_, micro);
+        return device_batch_.of(ctx_, batches_.load(consumed_samples_, micro));
       }();
       batch.loss_weight = loss_weight;
       exchange_.begin_micro_batch(micro + 1 == plan_.num_micro_batches
@@ -450,16 +461,25 @@ class Trainer {
     sums_.loss() *= lasting_.faults.loss_factor();
     const parallel::ParamSet& params = state_.params();
     // The shares of data-parallel ranks, whether or not anything is sharded: the same bits.
-    for (const parallel::Bucket& bucket : params.buckets()) {
-      if (!params.counts(bucket)) continue;
-      const TensorView share = params.summed_share(bucket);
-      const double squares = ops::sum_of_squares(ctx_, share);
+    const auto num_buckets = std::int64_t(params.buckets().size());
+    const TensorView squares_B{squares_.data(), DType::kF64, Shape{num_buckets}};
+    ops::fill(ctx_, 0, squares_B);
+    for (std::int64_t b = 0; b < num_buckets; ++b) {
+      const parallel::Bucket& bucket = params.buckets()[std::size_t(b)];
+      if (params.counts(bucket))
+        ops::sum_of_squares(ctx_, params.summed_share(bucket), squares_B.rows(b, 1));
+    }
+    const device::HostCopy<double> found(ctx_, squares_B);
+    for (std::int64_t b = 0; b < num_buckets; ++b) {
+      const parallel::Bucket& bucket = params.buckets()[std::size_t(b)];
+      const double squares = found.values()[std::size_t(b)];
       (bucket.expert ? sums_.expert_squares() : sums_.dense_squares()) += squares;
       // Squares of finite f32 do not overflow a double: a second pass only where it finds
       // something.
-      if (!std::isfinite(squares)) sums_.non_finite() += double(ops::count_non_finite(ctx_, share));
+      if (!std::isfinite(squares))
+        sums_.non_finite() += double(ops::count_non_finite(ctx_, params.summed_share(bucket)));
     }
-    world_.all_reduce(ctx_, view_of(sums_.all()), ReduceOp::kSum, {Purpose::kGradNorm}).wait();
+    world_.all_reduce(host_, view_of(sums_.all()), ReduceOp::kSum, {Purpose::kGradNorm}).wait();
   }
 
   enum class StopVote : std::uint8_t { kAsk, kDoNotAsk };
@@ -470,7 +490,7 @@ class Trainer {
     Flags flags{};
     flags[kRunOn] = stop_vote == StopVote::kAsk && wants_to_stop() ? 0 : 1;
     if (checkpointer_) std::ranges::copy(checkpointer_->vote(), flags.begin() + kFirstVote);
-    world_.all_reduce(ctx_, view_of(std::span(flags)), ReduceOp::kMin, {Purpose::kStepFlags})
+    world_.all_reduce(host_, view_of(std::span(flags)), ReduceOp::kMin, {Purpose::kStepFlags})
         .wait();
     stop_agreed_ = stop_agreed_ || flags[kRunOn] == 0;
     if (checkpointer_) {
@@ -496,7 +516,7 @@ class Trainer {
     exchange_.finish(ctx_);
     probe_.disarm();
     sums_ = kept;
-    return probe_.report(ctx_, world_);
+    return probe_.report(host_, world_);
   }
 
   /// Runs `body`. A DivergenceError of it, which all ranks throw alike, is in the records before
@@ -508,7 +528,7 @@ class Trainer {
     try {
       body();
     } catch (const DivergenceError&) {
-      (void)from_root(ctx_, world_, [&]() -> std::string {
+      (void)from_root(host_, world_, [&]() -> std::string {
         metrics_->write(
             DivergenceRecord{recovered_->identity.incarnation, Step{step}, reason, repeatable});
         return {};
@@ -556,7 +576,7 @@ class Trainer {
     settle_saves();
     note_saves();
     const RollbackRecord record = rollback_.roll_back(
-        ctx_, world_, [&](const RollbackRecord& written) { metrics_->write(written); });
+        host_, world_, [&](const RollbackRecord& written) { metrics_->write(written); });
     tell_divergence(step_, "rollbacks", /*repeatable=*/true, [&] { rollback_.check(record); });
     lasting_.newest_step = Step{record.first_skipped.value - 1};
     return describe(record);
@@ -609,7 +629,7 @@ class Trainer {
     }
     if (lasting_.faults.flips()) {
       gather_.finish();
-      lasting_.faults.flip_weight(state_.params().params(), replicas_.shared_weights());
+      lasting_.faults.flip_weight(ctx_, state_.params().params(), replicas_.shared_weights());
     }
     ++step_;
     consumed_samples_ = batches_.position_after(consumed_samples_);
@@ -682,9 +702,9 @@ class Trainer {
     const ProfileSpan timed = phase("evaluate");
     double loss = 0;
     for (int i = 0; i < valid_->num_batches(); ++i)
-      loss += model_.forward(ctx_, valid_->load(i)).loss_sum;
+      loss += model_.forward(ctx_, device_batch_.of(ctx_, valid_->load(i))).loss_sum;
     // Every dp position has its own windows, and the first rank of tp tells their loss.
-    world_.all_reduce(ctx_, view_of(std::span(&loss, 1)), ReduceOp::kSum, {Purpose::kEvaluation})
+    world_.all_reduce(host_, view_of(std::span(&loss, 1)), ReduceOp::kSum, {Purpose::kEvaluation})
         .wait();
     ValidRecord record;
     record.incarnation = recovered_->identity.incarnation;
@@ -715,7 +735,7 @@ class Trainer {
       std::int64_t idle = checkpointer_->busy() ? 0 : 1;
       world_
           .all_reduce(
-              ctx_, view_of(std::span(&idle, 1)), ReduceOp::kMin, {Purpose::kCheckpointVote})
+              host_, view_of(std::span(&idle, 1)), ReduceOp::kMin, {Purpose::kCheckpointVote})
           .wait();
       if (idle == 1) return;
       exchange_flags(StopVote::kDoNotAsk);
@@ -748,7 +768,7 @@ class Trainer {
                                                              recovered_->node_of_rank,
                                                              budget_,
                                                              facts(),
-                                                             ctx_,
+                                                             host_,
                                                              world_);
     note_save(saved.record);
     PECAN_VALIDATE(saved.status.ok(), CheckpointError, "{}", saved.status.message);
@@ -760,7 +780,9 @@ class Trainer {
   const RunOptions& options_;
   FileSystem& fs_;
   comm::Group& world_;
-  Context& ctx_;
+  Context& ctx_;  ///< where the model is
+  device::HostContext beside_;
+  Context& host_;  ///< for what the host alone has; with training on the CPU the same
   const TrainPlan& plan_;
   int ranks_here_;           ///< on this node
   ProfileSession* profile_;  ///< may be none
@@ -768,12 +790,14 @@ class Trainer {
   parallel::MeshPosition position_;
   parallel::MeshGroups groups_;
   TrainState state_;
+  device::Buffer squares_;  ///< of the gradients, by bucket
   parallel::WeightGather gather_;
   parallel::GradientExchange exchange_;
   parallel::StepBackground background_;
   TensorProbe probe_;
   model::Transformer model_;
   TrainBatches batches_;
+  DeviceBatch device_batch_;
   int replication_factor_ = 1;  ///< of this start
   ReplicaCheck replicas_;
   RollbackKeeper rollback_;
@@ -801,21 +825,30 @@ ExitCode run(const config::Config& config,
              const RunOptions& options,
              FileSystem& fs,
              comm::Group& job) {
-  const std::unique_ptr<comm::Group> profiled =
-      options.profile ? comm::make_profiled_group(job) : nullptr;
-  comm::Group& world = profiled ? *profiled : job;
   config::Config placed = config;
-  const device::Device where = choose_device(config.training.device);
-  device::Stream stream{where};
+  device::Stream host_stream{device::cpu()};
   device::Arena no_workspace;
-  Context at_start{where, stream, no_workspace};
+  Context at_start{device::cpu(), host_stream, no_workspace};
   // Refused before anything is exchanged, alike on all ranks.
-  (void)make_plan(config, resolve_vocab_size(config), world.size());
+  (void)make_plan(config, resolve_vocab_size(config), job.size());
   if (options.heartbeat != nullptr) options.heartbeat->start();
-  Lasting lasting{FaultInjector(at_start, world, config, fs)};
-  const Placement placement = place_threads(at_start, world, config.training.threads);
+  Lasting lasting{FaultInjector(at_start, job, config, fs)};
+  const Placement placement = place_threads(at_start, job, config.training.threads);
   if (!placement.complaint.empty()) PECAN_LOG(kWarn, "[train] {}", placement.complaint);
+  const device::Device where = choose_device(at_start, job, config.training.device, placement);
+  const bool on_cpu = where.kind == device::DeviceKind::kCpu;
+  PECAN_VALIDATE(on_cpu || !options.profile,
+                 NotConfigured,
+                 "--profile times operators on the CPU, and a CUDA device computes them while the "
+                 "host goes on; profile with training.device=cpu, or a GPU with Nsight Systems");
+  // Collectives are timed on the CPU alone.
+  const std::unique_ptr<comm::Group> beside =
+      !on_cpu           ? comm::make_device_group(job, where, options.device_groups)
+      : options.profile ? comm::make_profiled_group(job)
+                        : nullptr;
+  comm::Group& world = beside ? *beside : job;
   placed.training.threads = placement.threads;
+  placed.training.device = on_cpu ? config::DeviceChoice::kCpu : config::DeviceChoice::kCuda;
   const TrainPlan plan = make_plan(placed, resolve_vocab_size(config), world.size());
   if (world.rank().value == 0 && options.out != nullptr) {
     *options.out << describe(plan)
@@ -823,12 +856,16 @@ ExitCode run(const config::Config& config,
                         "threads     {} a rank; {} ranks on the {} cores of the first host\n",
                         placement.threads,
                         placement.ranks_here,
-                        placement.cores_here)
-                 << std::flush;
+                        placement.cores_here);
+    if (!on_cpu)
+      *options.out << fmt::format("device      {}\n",
+                                  where.backend->properties(where.ordinal).name);
+    *options.out << std::flush;
   }
   const RankMemory& memory = plan.memory[std::size_t(world.rank().value)];
   device::Arena workspace(where, memory.workspace);
   device::Arena arena(where, memory.activations);
+  device::Stream stream{where};
   std::optional<ProfileSession> profile;
   if (options.profile) {
     profile.emplace(at_start, world, *options.profile, options.run_directory, placement.threads);

@@ -202,18 +202,23 @@ StateCatalog plan_catalog(const model::ModelDims& dims,
   return catalog;
 }
 
-TrainState::TrainState(device::Device device, const TrainPlan& plan, Rank rank)
+TrainState::TrainState(Context& ctx, const TrainPlan& plan, Rank rank)
     : plan_(plan),
       rank_(rank),
-      params_(device,
+      params_(ctx.device,
               plan.specs,
               int(plan.dims.num_experts),
               plan.mesh,
               rank,
               plan.dims.dtype,
               plan.sharding),
-      optimizer_(device, params_),
-      binding_(std::make_unique<parallel::StorageBinding>(plan.catalog, rank)) {
+      optimizer_(ctx.device, params_),
+      binding_(std::make_unique<parallel::StorageBinding>(plan.catalog, rank, ctx.stream)) {
+  using parallel::Memory;
+  if (ctx.device.kind != device::DeviceKind::kCpu) {
+    params_.zero(ctx);
+    optimizer_.zero(ctx);
+  }
   const std::vector<LayerId> layers = moe_layers(plan.dims);
   const std::size_t num_experts = std::size_t(plan.dims.num_experts);
   for (auto* table : {&routed_, &lost_weight_, &lost_moments_, &lost_any_})
@@ -225,16 +230,19 @@ TrainState::TrainState(device::Device device, const TrainPlan& plan, Rank rank)
   for (const parallel::Param& param : params_.params()) {
     if (param.owned_block().extent.num_elements() == 0) continue;
     const Shape offset = param.owned_offset();
-    binding_->bind(param.spec.name + "/" + parameter.dataset, param.master, offset);
+    binding_->bind(
+        param.spec.name + "/" + parameter.dataset, param.master, offset, Memory::kDevice);
     if (saves_derived && param.is_derived() && param.spec.is_expert())
-      binding_->bind(param.spec.name + "/weight", param.owned_weight, offset);
-    binding_->bind(param.spec.name + "/exp_avg", optimizer_.exp_avg(param), offset);
-    binding_->bind(param.spec.name + "/exp_avg_sq", optimizer_.exp_avg_sq(param), offset);
+      binding_->bind(param.spec.name + "/weight", param.owned_weight, offset, Memory::kDevice);
+    binding_->bind(
+        param.spec.name + "/exp_avg", optimizer_.exp_avg(param), offset, Memory::kDevice);
+    binding_->bind(
+        param.spec.name + "/exp_avg_sq", optimizer_.exp_avg_sq(param), offset, Memory::kDevice);
   }
   for (optim::UnitUpdates& unit : optimizer_.units()) {
     const std::string name =
         unit.expert.value < 0 ? kNonExpert : model::expert_name(unit.layer, unit.expert);
-    binding_->bind(name + "/" + kUpdateCount, storage_of(&unit.count, 1), origin);
+    binding_->bind(name + "/" + kUpdateCount, storage_of(&unit.count, 1), origin, Memory::kHost);
   }
   const int position = parallel::position_of(plan.mesh, rank).ep;
   for (std::size_t l = 0; l < layers.size(); ++l) {
@@ -246,7 +254,8 @@ TrainState::TrainState(device::Device device, const TrainPlan& plan, Rank rank)
     for (const auto& [dataset, table] : tables) {
       binding_->bind(router_name(layers[l]) + "/" + dataset,
                      storage_of(table->data() + l * num_experts, std::int64_t(num_experts)),
-                     origin);
+                     origin,
+                     Memory::kHost);
     }
     for (int e = 0; e < int(num_experts); ++e) {
       if (parallel::expert_position(ExpertId{e}, int(num_experts), plan.mesh) == position) {
@@ -257,11 +266,19 @@ TrainState::TrainState(device::Device device, const TrainPlan& plan, Rank rank)
   for (ExpertCounters& expert : experts_) {
     const std::string name =
         model::expert_name(layers[std::size_t(expert.moe_layer)], ExpertId{expert.expert});
-    binding_->bind(name + "/" + parameter.absorbed, storage_of(&expert.absorbed_weight, 1), origin);
+    binding_->bind(name + "/" + parameter.absorbed,
+                   storage_of(&expert.absorbed_weight, 1),
+                   origin,
+                   Memory::kHost);
     if (saves_derived)
-      binding_->bind(
-          name + "/" + kAbsorbedDerived, storage_of(&expert.absorbed_derived, 1), origin);
-    binding_->bind(name + "/" + kAbsorbedMoments, storage_of(&expert.absorbed_moments, 1), origin);
+      binding_->bind(name + "/" + kAbsorbedDerived,
+                     storage_of(&expert.absorbed_derived, 1),
+                     origin,
+                     Memory::kHost);
+    binding_->bind(name + "/" + kAbsorbedMoments,
+                   storage_of(&expert.absorbed_moments, 1),
+                   origin,
+                   Memory::kHost);
   }
   if (!plan.dims.expert_bias) binding_->validate();
 }
@@ -271,8 +288,10 @@ void TrainState::bind_expert_bias(model::Transformer& model) {
   const std::vector<LayerId> layers = moe_layers(plan_.dims);
   for (std::size_t l = 0; l < layers.size(); ++l) {
     const TensorView bias = model.moe_layer(int(l)).expert_bias();
-    binding_->bind(
-        router_name(layers[l]) + "/" + kExpertBias, {bias.data, bias.dtype, bias.shape}, Shape{0});
+    binding_->bind(router_name(layers[l]) + "/" + kExpertBias,
+                   {bias.data, bias.dtype, bias.shape},
+                   Shape{0},
+                   parallel::Memory::kHost);
   }
   binding_->validate();
 }

@@ -29,7 +29,7 @@ struct Written {
       test::FakeBinding binding(catalog, Rank{rank});
       binding.set(kVersion, MutatedIn::kForward);
       binding.set(kVersion, MutatedIn::kUpdate);
-      Snapshot snapshot(catalog, binding, std::make_unique<PrivateMemory>());
+      Snapshot snapshot(catalog, binding, std::make_unique<PrivateMemory>(device::cpu()));
       snapshot.lay_out(plan, Rank{rank});
       snapshot.copy(MutatedIn::kForward);
       snapshot.copy(MutatedIn::kUpdate);

@@ -56,18 +56,35 @@ T combine(ReduceOp op, T a, T b) {
   return a;
 }
 
-/// Elements between guards, poisoned at first.
+/// Elements between guards, poisoned at first. On a device they are there from view() until
+/// elements(), on a stream's order.
 template <typename T>
 class Guarded {
  public:
-  explicit Guarded(Index count) {
+  Guarded(device::Stream& stream, Index count) : stream_(&stream) {
     memory_.resize(std::size_t(count) + 2 * kGuard);
     std::memset(static_cast<void*>(memory_.data()), kPoison, memory_.size() * sizeof(T));
   }
   [[nodiscard]] std::span<T> elements() {
+    if (there_) {
+      device::download(*stream_, whole_there(), view_of(std::span(memory_)));
+      stream_->synchronize();
+      there_ = false;
+    }
     return std::span(memory_).subspan(kGuard, memory_.size() - 2 * kGuard);
   }
-  [[nodiscard]] TensorView view() { return view_of(elements()); }
+  [[nodiscard]] TensorView view() {
+    const std::int64_t count = std::int64_t(memory_.size()) - 2 * kGuard;
+    if (stream_->device().kind == device::DeviceKind::kCpu) {
+      return view_of(std::span(memory_)).rows(kGuard, count);
+    }
+    if (buffer_.size() == 0) {
+      buffer_ = device::Buffer(stream_->device(), memory_.size() * sizeof(T));
+    }
+    if (!there_) device::upload(*stream_, view_of(std::span(memory_)), whole_there());
+    there_ = true;
+    return whole_there().rows(kGuard, count);
+  }
   [[nodiscard]] bool guards_intact() const {
     const auto intact = [&](const T& element) {
       unsigned char bytes[sizeof(T)];
@@ -81,13 +98,19 @@ class Guarded {
  private:
   static constexpr std::ptrdiff_t kGuard = 8;
   static constexpr unsigned char kPoison = 0xa5;
+  [[nodiscard]] TensorView whole_there() const {
+    return {buffer_.data(), kDTypeOf<T>, Shape{std::int64_t(memory_.size())}};
+  }
+  device::Stream* stream_;
   std::vector<T> memory_;
+  device::Buffer buffer_;
+  bool there_ = false;
 };
 
 class Checker {
  public:
-  explicit Checker(Group& group, ProfileTrack* profile)
-      : group_(group), size_(group.size()), rank_(group.rank().value) {
+  Checker(Group& group, ProfileTrack* profile, device::Device device)
+      : group_(group), size_(group.size()), rank_(group.rank().value), stream_(device) {
     ctx_.profile = profile;
   }
 
@@ -135,8 +158,8 @@ class Checker {
   }
 
   template <typename T>
-  Guarded<T> input(int draw, int rank, Index count) const {
-    Guarded<T> values(count);
+  Guarded<T> input(int draw, int rank, Index count) {
+    Guarded<T> values(stream_, count);
     std::ranges::copy(drawn<T>(draw, rank, count), values.elements().begin());
     return values;
   }
@@ -216,7 +239,7 @@ class Checker {
     const int draw = ++draw_;
     Guarded<T> values = input<T>(draw, rank_, sum(counts));
     const Index own = counts[std::size_t(rank_)];
-    Guarded<T> output(own);
+    Guarded<T> output(stream_, own);
     group_.reduce_scatter_v(ctx_, values.view(), counts, output.view(), op, kTag).wait();
     const std::vector<T> whole = reduced<T>(draw, sum(counts), op);
     const auto begin = whole.begin() + before(counts, rank_);
@@ -226,7 +249,7 @@ class Checker {
     expect_equal(values, drawn<T>(draw, rank_, sum(counts)), what + " (its input)");
 
     // With an all_gather_v it makes an all_reduce, however the pieces are cut.
-    Guarded<T> gathered(sum(counts));
+    Guarded<T> gathered(stream_, sum(counts));
     group_.all_gather_v(ctx_, output.view(), counts, gathered.view(), kTag).wait();
     group_.all_reduce(ctx_, values.view(), op, kTag).wait();
     const auto all = values.elements();
@@ -243,9 +266,9 @@ class Checker {
     }
     const Index own = counts[std::size_t(rank_)];
     Guarded<T> values = input<T>(draw, rank_, own);
-    Guarded<T> output(sum(counts)), in_place(sum(counts));
+    Guarded<T> output(stream_, sum(counts)), in_place(stream_, sum(counts));
+    std::ranges::copy(values.elements(), in_place.elements().begin() + before(counts, rank_));
     const TensorView place = in_place.view().rows(before(counts, rank_), own);
-    std::ranges::copy(values.elements(), place.as<T>().begin());
     group_.all_gather_v(ctx_, values.view(), counts, output.view(), kTag).wait();
     group_.all_gather_v(ctx_, place, counts, in_place.view(), kTag).wait();
     const std::string what = fmt::format("all_gather_v of {}", sum(counts));
@@ -273,7 +296,7 @@ class Checker {
       }
     }
     Guarded<T> values = input<T>(draw, rank_, sum(sends));
-    Guarded<T> output(sum(receives));
+    Guarded<T> output(stream_, sum(receives));
     group_.all_to_all_v(ctx_, values.view(), sends, output.view(), receives, kTag).wait();
     expect_equal(output, expected, fmt::format("all_to_all_v around {}", count));
   }
@@ -290,7 +313,7 @@ class Checker {
   void check_bf16(Index count) {
     const int draw = ++draw_;
     const auto given = [&](int rank, Index i) { return BFloat16(value<float>(draw, rank, i)); };
-    Guarded<BFloat16> values(count);
+    Guarded<BFloat16> values(stream_, count);
     std::vector<BFloat16> expected;
     for (Index i = 0; i < count; ++i) {
       values.elements()[std::size_t(i)] = given(rank_, i);
@@ -325,7 +348,7 @@ class Checker {
     if (rank_ == 0) sends[std::size_t(last)] = kCount;
     if (rank_ == last) receives[0] = kCount;
     Guarded<std::uint8_t> values = input<std::uint8_t>(draw, rank_, sum(sends));
-    Guarded<std::uint8_t> output(sum(receives));
+    Guarded<std::uint8_t> output(stream_, sum(receives));
     group_.all_to_all_v(ctx_, values.view(), sends, output.view(), receives, kTag).wait();
     expect_equal(output, drawn<std::uint8_t>(draw, 0, sum(receives)), "a large all_to_all_v");
 
@@ -351,7 +374,7 @@ class Checker {
     for (int i = 0; i < kMessages; ++i) {
       const Index count = i % 2 == 0 ? 3 : 40'000;
       sent.push_back(input<float>(draw + i, rank_, count));
-      received.emplace_back(count);
+      received.emplace_back(stream_, count);
     }
     for (int i = 0; i < kMessages; ++i) {
       const auto m = std::size_t(i);
@@ -380,8 +403,8 @@ class Checker {
       own_values.push_back(input<float>(draw + i, rank_, count));
       all_values.push_back(input<float>(draw + i, rank_, count * size_));
       broadcasted.push_back(input<float>(draw + i, rank_, count));
-      scattered.emplace_back(count);
-      gathered.emplace_back(count * size_);
+      scattered.emplace_back(stream_, count);
+      gathered.emplace_back(stream_, count * size_);
     }
     stagger();
     for (int i = 0; i < kRounds; ++i) {
@@ -420,7 +443,7 @@ class Checker {
 
   /// World ranks of a group's members, gathered by the group itself.
   std::vector<std::int32_t> members_of(Group& group) {
-    Guarded<std::int32_t> own(1), all(group.size());
+    Guarded<std::int32_t> own(stream_, 1), all(stream_, group.size());
     own.elements()[0] = rank_;
     const Counts counts(std::size_t(group.size()), 1);
     group.all_gather_v(ctx_, own.view(), counts, all.view(), kTag).wait();
@@ -487,17 +510,17 @@ class Checker {
   const int size_;
   const int rank_;
   int draw_ = 0;
-  device::Stream stream_{device::cpu()};
+  device::Stream stream_;
   device::Arena workspace_;
-  Context ctx_{device::cpu(), stream_, workspace_};
+  Context ctx_{stream_.device(), stream_, workspace_};
   Xxh3Stream digest_;
   Conformance result_;
 };
 
 }  // namespace
 
-Conformance check_conformance(Group& group, ProfileTrack* profile) {
-  return Checker(group, profile).run();
+Conformance check_conformance(Group& group, ProfileTrack* profile, device::Device device) {
+  return Checker(group, profile, device).run();
 }
 
 }  // namespace pecan::comm::test

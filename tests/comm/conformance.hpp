@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include <pecan/device/device.hpp>
+
 #include <pecan/comm/group.hpp>
 
 namespace pecan::comm::test {
@@ -14,8 +16,10 @@ struct Conformance {
   std::uint64_t digest = 0;           ///< of all results of this member, in order
 };
 
-/// Runs every collective over all members of `group`, against oracles that each member computes
-/// alone. Of a profiled group `profile` takes the spans.
-[[nodiscard]] Conformance check_conformance(Group& group, ProfileTrack* profile = nullptr);
+/// Runs every collective over all members of `group` on tensors of `device`, against oracles that
+/// each member computes alone. Of a profiled group `profile` takes the spans.
+[[nodiscard]] Conformance check_conformance(Group& group,
+                                            ProfileTrack* profile = nullptr,
+                                            device::Device device = device::cpu());
 
 }  // namespace pecan::comm::test

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <string_view>
 #include <thread>
 #include <vector>
@@ -13,6 +14,7 @@
 
 #include <pecan/core/error.hpp>
 
+#include <pecan/device/backend.hpp>
 #include <pecan/device/context.hpp>
 
 #include <pecan/comm/group.hpp>
@@ -21,6 +23,16 @@
 
 namespace pecan::comm::test {
 namespace {
+
+/// The device of this process: one for each rank of a machine, or each process sees its own.
+device::Device cuda() {
+  const char* local_rank = std::getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+  Result<device::Device> opened =
+      device::open_cuda(local_rank == nullptr ? 0 : std::atoi(local_rank));
+  if (!opened.ok()) opened = device::open_cuda(0);
+  if (!opened.ok()) throw DeviceError(opened.status().message);
+  return opened.value();
+}
 
 int print_failures(const Conformance& over_mpi, const Conformance& over_threads, int rank) {
   for (const std::string& failure : over_mpi.failures) std::printf("MPI: %s\n", failure.c_str());
@@ -35,8 +47,8 @@ int print_failures(const Conformance& over_mpi, const Conformance& over_threads,
   return passed ? 0 : 1;
 }
 
-int check(Group& world) {
-  const Conformance over_mpi = check_conformance(world);
+int check(Group& world, device::Device device) {
+  const Conformance over_mpi = check_conformance(world, nullptr, device);
   std::vector<Conformance> over_threads(std::size_t(world.size()));
   run_thread_group(world.size(), [&](Group& group) {
     over_threads[std::size_t(group.rank().value)] = check_conformance(group);
@@ -71,20 +83,23 @@ void stay_away(Group& world) {
 
 /// All call collectives of one kind; the last rank stops in the fourth, until mpirun, which ends
 /// the job, wakes it.
-void stop_in(Group& world, std::string_view kind) {
-  device::Stream stream(device::cpu());
+void stop_in(Group& world, device::Device device, std::string_view kind) {
+  device::Stream stream(device);
   device::Arena no_workspace;
-  Context ctx{device::cpu(), stream, no_workspace};
+  Context ctx{device, stream, no_workspace};
   world.set_step(Step{120});
   const Tag tag{Purpose::kDispatch, LayerId{7}};
   const Rank last{world.size() - 1};
   const bool is_last = world.rank() == last;
   constexpr std::int64_t kCount = 10'000;
   const std::vector<std::int64_t> counts(std::size_t(world.size()), kCount);
-  std::vector<float> one(std::size_t(kCount), 1.0F);
-  std::vector<float> all(one.size() * counts.size(), 1.0F), others(all.size());
-  const TensorView part = view_of(std::span(one)), whole = view_of(std::span(all));
-  const TensorView received = view_of(std::span(others));
+  const std::int64_t in_all = kCount * world.size();
+  const std::vector<float> ones(std::size_t(kCount + 2 * in_all), 1.0F);
+  const device::Buffer memory(device, ones.size() * sizeof(float));
+  const TensorView values{memory.data(), DType::kF32, Shape{std::int64_t(ones.size())}};
+  device::upload(stream, const_view_of(std::span(ones)), values);
+  const TensorView part = values.rows(0, kCount), whole = values.rows(kCount, in_all);
+  const TensorView received = values.rows(kCount + in_all, in_all);
   for (int round = 0; round < 4; ++round) {
     if (round == 3 && is_last) std::raise(SIGSTOP);
     if (kind == "all_reduce") {
@@ -102,7 +117,10 @@ void stop_in(Group& world, std::string_view kind) {
     } else {
       for (int r = 0; r < last.value; ++r) world.send(ctx, part, Rank{r}, tag).wait();
     }
+    stream.synchronize();
   }
+  // What came over the device is good if the next collective is.
+  world.broadcast(ctx, part, Rank{0}, tag).wait();
 }
 
 }  // namespace
@@ -136,15 +154,27 @@ int main(int argc, char** argv) {
     if (argc > 2 && std::string_view(argv[1]) == "--stop-in") {
       options.timeout = 1s;
       const auto world = mpi.world(options);
-      comm::test::stop_in(*world, argv[2]);
+      comm::test::stop_in(*world, device::cpu(), argv[2]);
       return 0;
+    }
+    if (argc > 1 && std::string_view(argv[1]) == "--cuda") {
+      const auto host = mpi.world(options);
+      const device::Device device = comm::test::cuda();
+      if (argc > 3 && std::string_view(argv[2]) == "--stop-in") {
+        options.timeout = 1s;
+        const auto world = comm::make_device_group(*host, device, options);
+        comm::test::stop_in(*world, device, argv[3]);
+        return 0;
+      }
+      const auto world = comm::make_device_group(*host, device, options);
+      return comm::test::check(*world, device);
     }
     const auto world = mpi.world(options);
     if (argc > 1 && std::string_view(argv[1]) == "--fail-at-end") {
       if (world->rank().value == 0) throw CheckpointError("rank 0 fails where the others are done");
       return 0;
     }
-    return comm::test::check(*world);
+    return comm::test::check(*world, device::cpu());
   } catch (const Error& error) {
     std::printf("%s\n", error.what());
     std::fflush(stdout);

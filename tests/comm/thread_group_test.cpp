@@ -140,7 +140,7 @@ TEST_CASE("a time-out says who waited, in what, and for whom", "[comm]") {
   CAPTURE(errors);
   CHECK(errors[3].empty());
   CHECK(contains(errors[2],
-                 "rank 2 waited 0.60 s in all_reduce #1 (dispatch, layer 7, step 120): data is "
+                 "rank 2 waited 0.6 s in all_reduce #1 (dispatch, layer 7, step 120): data is "
                  "missing from rank 3, data was not taken by rank 3"));
   // The others were woken, or noticed by themselves in the world's all_reduce, where both are
   // missing.

@@ -53,7 +53,7 @@ Outcome train(const model::ModelDims& small, const Layout& layout, int merged = 
     const int num_micro = kMicroBatches / (dp * merged);
     const double scale = parallel::gradient_scale(harness.mesh, num_micro);
     for (int step = 0; step < kSteps; ++step) {
-      harness.transformer.begin_step();
+      harness.transformer.begin_step(harness.ctx);
       harness.exchange.begin_step(harness.ctx);
       double sums[2] = {0, 0};
       for (int micro = 0; micro < num_micro; ++micro) {

@@ -48,6 +48,11 @@ TEST_CASE(
   CHECK(ops::count_non_finite(ctx, Guarded(DType::kBF16, {10000}, x)) == 3);
   CHECK(std::isnan(ops::sum_of_squares(ctx, tensor)));
   CHECK(std::isinf(ops::max_abs(ctx, tensor)));
+  Guarded sums(DType::kF64, {3});
+  ops::sum_of_squares(ctx, Guarded(DType::kF32, {2}, {3, 4}), sums.view().rows(0, 1));
+  ops::sum_of_squares(ctx, Guarded(DType::kF32, {0}), sums.view().rows(1, 1));
+  ops::sum_of_squares(ctx, Guarded(DType::kF64, {1}, {-2}), sums.view().rows(2, 1));
+  CHECK(sums.values() == Values{25, 0, 4});
 }
 
 }  // namespace pecan::test

@@ -148,9 +148,10 @@ TEST_CASE("a binding copies a block to where its item's rows lie, true rows only
       .name = "embed", .dataset = "weight", .unit = UnitIndex{0}, .global_shape = Shape{5, 3}};
   item.blocks = place(specs(), kNumExperts, kMesh, Sharding::kNone, DType::kF32)[0];
   catalog.items = {item};
-  StorageBinding binding(catalog, Rank{1});
+  device::Stream stream{device::cpu()};
+  StorageBinding binding(catalog, Rank{1}, stream);
   CHECK_THROWS_AS(binding.validate(), InternalError);
-  binding.bind("embed/weight", params.at("embed").weight, Shape{0, 0});
+  binding.bind("embed/weight", params.at("embed").weight, Shape{0, 0}, Memory::kDevice);
   CHECK_NOTHROW(binding.validate());
 
   std::vector<float> values{1, 2, 3, 4, 5, 6};

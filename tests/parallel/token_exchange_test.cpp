@@ -62,7 +62,18 @@ int exchange_body(comm::Group& group, const Case& what, std::vector<std::string>
     for (int slot = 0; slot < kTopk; ++slot) ids.push_back(expert_of(what, me, token, slot));
   }
   TokenExchange exchange(group, what.grid, LayerId{3});
-  exchange.plan(ctx, view_of(std::span(ids)).reshaped(Shape{kTokens, kTopk}), what.max_rows);
+  const auto count = [&](TokenRange tokens, std::span<std::int64_t> counts_E) {
+    std::ranges::fill(counts_E, 0);
+    for (std::int64_t slot = tokens.first * kTopk; slot < (tokens.first + tokens.count) * kTopk;
+         ++slot) {
+      if (ids[std::size_t(slot)] >= 0) ++counts_E[std::size_t(ids[std::size_t(slot)])];
+    }
+  };
+  exchange.plan(ctx, kTokens, what.max_rows, count);
+  for (int e = 0; e < what.grid.num_experts; ++e) {
+    if (exchange.sent_counts()[std::size_t(e)] != std::ranges::count(ids, e))
+      failures.push_back("slots of an expert");
+  }
 
   std::int64_t next_token = 0;
   for (int chunk = 0; chunk < exchange.num_chunks(); ++chunk) {

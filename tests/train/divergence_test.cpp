@@ -58,7 +58,7 @@ TEST_CASE("the first bad tensor of a pass is named by what was done to it", "[tr
     device::Arena arena(device::cpu(), sizes.activation_bytes);
     Context ctx{device::cpu(), stream, workspace, 1};
     const auto world = comm::make_self_group();
-    TrainState state(device::cpu(), plan, Rank{0});
+    TrainState state(ctx, plan, Rank{0});
     model::initialise(ctx, state.params(), 3);
     harm(state);
     parallel::MeshGroups groups = parallel::make_groups(plan.mesh, *world, 1);
@@ -67,7 +67,7 @@ TEST_CASE("the first bad tensor of a pass is named by what was done to it", "[tr
     TensorProbe probe(state.params(), plan.specs, memory);
     model::Transformer model(ctx, plan.dims, state.params(), groups, memory, {&probe, &exchange});
     const std::vector<std::int32_t> tokens(std::size_t(plan.dims.tokens()), 3);
-    model.begin_step();
+    model.begin_step(ctx);
     exchange.begin_step(ctx);
     probe.arm(ctx);
     const ConstTensorView ids = const_view_of(std::span(tokens));

@@ -283,7 +283,7 @@ Loaded load(ElasticLab& lab, const std::string& run, const Layout& layout, const
     device::Stream stream{device::cpu()};
     device::Arena workspace;
     Context ctx{device::cpu(), stream, workspace, 1};
-    train::TrainState state(device::cpu(), plan, world.rank());
+    train::TrainState state(ctx, plan, world.rank());
     CountingFileSystem fs(lab.fs());
     const checkpoint::Recovered recovered =
         checkpoint::recover(fs,

@@ -62,7 +62,7 @@ TEST_CASE(
     device::Stream stream{device::cpu()};
     device::Arena workspace;
     Context ctx{device::cpu(), stream, workspace, 1};
-    train::TrainState state(device::cpu(), plan, world.rank());
+    train::TrainState state(ctx, plan, world.rank());
     const checkpoint::Recovered recovered =
         checkpoint::recover(lab.fs(),
                             lab.path("partial"),
@@ -160,7 +160,7 @@ TEST_CASE("the router's bias follows the load of the whole step and survives a r
     device::Stream stream{device::cpu()};
     device::Arena workspace(device::cpu(), model::plan_memory(plan.dims, 1).workspace_bytes);
     Context ctx{device::cpu(), stream, workspace, 1};
-    train::TrainState state(device::cpu(), plan, world.rank());
+    train::TrainState state(ctx, plan, world.rank());
     device::Arena arena(device::cpu(), model::plan_memory(plan.dims, 1).activation_bytes);
     model::Activations memory = model::Activations::plan(plan.dims, arena);
     parallel::MeshGroups groups = parallel::make_groups(plan.mesh, world, plan.dims.kv_replicas());
@@ -236,7 +236,7 @@ TEST_CASE("bf16 with weights always saved: stale masters are taken from the newe
     device::Stream stream{device::cpu()};
     device::Arena workspace;
     Context ctx{device::cpu(), stream, workspace, 1};
-    train::TrainState state(device::cpu(), plan, world.rank());
+    train::TrainState state(ctx, plan, world.rank());
     const checkpoint::Recovered recovered =
         checkpoint::recover(lab.fs(),
                             lab.path("run"),

@@ -118,6 +118,7 @@ struct CheckpointerStart {
   ExpertBudget budget = {};                    ///< K in force; K = 0: as configured
   std::vector<SnapshotMemory> memory = {};     ///< of each rank, by plan_snapshot_memory
   std::vector<std::string> node_of_rank = {};  ///< names of the ranks' nodes
+  device::Device state_device = {};       ///< that copies to the buffers, which are locked for it
   bool keep_memory = false;               ///< leave snapshots in memory of earlier starts alone
   Replication replication = {};           ///< with factor 1 nothing is sent
   std::vector<std::int64_t> routed = {};  ///< StepFacts::routed so far

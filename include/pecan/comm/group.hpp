@@ -1,5 +1,6 @@
 #pragma once
-/// Collectives over a group of ranks: Self, Thread (ranks as threads, for tests), MPI, later NCCL.
+/// Collectives over a group of ranks: Self, Thread (ranks as threads, for tests) and MPI for host
+/// memory, and between devices.
 
 #include <chrono>
 #include <cstdint>
@@ -64,8 +65,8 @@ class Pending {
     virtual ~Operation() = default;
     /// Advances; true when complete. Throws CommError after abort.
     virtual bool test() = 0;
-    /// Blocks until complete; CommError on abort or time-out, naming rank, collective, purpose,
-    /// layer, step and who is missing.
+    /// Blocks until complete (on a device: its stream, not the host); CommError on abort or
+    /// time-out, naming rank, collective, purpose, layer, step and who is missing.
     virtual void wait() = 0;
   };
   Pending() = default;  ///< complete
@@ -88,7 +89,7 @@ class Pending {
 struct Traffic {
   std::int64_t calls = 0;
   std::int64_t sent_bytes = 0;
-  double seconds = 0;  ///< from start to completion seen by the caller
+  double seconds = 0;  ///< from start to completion seen by the caller; on a device queued for it
 };
 
 /// A group of ranks. Every collective is called by all members, in the same order, with matching
@@ -166,6 +167,13 @@ class Group {
 /// waiting for each other costs little.
 inline constexpr std::size_t kPieceBytes = std::size_t{256} << 10;
 
+/// Bytes of device memory that a member of a device group of `group_size` takes for good, if
+/// options leave it at that. Pure.
+[[nodiscard]] std::size_t plan_device_scratch_bytes(int group_size);
+/// What the others give to a sum comes in parts of this size together: large enough for the links
+/// between devices, and little beside a device's memory.
+inline constexpr std::size_t kDeviceScratchBytes = std::size_t{32} << 20;
+
 /// A collective or message that this rank begins.
 struct CollectiveNote {
   std::int64_t sequence = 0;   ///< from 1, over all groups of a family
@@ -180,6 +188,8 @@ struct GroupOptions {
   bool shared_memory = false;
   /// Of a piece that goes through it; a member of a group has four in it.
   std::size_t piece_bytes = kPieceBytes;
+  /// Of a device group: of each member, in device memory.
+  std::size_t device_scratch_bytes = kDeviceScratchBytes;
   /// Told of each collective and message before anything is sent, on the calling thread; must be
   /// quick and not throw.
   std::function<void(const CollectiveNote&)> observer;
@@ -190,6 +200,20 @@ struct GroupOptions {
 /// `group`, which outlives it, with each call in the profile of the Context that it is given;
 /// without a profile there it is passed on. So are those that it is split into.
 [[nodiscard]] std::unique_ptr<Group> make_profiled_group(Group& group);
+/// `host`, which outlives it and is its rank's alone, for tensors in host memory, and for those on
+/// `device`, of which each rank has one of its own, a group that sends from device to device over
+/// NCCL. Each collective goes where its Context says. On the device it runs on a stream of the
+/// group, after what the Context's stream holds at the call, and sums are formed in the same order
+/// as on the host, bit by bit (a NaN is one, with other bits). `wait()` does not block the host:
+/// the Context's stream, which outlives the Pending, goes on when the collective is over. So a
+/// time-out or an error of a peer is thrown by the next call of any group of the family, after what
+/// was queued has gone on with memory of no use: what a device computed is known to be good after a
+/// later collective or message. Messages begin with the next wait(), test() or collective.
+/// `options.observer` is told of collectives on the host as well. Collective over host. CommError
+/// where the devices cannot reach each other.
+[[nodiscard]] std::unique_ptr<Group> make_device_group(Group& host,
+                                                       device::Device device,
+                                                       GroupOptions options = {});
 /// Runs `body(group)` on `size` threads, each with its member of one Thread group; rethrows the
 /// first exception in rank order after joining all (a throwing member aborts the others, whose
 /// CommErrors come last). Runs bodies without Catch assertions: see docs/testing.md.

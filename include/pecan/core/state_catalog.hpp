@@ -100,13 +100,19 @@ class StateBinding {
   virtual ~StateBinding() = default;
   StateBinding(const StateBinding&) = delete;
   StateBinding& operator=(const StateBinding&) = delete;
-  /// Copies `block` of `item` to `destination` (block elements * dtype bytes). `block` lies inside
-  /// a block this rank holds. Safe from another thread while forward and backward run, for items
-  /// mutated in `update`.
+  /// What copy_out gives from now on is the state as it is after all that was done to it so far,
+  /// also where a device was only asked for it. Main thread only, between steps.
+  virtual void begin_copies() const {}
+  /// Copies `block` of `item` to `destination` (block elements * dtype bytes), which holds it after
+  /// finish_copies(). `block` lies inside a block this rank holds. Safe from another thread while
+  /// forward and backward run, for items mutated in `update`.
   virtual void copy_out(ItemIndex item,
                         const Block& block,
                         std::span<std::byte> destination) const = 0;
-  /// Inverse of copy_out; main thread only, before the loop starts.
+  /// Blocks until all that copy_out was asked for, by any thread, is where it should be.
+  virtual void finish_copies() const {}
+  /// Inverse of copy_out; `source` may change when it returns. Main thread only, before the loop
+  /// starts.
   virtual void copy_in(ItemIndex item, const Block& block, std::span<const std::byte> source) = 0;
 };
 

@@ -4,10 +4,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include <pecan/core/error.hpp>
+#include <pecan/core/tensor.hpp>
 
+#include <pecan/device/communicator.hpp>
 #include <pecan/device/device.hpp>
 
 namespace pecan::device {
@@ -20,6 +23,17 @@ struct DeviceProperties {
   int multiprocessors = 0;
   std::size_t memory_bytes = 0;
   std::size_t shared_bytes_a_block = 0;  ///< at most, where a kernel asks for it
+};
+
+enum class Reduction : std::uint8_t { kSum, kMax, kMin };
+
+/// Pieces of equal length, one of each member of a group, in ascending order of the members.
+struct MemberPieces {
+  const std::byte* own = nullptr;
+  const std::byte* others = nullptr;  ///< of members 0, 1, ... without this one
+  std::size_t stride = 0;             ///< in bytes, from one of the others to the next
+  int member = 0;                     ///< that `own` is of
+  int num_members = 1;
 };
 
 /// Calls of one runtime on the devices numbered from 0. A failed call throws DeviceError with the
@@ -68,6 +82,30 @@ class Backend {
                         const std::byte* memory,
                         std::byte* host,
                         std::size_t num_bytes) = 0;
+
+  /// Within one device, in the stream's order; the two do not overlap.
+  virtual void copy(
+      int ordinal, void* stream, const std::byte* from, std::byte* to, std::size_t num_bytes) = 0;
+
+  /// output[i] = pieces of member 0 [i] op of member 1 [i] op ..., from left to right, in the
+  /// element type (bf16: in f32, rounded once; integers wrap round; a NaN wins every maximum and
+  /// minimum), in the stream's order. `output` may be `own`. u8 is not summed.
+  virtual void reduce_in_order(int ordinal,
+                               void* stream,
+                               DType dtype,
+                               Reduction reduction,
+                               const MemberPieces& pieces,
+                               std::byte* output,
+                               std::int64_t num_elements) = 0;
+
+  /// To be passed on to all members of a communicator, which one of them makes it for.
+  [[nodiscard]] virtual CommunicatorId new_communicator_id() = 0;
+  /// Begins to make member `rank` of `size`, one on a device; see Communicator::ready. CommError if
+  /// that cannot be.
+  [[nodiscard]] virtual std::unique_ptr<Communicator> make_communicator(int ordinal,
+                                                                        const CommunicatorId& id,
+                                                                        int size,
+                                                                        int rank) = 0;
 
   /// The table of kernels, which the layer of operators defines and casts this to.
   [[nodiscard]] virtual const void* operators() = 0;

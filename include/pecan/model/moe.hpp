@@ -35,8 +35,10 @@ struct DispatchKept {
 struct RoutingKept {
   TensorView logits_tE, probs_tE, ids_tK, weights_tK;
   TensorView kept_ids_tK;        ///< -1 where a choice is dropped; without a capacity ids_tK itself
-  TensorView counts_E;           ///< slots that are sent
-  TensorView chosen_counts_E;    ///< with those dropped; without a capacity counts_E itself
+  TensorView for_host_N;         ///< counts_E and losses_2, which the host reads at once; i64, f64
+  TensorView counts_E;           ///< slots that the last chunk sends
+  TensorView chosen_counts_E;    ///< with those dropped, of all; only with a capacity
+  TensorView losses_2;           ///< auxiliary and z-loss
   TensorView balance_counts_GE;  ///< those of the auxiliary loss, of all ranks it measures
   TensorView order_P, positions_tK;
   [[nodiscard]] static RoutingKept plan(const ModelDims& dims, device::Arena& arena);
@@ -59,7 +61,6 @@ struct FfnScratch {
   TensorView router_tH;  ///< bf16 only: the router's input, and its gradient, in the master type
   TensorView copies_PH;  ///< of slots sent to each of etp ranks
   TensorView staging_RH, y_RH;
-  TensorView chunk_counts_E;
   TensorView ids_TK, weights_TK, kept_ids_TK, counts_E;  ///< of whole micro-batches, for capacities
   [[nodiscard]] static FfnScratch plan(const ModelDims& dims, device::Arena& arena);
 };
@@ -116,11 +117,12 @@ class MoeLayer {
            const parallel::MeshShape& mesh,
            const parallel::MeshGroups& groups,
            const parallel::StreamExchange& stream,
-           LayerId layer);
-  /// Forgets the choices of earlier micro-batches (Balance::kGlobalBatch).
-  void begin_step();
-  /// Collective over tp and the dispatch group, with Balance::kGlobalBatch over the world. The
-  /// counts in `kept` are of this rank's tokens, by expert, but those of the auxiliary loss.
+           LayerId layer,
+           device::Device device);
+  /// Forgets the choices of earlier micro-batches (Balance::kGlobalBatch), and takes the router's
+  /// bias as it is now.
+  void begin_step(Context& ctx);
+  /// Collective over tp and the dispatch group, with Balance::kGlobalBatch over the world.
   RoutingReport forward(Context& ctx,
                         ConstTensorView x_tH,
                         FfnActivations& kept,
@@ -137,12 +139,22 @@ class MoeLayer {
                 double loss_scale,
                 TensorView d_tH);
   [[nodiscard]] Experts& experts() { return experts_; }
-  /// The router's bias, E numbers in the master type, 0 at first; the trainer reads and writes
-  /// it between steps, alike on all ranks. Without dims.expert_bias its data is null.
+  /// Slots of this rank's tokens in the last forward, by expert: those that were sent, and with
+  /// those dropped.
+  [[nodiscard]] std::span<const std::int64_t> sent_counts() const {
+    return exchange_.sent_counts();
+  }
+  [[nodiscard]] std::span<const std::int64_t> chosen_counts() const {
+    return dims_.capacity_factor > 0 ? std::span(chosen_counts_E_) : exchange_.sent_counts();
+  }
+  /// The router's bias in memory of the host, E numbers in the master type, 0 at first; the trainer
+  /// reads and writes it between steps, alike on all ranks. Without dims.expert_bias its data is
+  /// null.
   [[nodiscard]] TensorView expert_bias() const;
 
  private:
   [[nodiscard]] ops::RouterOptions router_options() const;
+  [[nodiscard]] TensorView bias_in(const device::Buffer& memory) const;
   /// The normed tokens in the master type, which the router computes in.
   [[nodiscard]] ConstTensorView router_input(Context& ctx,
                                              const FfnActivations& kept,
@@ -150,8 +162,11 @@ class MoeLayer {
   [[nodiscard]] ops::BalanceGroups balance_groups() const;
   /// Settles choices, drops and the order of slots.
   RoutingReport route(Context& ctx, FfnActivations& kept, FfnScratch& scratch);
-  ops::RouterLosses measure_balance(Context& ctx, RoutingKept& routing);
-  std::int64_t drop(Context& ctx, RoutingKept& routing, FfnScratch& scratch) const;
+  /// Has the losses computed.
+  void measure_balance(Context& ctx, RoutingKept& routing);
+  /// Adds the choices of this micro-batch to those of the step so far.
+  void sum_over_step(Context& ctx, TensorView counts_1E);
+  std::int64_t drop(Context& ctx, RoutingKept& routing, FfnScratch& scratch);
   /// What forward kept of x but for the routing and what experts received and returned. Collective
   /// over tp.
   void recompute_inputs(Context& ctx,
@@ -173,10 +188,12 @@ class MoeLayer {
   std::optional<Mlp> shared_;
   Experts experts_;
   parallel::TokenExchange exchange_;
-  device::Buffer expert_bias_;
+  device::Buffer expert_bias_;  ///< on the host
+  device::Buffer bias_here_;    ///< as of the step's begin, where forward runs on a device
   std::int64_t first_in_turn_;
   std::int64_t max_rows_;
   std::vector<std::int64_t> step_counts_E_;  ///< choices of all ranks in the step so far
+  std::vector<std::int64_t> chosen_counts_E_;
   std::int64_t step_tokens_ = 0;
   ops::BalanceScales balance_scales_;  ///< of the last forward
   int most_chunks_ = 1;

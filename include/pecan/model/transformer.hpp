@@ -39,12 +39,15 @@ struct Activations {
   [[nodiscard]] static Activations plan(const ModelDims& dims, device::Arena& arena);
 };
 
-/// Bytes of memory a rank's model takes besides parameters. Pure.
+/// Bytes of memory that a rank's model takes besides parameters: where it computes on a CUDA
+/// device, the most that kernels can ask for. Pure.
 struct MemoryPlan {
   std::size_t activation_bytes = 0;
   std::size_t workspace_bytes = 0;
 };
-[[nodiscard]] MemoryPlan plan_memory(const ModelDims& dims, int threads);
+[[nodiscard]] MemoryPlan plan_memory(const ModelDims& dims,
+                                     int threads,
+                                     device::DeviceKind kind = device::DeviceKind::kCpu);
 
 /// What the rank at `position` sends for the forward and backward of one micro-batch, by purpose,
 /// if every expert is chosen equally often and so no micro-batch is cut into chunks. Pure.
@@ -83,7 +86,7 @@ class Transformer {
               Activations& activations,
               std::vector<parallel::StageListener*> listeners = {});
   /// Forgets what earlier micro-batches told about balance: before the first of a step.
-  void begin_step();
+  void begin_step(Context& ctx);
   /// Loss only. Collective over tp and the dispatch group (Balance::kGlobalBatch: the world).
   BatchResult forward(Context& ctx, const Batch& batch);
   /// Loss, and gradients of loss_scale * (loss_weight * sum of losses / T + balancing losses),

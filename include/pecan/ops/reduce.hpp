@@ -10,6 +10,8 @@ namespace pecan::ops {
 [[nodiscard]] double sum(Context& ctx, ConstTensorView x);
 /// Sum of squares of all elements; 0 of none.
 [[nodiscard]] double sum_of_squares(Context& ctx, ConstTensorView x);
+/// The same to sum_1 (f64): on a device the host does not wait.
+void sum_of_squares(Context& ctx, ConstTensorView x, TensorView sum_1);
 /// Number of elements that are NaN or infinite; also of bf16.
 [[nodiscard]] std::int64_t count_non_finite(Context& ctx, ConstTensorView x);
 /// Largest magnitude; 0 of none. NaNs are passed over (count_non_finite finds them).

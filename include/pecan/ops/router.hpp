@@ -94,6 +94,14 @@ void router_counts(Context& ctx,
                                          ConstTensorView counts_GE,
                                          BalanceGroups groups,
                                          BalanceScales scales);
+/// The same to losses_2 (f64; aux, then z): on a device the host does not wait.
+void router_losses(Context& ctx,
+                   ConstTensorView logits_TE,
+                   ConstTensorView probs_TE,
+                   ConstTensorView counts_GE,
+                   BalanceGroups groups,
+                   BalanceScales scales,
+                   TensorView losses_2);
 
 /// Computes dlogits_TE (overwritten) from dweights_TK plus the gradient of the losses with the
 /// scales aux_coeff and z_coeff: BalanceScales times coefficients and whatever else scales the

@@ -23,8 +23,10 @@ struct UnitUpdates {
 
 class AdamW {
  public:
-  /// Moments of `params`, zero; `params` outlives it.
+  /// Moments of `params`, zero, but on a device only after zero(); `params` outlives it.
   AdamW(device::Device device, parallel::ParamSet& params);
+  /// The moments become zero.
+  void zero(Context& ctx);
   /// One update of every master from its gradient times `grad_scale`, and of the weights derived
   /// from it. Decay as each spec says. Not collective.
   void update(Context& ctx, const config::OptimizerConfig& config, double lr, double grad_scale);

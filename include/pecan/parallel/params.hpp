@@ -62,7 +62,8 @@ struct MemoryLayout {
 /// With bf16, masters have memory of their own but where forward computes in the master type.
 class ParamSet {
  public:
-  /// Plans and allocates; weights are zero until the model draws them. dtype: f32, f64 or bf16.
+  /// Plans and allocates; weights are zero until the model draws them, but on a device only after
+  /// zero(). dtype: f32, f64 or bf16.
   ParamSet(device::Device device,
            const std::vector<ParamSpec>& specs,
            int num_experts,
@@ -70,6 +71,8 @@ class ParamSet {
            Rank rank,
            DType dtype,
            Sharding sharding = Sharding::kNone);
+  /// Weights and masters become zero.
+  void zero(Context& ctx);
   /// All gradients become zero, the summed ones too.
   void zero_grads(Context& ctx);
   /// The gradients of one bucket, not yet summed, become zero.

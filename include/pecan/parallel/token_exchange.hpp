@@ -3,6 +3,7 @@
 /// that together hold all experts).
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -38,11 +39,14 @@ class TokenExchange {
  public:
   /// `dispatch` has grid.ep * grid.etp ranks and outlives the object; ep divides num_experts.
   TokenExchange(comm::Group& dispatch, ExpertGrid grid, LayerId layer);
-  /// Learns how many rows go where and cuts the micro-batch into as few chunks, a power of two or
-  /// one token each, as keep the rows that any rank receives of a chunk within `max_rows`, which
-  /// covers one token of every rank. kept_ids_TK: i32, expert of each slot, -1 for none.
-  /// Collective over the group, whose members all have as many tokens and the same max_rows.
-  void plan(Context& ctx, ConstTensorView kept_ids_TK, std::int64_t max_rows);
+  /// Writes how many slots of a range of tokens go to each expert.
+  using CountSlots = std::function<void(TokenRange tokens, std::span<std::int64_t> counts_E)>;
+  /// Learns how many rows go where and cuts the micro-batch of `num_tokens` into as few chunks, a
+  /// power of two or one token each, as keep the rows that any rank receives of a chunk within
+  /// `max_rows`, which covers one token of every rank. `count` is called for the chunks of each
+  /// division that is tried, of the one that stands last. Collective over the group, whose members
+  /// all have as many tokens and the same max_rows.
+  void plan(Context& ctx, std::int64_t num_tokens, std::int64_t max_rows, const CountSlots& count);
   [[nodiscard]] int num_chunks() const { return num_chunks_; }
   [[nodiscard]] TokenRange tokens_of(int chunk) const;
   [[nodiscard]] std::int64_t num_sent(int chunk) const { return chunk_at(chunk).num_sent; }
@@ -51,6 +55,8 @@ class TokenExchange {
   [[nodiscard]] std::span<const std::int64_t> received_counts(int chunk) const {
     return chunk_at(chunk).received_e;
   }
+  /// Slots of this rank's micro-batch, by expert.
+  [[nodiscard]] std::span<const std::int64_t> sent_counts() const { return sent_E_; }
   /// Rows of the whole micro-batch by expert-parallel position.
   [[nodiscard]] std::span<const std::int64_t> loads() const { return loads_; }
   /// sent_SH (sorted by expert) -> received_RH; scratch: staging_RH of equal size and, with etp >
@@ -87,7 +93,8 @@ class TokenExchange {
   [[nodiscard]] std::int64_t most_received(std::span<const std::int64_t> counts_GCE) const;
   void fill_chunks(std::span<const std::int64_t> counts_GCE);
   /// Copies rows between the orders (source, expert) and (expert, source).
-  static void reorder(const Chunk& chunk, ConstTensorView from, TensorView to, Direction to_order);
+  static void reorder(
+      Context& ctx, const Chunk& chunk, ConstTensorView from, TensorView to, Direction to_order);
 
   comm::Group& dispatch_;
   ExpertGrid grid_;
@@ -95,6 +102,7 @@ class TokenExchange {
   std::int64_t num_tokens_ = 0;
   int num_chunks_ = 1;
   std::vector<Chunk> chunks_;
+  std::vector<std::int64_t> sent_E_;
   std::vector<std::int64_t> loads_;
 };
 

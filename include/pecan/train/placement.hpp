@@ -27,6 +27,7 @@ struct RankCores {
 struct Placement {
   int threads = 1;
   int ranks_here = 1;     ///< on its host
+  int rank_here = 0;      ///< its place among these
   int cores_here = 1;     ///< that these may use together
   std::string complaint;  ///< empty unless cores are bound badly; names what to change
 };

@@ -67,8 +67,9 @@ struct TrainPlan {
 /// model.vocab_size, or the size of data.tokenizer_model; ConfigError without either, DataError for
 /// a bad tokenizer.
 [[nodiscard]] std::int64_t resolve_vocab_size(const config::Config& config);
-/// With training.threads=0 memory is that of one thread. Throws ConfigError where configuration and
-/// world do not fit. Allocates nothing of the model's size.
+/// With training.threads=0 memory is that of one thread, with training.device=auto that of the CPU.
+/// Throws ConfigError where configuration and world do not fit. Allocates nothing of the model's
+/// size.
 [[nodiscard]] TrainPlan make_plan(const config::Config& config,
                                   std::int64_t vocab_size,
                                   int world_size);

@@ -32,6 +32,7 @@ struct RunOptions {
   bool terminal = false;             ///< progress on one line that is rewritten
   std::ostream* out = nullptr;       ///< where rank 0 reports to people
   Heartbeat* heartbeat = nullptr;    ///< this rank's, which the world's observer beats; may be none
+  comm::GroupOptions device_groups = {};  ///< of groups between devices, like the world's
   std::optional<ProfileOptions> profile = {};
 };
 

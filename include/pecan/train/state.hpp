@@ -21,9 +21,9 @@ namespace pecan::train {
 /// What was lost at one recovery.
 struct LossReport {
   std::vector<std::int64_t>
-      lost_slots;  ///< by MoE layer: token slots whose updates were lost now, any role group
+      lost_slots;      ///< by MoE layer: token slots whose updates were lost now, any role group
   double plt_now = 0;  ///< of this recovery alone, any role group, of the planned training
-  double plt = 0;  ///< over all faults so far, any role group stale, of the planned training
+  double plt = 0;      ///< over all faults so far, any role group stale, of the planned training
   double plt_weights = 0;  ///< the same for weights alone
   double plt_so_far = 0;   ///< plt relative to the tokens trained so far
 };
@@ -40,7 +40,8 @@ struct WeightRestore {
 /// lost for every group. Source: papers.md 1, PLT.
 class TrainState {
  public:
-  TrainState(device::Device device, const TrainPlan& plan, Rank rank);
+  /// On the context's device, and changed in its stream, which outlives it.
+  TrainState(Context& ctx, const TrainPlan& plan, Rank rank);
   [[nodiscard]] parallel::ParamSet& params() { return params_; }
   [[nodiscard]] optim::AdamW& optimizer() { return optimizer_; }
   [[nodiscard]] StateBinding& binding() { return *binding_; }

@@ -14,6 +14,7 @@
 #include <pecan/device/backend.hpp>
 
 #include "device/cuda/check.hpp"
+#include "device/cuda/communicator.hpp"
 #include "device/cuda/stream.hpp"
 
 namespace pecan::device::cuda {
@@ -47,7 +48,7 @@ cudaEvent_t event_of(void* event) {
 
 class CudaBackend final : public Backend {
  public:
-  explicit CudaBackend(const void* operators) : operators_(operators) {}
+  explicit CudaBackend(const Kernels& kernels) : kernels_(kernels) {}
 
   Result<int> count_devices() override {
     int count = 0;  // the runtime leaves it as it is where there is no driver
@@ -201,17 +202,48 @@ class CudaBackend final : public Backend {
           "cudaMemcpyAsync to the host");
   }
 
-  const void* operators() override { return operators_; }
+  void copy(int ordinal,
+            void* stream,
+            const std::byte* from,
+            std::byte* to,
+            std::size_t num_bytes) override {
+    choose(ordinal);
+    check(cudaMemcpyAsync(to, from, num_bytes, cudaMemcpyDeviceToDevice, stream_of(stream)),
+          "cudaMemcpyAsync on the device");
+  }
+
+  void reduce_in_order(int ordinal,
+                       void* stream,
+                       DType dtype,
+                       Reduction reduction,
+                       const MemberPieces& pieces,
+                       std::byte* output,
+                       std::int64_t num_elements) override {
+    choose(ordinal);
+    kernels_.reduce_in_order(stream_of(stream), dtype, reduction, pieces, output, num_elements);
+  }
+
+  CommunicatorId new_communicator_id() override { return cuda::new_communicator_id(); }
+
+  std::unique_ptr<Communicator> make_communicator(int ordinal,
+                                                  const CommunicatorId& id,
+                                                  int size,
+                                                  int rank) override {
+    choose(ordinal);
+    return cuda::make_communicator(ordinal, id, size, rank);
+  }
+
+  const void* operators() override { return kernels_.operators; }
 
  private:
-  const void* operators_;
+  const Kernels kernels_;
   std::atomic<std::int64_t> num_allocations_ = 0;
 };
 
 }  // namespace
 
-Backend& make_backend(const void* operators) {
-  static CudaBackend backend(operators);
+Backend& make_backend(const Kernels& kernels) {
+  static CudaBackend backend(kernels);
   return backend;
 }
 

@@ -243,8 +243,12 @@ using namespace pecan::emulation;
 
 /// One rank's end of a communicator.
 struct ncclComm {
-  ncclComm(SharedState* shared, int rank, int num_ranks)
-      : shared_(shared), rank_(rank), num_ranks_(num_ranks) {}
+  ncclComm(SharedState* shared, std::string path, int rank, int num_ranks, bool blocking)
+      : shared_(shared),
+        path_(std::move(path)),
+        rank_(rank),
+        num_ranks_(num_ranks),
+        blocking_(blocking) {}
   ncclComm(const ncclComm&) = delete;
   ncclComm& operator=(const ncclComm&) = delete;
   ~ncclComm() {
@@ -265,15 +269,28 @@ struct ncclComm {
     const ncclResult_t own = error_.load();
     return own == ncclSuccess && shared_->has_failed.load() != 0 ? ncclRemoteError : own;
   }
+  /// What ncclCommGetAsyncError says: calls of a communicator that does not block are over later.
+  [[nodiscard]] ncclResult_t state() {
+    if (const ncclResult_t failed = error()) return failed;
+    if (!has_joined_.load()) return ncclInProgress;
+    if (num_in_progress_ == 0) return ncclSuccess;
+    --num_in_progress_;
+    return ncclInProgress;
+  }
+  /// The call that was made goes on for as many queries as settings ask for.
+  ncclResult_t begin_call() {
+    if (blocking_) return ncclSuccess;
+    num_in_progress_ = settings().num_not_ready;
+    return num_in_progress_ == 0 ? ncclSuccess : ncclInProgress;
+  }
+  [[nodiscard]] bool in_progress() const { return !has_joined_.load() || num_in_progress_ > 0; }
 
-  /// Waits for all ranks; then the communicator works.
+  /// Waits for all ranks, or goes on in a thread; then the communicator works.
   bool join_others() {
-    shared_->num_attached.fetch_add(1);
-    if (!wait_until([this] { return shared_->num_attached.load() == num_ranks_; }) ||
-        !meet_others()) {
-      return false;
-    }
-    worker_ = std::thread([this] { work(); });
+    if (blocking_ && !join()) return false;
+    worker_ = std::thread([this] {
+      if (blocking_ || join()) work();
+    });
     return true;
   }
   void enqueue(Batch batch) {
@@ -290,6 +307,19 @@ struct ncclComm {
   void abort() { fail(ncclRemoteError); }
 
  private:
+  bool join() {
+    shared_->num_attached.fetch_add(1);
+    const bool joined =
+        wait_until([this] { return shared_->num_attached.load() == num_ranks_; }) && meet_others();
+    if (rank_ == 0) {
+      unlink(path_.c_str());
+      const std::scoped_lock lock(open_files().mutex);
+      open_files().paths.erase(path_);
+    }
+    has_joined_ = joined;
+    return joined;
+  }
+
   void fail(ncclResult_t error) {
     ncclResult_t none = ncclSuccess;
     error_.compare_exchange_strong(none, error);
@@ -520,8 +550,12 @@ struct ncclComm {
   }
 
   SharedState* shared_;
+  std::string path_;
   int rank_;
   int num_ranks_;
+  bool blocking_;
+  std::atomic<bool> has_joined_ = false;
+  int num_in_progress_ = 0;  ///< queries that will still say ncclInProgress
   std::atomic<ncclResult_t> error_ = ncclSuccess;
   std::thread worker_;
   std::mutex mutex_;
@@ -571,6 +605,10 @@ std::vector<Buffer> buffers_of(const Task& task) {
 ncclResult_t check_task(const Task& task) {
   if (task.communicator == nullptr) return fail_with(ncclInvalidArgument, "no communicator");
   if (const ncclResult_t error = task.communicator->error()) return error;
+  if (task.communicator->in_progress()) {
+    report("library", fmt::format("{} while an earlier call is in progress", name_of(task.kind)));
+    return fail_with(ncclInvalidUsage, "an earlier call is in progress");
+  }
   const bool is_float = task.type == ncclFloat16 || task.type == ncclBfloat16 ||
                         task.type == ncclFloat32 || task.type == ncclFloat64;
   if (type_bytes(task.type) == 0 || task.reduction < ncclSum || task.reduction > ncclAvg ||
@@ -679,11 +717,10 @@ PECAN_NCCL_API ncclGetUniqueId(ncclUniqueId* id) {
   open_files().paths.insert(path);
   return ncclSuccess;
 }
-PECAN_NCCL_API ncclCommInitRank(ncclComm_t* communicator,
-                                int num_ranks,
-                                ncclUniqueId id,
-                                int rank) {
-  if (const auto code = count_call(__func__)) return static_cast<ncclResult_t>(*code);
+namespace {
+
+ncclResult_t make_communicator(
+    ncclComm_t* communicator, int num_ranks, const ncclUniqueId& id, int rank, bool blocking) {
   if (num_ranks < 1 || num_ranks > kMaxRanks || rank < 0 || rank >= num_ranks) {
     return fail_with(
         ncclInvalidArgument,
@@ -694,16 +731,26 @@ PECAN_NCCL_API ncclCommInitRank(ncclComm_t* communicator,
   void* mapped = mmap(nullptr, sizeof(SharedState), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   close(file);
   if (mapped == MAP_FAILED) return fail_with(ncclSystemError, "cannot map the ranks' file");
-  auto made = std::make_unique<ncclComm>(static_cast<SharedState*>(mapped), rank, num_ranks);
-  const bool joined = made->join_others();
-  if (rank == 0) {
-    unlink(id.internal);
-    const std::scoped_lock lock(open_files().mutex);
-    open_files().paths.erase(id.internal);
-  }
-  if (!joined) return fail_with(ncclRemoteError, "not all ranks came");
+  auto made = std::make_unique<ncclComm>(
+      static_cast<SharedState*>(mapped), id.internal, rank, num_ranks, blocking);
+  if (!made->join_others()) return fail_with(ncclRemoteError, "not all ranks came");
   *communicator = made.release();
-  return ncclSuccess;
+  return blocking ? ncclSuccess : ncclInProgress;
+}
+
+}  // namespace
+
+PECAN_NCCL_API ncclCommInitRank(ncclComm_t* communicator,
+                                int num_ranks,
+                                ncclUniqueId id,
+                                int rank) {
+  if (const auto code = count_call(__func__)) return static_cast<ncclResult_t>(*code);
+  return make_communicator(communicator, num_ranks, id, rank, true);
+}
+PECAN_NCCL_API ncclCommInitRankConfig(
+    ncclComm_t* communicator, int num_ranks, ncclUniqueId id, int rank, ncclConfig_t* config) {
+  if (const auto code = count_call(__func__)) return static_cast<ncclResult_t>(*code);
+  return make_communicator(communicator, num_ranks, id, rank, config->blocking != 0);
 }
 PECAN_NCCL_API ncclCommFinalize(ncclComm_t communicator) {
   if (const auto code = count_call(__func__)) return static_cast<ncclResult_t>(*code);
@@ -734,7 +781,7 @@ PECAN_NCCL_API ncclCommUserRank(const ncclComm_t communicator, int* rank) {
 }
 PECAN_NCCL_API ncclCommGetAsyncError(ncclComm_t communicator, ncclResult_t* error) {
   if (const auto code = count_call(__func__)) return static_cast<ncclResult_t>(*code);
-  *error = communicator->error();
+  *error = communicator->state();
   return ncclSuccess;
 }
 extern "C" __attribute__((visibility("default"))) const char* ncclGetErrorString(
@@ -774,7 +821,11 @@ PECAN_NCCL_API ncclGroupEnd() {
   const std::vector<Task> tasks = std::exchange(group_tasks, {});
   if (const auto code = count_call(__func__)) return static_cast<ncclResult_t>(*code);
   issue(tasks);
-  return ncclSuccess;
+  ncclResult_t result = ncclSuccess;
+  for (const Task& task : tasks) {
+    if (task.communicator->begin_call() == ncclInProgress) result = ncclInProgress;
+  }
+  return result;
 }
 
 PECAN_NCCL_API ncclAllReduce(const void* from,

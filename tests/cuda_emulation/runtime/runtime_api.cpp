@@ -138,10 +138,12 @@ cudaError_t query(const PendingList& pending, int& num_not_ready, const Clock& c
   return cudaSuccess;
 }
 
+thread_local int current_device = 0;
+
 /// A function that waits for the whole device, as those that free memory do; then `body()`.
 template <typename Body>
 cudaError_t device_call(const char* name, Body body) {
-  wait_for_all_pending();
+  wait_for_all_pending(current_device);
   return api_call(name, [&] {
     host_waited_for(issued_so_far());
     return body();
@@ -198,9 +200,6 @@ PECAN_CUDA_API cudaGetDeviceCount(int* count) {
     *count = settings().num_devices;
     return settings().num_devices == 0 ? cudaErrorNoDevice : cudaSuccess;
   });
-}
-namespace {
-thread_local int current_device = 0;
 }
 PECAN_CUDA_API cudaSetDevice(int device) {
   return api_call(__func__, [&] {
@@ -294,7 +293,7 @@ PECAN_CUDA_API cudaDeviceSynchronize() {
   return device_call(__func__, [] { return cudaSuccess; });
 }
 PECAN_CUDA_API cudaDeviceReset() {
-  wait_for_all_pending();
+  wait_for_all_pending(current_device);
   count_call(__func__);
   reset_device();
   return cudaSuccess;
@@ -494,7 +493,7 @@ PECAN_CUDA_API cudaMemsetAsync(void* address,
 PECAN_CUDA_API cudaStreamCreateWithFlags(cudaStream_t* handle, unsigned flags) {
   return api_call(__func__, [&] {
     if ((flags & ~static_cast<unsigned>(cudaStreamNonBlocking)) != 0) return cudaErrorInvalidValue;
-    *handle = create_stream((flags & cudaStreamNonBlocking) == 0);
+    *handle = create_stream(current_device, (flags & cudaStreamNonBlocking) == 0);
     return cudaSuccess;
   });
 }

@@ -99,11 +99,11 @@ Stream* find_stream(cudaStream_t handle) {
   return handle == nullptr ? &add_stream(nullptr, true) : nullptr;
 }
 
-cudaStream_t create_stream(bool waits_for_default) {
+cudaStream_t create_stream(int device, bool waits_for_default) {
   // Only its address counts, and must not be used again while anything may remember it.
   static auto* handles = new std::deque<char>;
   auto* handle = reinterpret_cast<cudaStream_t>(&handles->emplace_back());
-  add_stream(handle, waits_for_default);
+  add_stream(handle, waits_for_default).device = device;
   return handle;
 }
 
@@ -130,12 +130,12 @@ void wait_for_pending(cudaStream_t handle) {
   for (const auto& work : pending) work->wait();
 }
 
-void wait_for_all_pending() {
+void wait_for_all_pending(int device) {
   PendingList pending;
   {
     const std::scoped_lock lock(device_mutex());
     for (const auto& [_, stream] : streams().by_handle) {
-      append_unfinished(pending, stream->pending);
+      if (stream->device == device) append_unfinished(pending, stream->pending);
     }
   }
   for (const auto& work : pending) work->wait();

@@ -50,6 +50,7 @@ using PendingList = std::vector<std::shared_ptr<PendingWork>>;
 
 struct Stream {
   std::uint32_t id = 0;
+  int device = 0;
   bool waits_for_default = true;  ///< made without cudaStreamNonBlocking
   std::uint32_t num_operations = 0;
   Clock clock;
@@ -76,12 +77,12 @@ struct Operation {
 
 /// The stream behind a handle, or nullptr if there is none. Needs the device's mutex.
 Stream* find_stream(cudaStream_t handle);
-cudaStream_t create_stream(bool waits_for_default);
+cudaStream_t create_stream(int device, bool waits_for_default);
 void destroy_stream(cudaStream_t handle);
 /// Blocks until nothing that other processes take part in is pending there. Not under the mutex.
 void wait_for_pending(cudaStream_t handle);
-/// The same for all streams.
-void wait_for_all_pending();
+/// The same for all streams of a device.
+void wait_for_all_pending(int device);
 
 /// A new operation at the end of the stream; the ones after it on the host are not ordered with
 /// it. 0 where nothing is checked.
