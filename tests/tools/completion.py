@@ -21,7 +21,7 @@ def complete(script, program, words):
 
 def main():
     folder = pathlib.Path(sys.argv[1])
-    for program in ("pecan-train", "pecan-plan", "pecan-data", "pecan-inspect", "pecan-launch"):
+    for program in ("pecan-train", "pecan-plan", "pecan-data", "pecan-inspect", "pecan-launch", "pecan-convert"):
         text = output(folder / program, "--help")
         options = set(re.findall(r"^ {4}(--[a-z-]+)", text, re.MULTILINE))
         assert len(options) >= 3, (program, options)
