@@ -717,3 +717,17 @@ TEST_CASE("a dense checkpoint must have the parameters that its configuration as
   }
   CHECK_THROWS_WITH(lab.upcycle(moe, {}), Catch::Contains(reason));
 }
+
+TEST_CASE("the quickstart's model can begin from its dense recipe", "[upcycle]") {
+  constexpr std::int64_t kVocab = 4096;
+  const auto dims = [](const std::string& name) {
+    const std::vector<std::string> files{PECAN_SOURCE_DIR "/configs/" + name + ".yaml"};
+    return model::plan_dims(config::load_config(files, {}), kVocab);
+  };
+  const convert::UpcyclePlan plan =
+      convert::plan_upcycling(dims("quickstart-dense"), dims("quickstart"), {});
+  CHECK(plan.granularity == 2);
+  CHECK(plan.copies == 8);
+  CHECK(plan.drawn == 96);
+  CHECK(plan.up_scale * plan.down_scale == Approx(2));
+}

@@ -42,6 +42,8 @@ def main():
                            (["simul"], ["simulate"]), (["simulate", "--mt"], ["--mtbf"])],
             "pecan-data": [(["mer"], ["merge"]), (["samples", "--which", "va"], ["valid"])],
             "pecan-launch": [(["--ho"], ["--hosts"]), (["--set", "elastic.max"], ["elastic.max_restarts="])],
+            "pecan-convert": [(["upc"], ["upcycle"]), (["upcycle", "--indices", "ind"], ["independent"]),
+                              (["upcycle", "--set", "moe.num_e"], ["moe.num_experts="])],
             "pecan-inspect": [(["DIR", "cov"], ["coverage"]), (["--memory", "--cl"], ["--clean"])],
         }
         for words, expected in cases[program]:
