@@ -112,6 +112,12 @@ std::string matrix_of(const StateItem& item, const StateUnit& unit) {
   return item.name.substr(model::expert_name(unit.layer, unit.expert).size() + 1);
 }
 
+/// Path of a dense parameter: of its master where there is one.
+std::string dense_path(const checkpoint::StateReader& dense, const std::string& name) {
+  const std::string master = name + "/master";
+  return dense.find(master) ? master : name + "/weight";
+}
+
 /// How an expert's matrix is made of neurons: `width` weights for each, in a row or a column of it.
 struct MatrixKind {
   bool of_neurons = true;  ///< false: down_proj's bias, which no neuron owns
@@ -151,12 +157,6 @@ UpcycledState::UpcycledState(checkpoint::StateReader& dense,
       plan_(plan),
       options_(options) {
   check_parameters();
-}
-
-/// Path of a dense parameter: of its master where there is one.
-static std::string dense_path(const checkpoint::StateReader& dense, const std::string& name) {
-  const std::string master = name + "/master";
-  return dense.find(master) ? master : name + "/weight";
 }
 
 void UpcycledState::check_parameters() const {
