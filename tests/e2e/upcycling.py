@@ -69,7 +69,7 @@ def partial_checkpoints(lab, made):
     run_dir = lab.folder / "killed"
     shutil.copytree(made, run_dir)
     options = settings("training.train_iters=5", "checkpoint.async_save=false", "checkpoint.pec.experts_per_checkpoint=2")
-    lab.train(1, run_dir, "--resume-from-failure", *options, "--set", "fault.inject=[kill step=4]", config=made / "config.yaml",
+    lab.train(1, run_dir, "--resume-from-failure", *options, "--set", "fault.inject=[kill step=4 start=1]", config=made / "config.yaml",
               expect=137)
     lab.train(1, run_dir, "--resume-from-failure", *options, config=made / "config.yaml")
     recovery = records(run_dir, "recovery")[-1]
@@ -94,7 +94,7 @@ def memory(lab):
     for layers in (3, 12):
         dense = lab.folder / f"dense-{layers}"
         more = settings(f"model.num_layers={layers}")
-        lab.train(1, dense, *DENSE, *shape, *more, "--set", "training.train_iters=1", "--set", "data.valid_data_path=")
+        lab.train(1, dense, *DENSE, *shape, *more, "--set", "training.train_iters=2", "--set", "data.valid_data_path=''")
         out = lab.folder / f"large-{layers}"
         peaks.append(peak_memory(lab, [
             lab.bin / "pecan-convert", "upcycle", "--from", dense, "--out", out, "--config", lab.config, *shape,
