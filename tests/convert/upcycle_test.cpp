@@ -248,12 +248,6 @@ double deviation(const Matrix& values) {
   return std::sqrt(squares / double(values.size() - 1));
 }
 
-std::set<std::int64_t> dense_neurons(const std::map<std::int64_t, std::int64_t>& source) {
-  std::set<std::int64_t> all;
-  for (const auto& [neuron, dense] : source) all.insert(dense);
-  return all;
-}
-
 std::size_t common(const std::set<std::int64_t>& a, const std::set<std::int64_t>& b) {
   return std::size_t(std::ranges::count_if(a, [&](std::int64_t n) { return b.contains(n); }));
 }
