@@ -74,7 +74,7 @@ struct Arguments {
   convert::UpcycleOptions options;
 };
 
-CLI::App& add_upcycle(tools::CommandLine& line, Arguments& arguments) {
+void add_upcycle(tools::CommandLine& line, Arguments& arguments) {
   CLI::App& app = *line.app().add_subcommand(
       "upcycle", "Makes the first state of a mixture of experts from a dense run");
   app.add_option("--from", arguments.from, "run directory of the dense model")
@@ -112,7 +112,6 @@ CLI::App& add_upcycle(tools::CommandLine& line, Arguments& arguments) {
       ->type_name("N")
       ->capture_default_str()
       ->group(experts);
-  return app;
 }
 
 /// Sizes of the dense model, whose vocabulary the checkpoint tells.
@@ -126,7 +125,7 @@ model::ModelDims dense_dims(const checkpoint::StateReader& dense, const std::str
   return model::plan_dims(config, item->shape[0]);
 }
 
-int upcycle(Arguments& arguments) {
+int upcycle(Arguments arguments) {
   const std::unique_ptr<FileSystem> fs = make_posix_file_system();
   while (arguments.from.size() > 1 && arguments.from.ends_with('/')) arguments.from.pop_back();
   if (arguments.out.empty()) arguments.out = arguments.from + "-upcycled";
@@ -150,32 +149,33 @@ int upcycle(Arguments& arguments) {
                                                          arguments.options,
                                                          arguments.out);
   const convert::UpcyclePlan& made = report.plan;
-  std::cout << fmt::format(
-                   "from        {}, step {}\n", arguments.from, dense.manifest().version.step)
-            << fmt::format("experts     {} in each of {} layers, {} of a token; {} parameters\n",
-                           plan.dims.num_experts,
-                           plan.dims.num_moe_layers(),
-                           plan.dims.topk,
-                           report.parameters)
-            << fmt::format("neurons     {} an expert, of which {} are drawn anew ({} indices)\n",
-                           plan.dims.expert_ffn,
-                           made.drawn,
-                           convert::name_of(arguments.options.indices))
-            << fmt::format("copies      {} of {} parts; up_proj times {}, down_proj times {}\n",
-                           made.copies,
-                           made.granularity,
-                           made.up_scale,
-                           made.down_scale)
-            << fmt::format("written     {}, step 0: {} files, {} bytes; at most {} in memory\n",
-                           arguments.out,
-                           report.num_files,
-                           report.num_bytes,
-                           report.largest_bytes)
-            << fmt::format(
-                   "go on with  mpirun -n N pecan-train --config {}/config.yaml --run-dir "
-                   "{} --resume-from-failure\n",
-                   arguments.out,
-                   arguments.out);
+  std::cout
+      << fmt::format("from        {}, step {}\n", arguments.from, dense.manifest().version.step)
+      << fmt::format("experts     {} in each of {} layers, {} of a token; {} parameters\n",
+                     plan.dims.num_experts,
+                     plan.dims.num_moe_layers(),
+                     plan.dims.topk,
+                     report.parameters)
+      << fmt::format("neurons     {} an expert, of which {} are drawn anew ({} indices)\n",
+                     plan.dims.expert_ffn,
+                     made.drawn,
+                     convert::name_of(arguments.options.indices))
+      << fmt::format(
+             "copies      {} of the FFN, in {} parts each; up_proj times {}, down_proj times {}\n",
+             made.copies,
+             made.granularity,
+             made.up_scale,
+             made.down_scale)
+      << fmt::format("written     {}, step 0: {} files, {} bytes; at most {} in memory\n",
+                     arguments.out,
+                     report.num_files,
+                     report.num_bytes,
+                     report.largest_bytes)
+      << fmt::format(
+             "go on with  mpirun -n N pecan-train --config {}/config.yaml --run-dir "
+             "{} --resume-from-failure\n",
+             arguments.out,
+             arguments.out);
   return int(ExitCode::kDone);
 }
 
