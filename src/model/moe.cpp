@@ -137,6 +137,7 @@ FfnScratch FfnScratch::plan(const ModelDims& dims, device::Arena& arena) {
     scratch.kept_ids_TK = arena.allocate(DType::kI32, {dims.tokens(), dims.topk});
     scratch.counts_E = arena.allocate(DType::kI64, {dims.num_experts});
   }
+  scratch.defaults = DefaultVectorScratch::plan(dims, arena);
   return scratch;
 }
 
@@ -209,11 +210,13 @@ MoeLayer::MoeLayer(const ModelDims& dims,
     expert_bias_ =
         device::Buffer(device::cpu(), std::size_t(dims.num_experts) * size_of(dims.master_dtype()));
   }
+  if (dims.default_vectors) defaults_.emplace(device::cpu(), dims, groups, layer);
 }
 
 void MoeLayer::begin_step() {
   std::ranges::fill(step_counts_E_, 0);
   step_tokens_ = 0;
+  if (defaults_) defaults_->begin_step();
 }
 
 ops::RouterOptions MoeLayer::router_options() const {
@@ -391,6 +394,7 @@ RoutingReport MoeLayer::forward(Context& ctx,
                                 FfnActivations& kept,
                                 FfnScratch& scratch,
                                 const WholeStream& whole,
+                                Averages averages,
                                 TensorView y_tH) {
   norm_.forward(ctx, x_tH, kept.norm, kept.normed_tH);
   const RoutingReport report = route(ctx, kept, scratch);
@@ -417,12 +421,30 @@ RoutingReport MoeLayer::forward(Context& ctx,
                            scratch.staging_RH.rows(0, rows),
                            scratch.copies_PH,
                            Purpose::kCombine);
+    if (defaults_ && averages == Averages::kFollow) {
+      defaults_->sum_outputs(ctx,
+                             returned_SH,
+                             kept.routing.order_P.rows(first * dims_.topk, count * dims_.topk),
+                             kept.routing.kept_ids_tK.rows(first, count),
+                             kept.routing.weights_tK.rows(first, count),
+                             scratch.defaults,
+                             chunk == 0 ? Accumulate::kOverwrite : Accumulate::kAdd);
+    }
     ops::unpermute_forward(ctx,
                            returned_SH,
                            kept.routing.positions_tK.rows(first, count),
                            kept.routing.weights_tK.rows(first, count),
                            y_tH.rows(first, count),
                            Accumulate::kAdd);
+  }
+  if (defaults_) {
+    if (averages == Averages::kFollow) defaults_->update(ctx, scratch.defaults);
+    defaults_->forward(ctx,
+                       kept.routing.probs_tE,
+                       kept.routing.kept_ids_tK,
+                       scratch.defaults,
+                       scratch.router_tH,
+                       y_tH);
   }
   return report;
 }
@@ -514,6 +536,15 @@ void MoeLayer::backward(Context& ctx,
                        dims_.aux_loss_coeff * loss_scale * balance_scales_.aux,
                        dims_.z_loss_coeff * loss_scale * balance_scales_.z,
                        scratch.d_logits_tE);
+  if (defaults_) {
+    defaults_->backward(ctx,
+                        d_tH,
+                        routing.probs_tE,
+                        routing.kept_ids_tK,
+                        scratch.defaults,
+                        scratch.router_tH,
+                        scratch.d_logits_tE);
+  }
   ops::matmul_backward_weight(
       ctx, scratch.d_logits_tE, router_input(ctx, kept, scratch), router_->grad);
   if (dims_.dtype == dims_.master_dtype()) {

@@ -32,6 +32,7 @@ enum class Purpose : std::uint8_t {
   kTensorGatherBackward,
   kTensorReduceBackward,
   kRouting,
+  kDefaultVectors,
   kLoss,
   kGradients,
   kParameters,

@@ -14,6 +14,7 @@
 #include <pecan/parallel/mesh.hpp>
 #include <pecan/parallel/token_exchange.hpp>
 
+#include <pecan/model/default_vectors.hpp>
 #include <pecan/model/mlp.hpp>
 
 namespace pecan::model {
@@ -61,6 +62,7 @@ struct FfnScratch {
   TensorView staging_RH, y_RH;
   TensorView chunk_counts_E;
   TensorView ids_TK, weights_TK, kept_ids_TK, counts_E;  ///< of whole micro-batches, for capacities
+  DefaultVectorScratch defaults;
   [[nodiscard]] static FfnScratch plan(const ModelDims& dims, device::Arena& arena);
 };
 
@@ -119,13 +121,15 @@ class MoeLayer {
            LayerId layer);
   /// Forgets the choices of earlier micro-batches (Balance::kGlobalBatch).
   void begin_step();
-  /// Collective over tp and the dispatch group, with Balance::kGlobalBatch over the world. The
-  /// counts in `kept` are of this rank's tokens, by expert, but those of the auxiliary loss.
+  /// Collective over tp and the dispatch group, with Balance::kGlobalBatch, and where default
+  /// vectors follow, over the world. The counts in `kept` are of this rank's tokens, by expert, but
+  /// those of the auxiliary loss.
   RoutingReport forward(Context& ctx,
                         ConstTensorView x_tH,
                         FfnActivations& kept,
                         FfnScratch& scratch,
                         const WholeStream& whole,
+                        Averages averages,
                         TensorView y_tH);
   /// `loss_scale` is the factor of the main loss, and so of the balancing losses. Collective over
   /// tp and the dispatch group.
@@ -140,6 +144,8 @@ class MoeLayer {
   /// The router's bias, E numbers in the master type, 0 at first; the trainer reads and writes
   /// it between steps, alike on all ranks. Without dims.expert_bias its data is null.
   [[nodiscard]] TensorView expert_bias() const;
+  /// Null without dims.default_vectors.
+  [[nodiscard]] DefaultVectors* default_vectors() { return defaults_ ? &*defaults_ : nullptr; }
 
  private:
   [[nodiscard]] ops::RouterOptions router_options() const;
@@ -174,6 +180,7 @@ class MoeLayer {
   Experts experts_;
   parallel::TokenExchange exchange_;
   device::Buffer expert_bias_;
+  std::optional<DefaultVectors> defaults_;
   std::int64_t first_in_turn_;
   std::int64_t max_rows_;
   std::vector<std::int64_t> step_counts_E_;  ///< choices of all ranks in the step so far

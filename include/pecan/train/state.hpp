@@ -21,9 +21,9 @@ namespace pecan::train {
 /// What was lost at one recovery.
 struct LossReport {
   std::vector<std::int64_t>
-      lost_slots;  ///< by MoE layer: token slots whose updates were lost now, any role group
+      lost_slots;      ///< by MoE layer: token slots whose updates were lost now, any role group
   double plt_now = 0;  ///< of this recovery alone, any role group, of the planned training
-  double plt = 0;  ///< over all faults so far, any role group stale, of the planned training
+  double plt = 0;      ///< over all faults so far, any role group stale, of the planned training
   double plt_weights = 0;  ///< the same for weights alone
   double plt_so_far = 0;   ///< plt relative to the tokens trained so far
 };
@@ -47,9 +47,11 @@ class TrainState {
   /// Adds the job's token slots of one applied step, [MoE layer * E + expert].
   void count_tokens(std::span<const std::int64_t> slots);
   [[nodiscard]] std::span<const std::int64_t> routed() const { return routed_; }
-  /// Adds the routers' biases of `model` to what checkpoints hold; once, before recovery, where the
-  /// model has such biases.
-  void bind_expert_bias(model::Transformer& model);
+  /// Whether the model itself keeps state: biases of routers, default vectors.
+  [[nodiscard]] static bool keeps_state_in_model(const model::ModelDims& dims);
+  /// Adds that state of `model` to what checkpoints hold; once, before recovery, where there is
+  /// any.
+  void bind_model(model::Transformer& model);
   /// After a recovery by `plan`, with bf16: takes masters from weights that are newer, and rounds
   /// all other weights from their masters. Source: papers.md 1, W and O modes. Not collective.
   [[nodiscard]] WeightRestore restore_weights(Context& ctx, const checkpoint::RestorePlan& plan);
