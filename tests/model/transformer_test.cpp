@@ -407,6 +407,45 @@ TEST_CASE("default vectors see all chunks of a micro-batch before they are used"
     CHECK(cut[rank] == Approx(whole[rank]).epsilon(1e-12));
 }
 
+TEST_CASE("experts computed in groups, as a block-sparse matrix or one by one are the same",
+          "[model][expert_compute]") {
+  using config::ExpertCompute;
+  for (const DType dtype : {DType::kF64, DType::kF32, DType::kBF16}) {
+    model::ModelDims dims = small_dims(dtype);
+    dims.linear_bias = true;
+    dims.expert_ffn = 150;  // more than one block
+    const auto world = comm::make_self_group();
+    const auto gradients = [&](ExpertCompute compute) {
+      dims.expert_compute = compute;
+      Harness harness(dims, *world, 1);
+      std::vector<double> all{
+          harness.run(random_ids(dims, 0, 1), random_ids(dims, 0, 2), 1).loss_sum};
+      for (const parallel::Param& param : harness.params.params()) {
+        const auto values = values_of(param.spec, param.grad);
+        all.insert(all.end(), values.begin(), values.end());
+      }
+      return all;
+    };
+    const auto loop = gradients(ExpertCompute::kLoop);
+    const auto grouped = gradients(ExpertCompute::kGrouped);
+    const auto sparse = gradients(ExpertCompute::kBlockSparse);
+    CHECK(grouped == gradients(ExpertCompute::kGrouped));
+    CHECK(sparse == gradients(ExpertCompute::kBlockSparse));
+    const auto apart = [&](const std::vector<double>& other) {
+      double difference = 0, size = 0;
+      for (std::size_t i = 0; i < loop.size(); ++i) {
+        difference += (other[i] - loop[i]) * (other[i] - loop[i]);
+        size += loop[i] * loop[i];
+      }
+      return std::sqrt(difference / size);
+    };
+    const double limit = dtype == DType::kF64 ? 1e-14 : dtype == DType::kF32 ? 1e-6 : 1e-2;
+    CAPTURE(name_of(dtype));
+    CHECK(apart(grouped) <= limit);
+    CHECK(apart(sparse) <= limit);
+  }
+}
+
 TEST_CASE("padded vocabulary rows never influence the result", "[model]") {
   const model::ModelDims dims = small_dims(DType::kF32);
   const auto world = comm::make_self_group();

@@ -129,7 +129,7 @@ TEST_CASE("default vectors: a step whose update is skipped leaves no trace in th
   const auto settings = with({"logging.content_hash_interval=1",
                               "training.train_iters=4",
                               "training.check_for_nan_in_loss_and_grad=skip",
-                              "fault.inject=[\"nan_gradient:step=3\"]"});
+                              "fault.inject=[nan step=3 rank=1]"});
   CHECK(lab.train("skips", settings) == ExitCode::kDone);
   CHECK(lab.metrics("skips", "step").at(2).at("skipped") == true);
   CHECK(trained(lab, "skips", 2) != trained(lab, "skips", 1));
