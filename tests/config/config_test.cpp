@@ -161,7 +161,7 @@ TEST_CASE("dump_config prints every key and reads back as the same configuration
     CHECK(dump.find(" " + key + ":") != std::string::npos);
     ++num_keys;
   }
-  CHECK(num_keys == 117);
+  CHECK(num_keys == 120);
 }
 
 TEST_CASE("docs/configuration.md holds the reference of every key", "[config]") {

@@ -8,6 +8,8 @@
 
 #include <pecan/device/device.hpp>
 
+#include <pecan/ops/types.hpp>
+
 #include <pecan/comm/traffic.hpp>
 
 #include <pecan/parallel/mesh.hpp>
