@@ -1,3 +1,9 @@
+#include <algorithm>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
 #include <pecan/train/run.hpp>
 
 #include "support/catch.hpp"
@@ -48,7 +54,7 @@ std::map<std::string, std::string> recovered(const Lab& lab, const std::string& 
 TEST_CASE("default vectors: a run that stops and goes on has the bytes of one that does not",
           "[train][default_vectors]") {
   Lab lab;
-  for (const std::string& precision : {"training.bf16=false", "training.bf16=true"}) {
+  for (const std::string precision : {"training.bf16=false", "training.bf16=true"}) {
     CAPTURE(precision);
     const auto settings = with({precision, "moe.moe_shared_expert_intermediate_size=8"});
     CHECK(lab.train("straight", settings) == ExitCode::kDone);
