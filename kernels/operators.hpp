@@ -21,9 +21,13 @@ decltype(ops::cpu::cross_entropy_forward_backward) cross_entropy_forward_backwar
 decltype(ops::cpu::cross_entropy_from_sums) cross_entropy_from_sums;
 decltype(ops::cpu::cross_entropy_max) cross_entropy_max;
 decltype(ops::cpu::cross_entropy_sums) cross_entropy_sums;
+decltype(ops::cpu::default_vectors_update) default_vectors_update;
+decltype(ops::cpu::default_weights_backward) default_weights_backward;
+decltype(ops::cpu::default_weights_forward) default_weights_forward;
 decltype(ops::cpu::drop_over_capacity) drop_over_capacity;
 decltype(ops::cpu::embedding_backward) embedding_backward;
 decltype(ops::cpu::embedding_forward) embedding_forward;
+decltype(ops::cpu::expert_output_sums) expert_output_sums;
 decltype(ops::cpu::fill) fill;
 decltype(ops::cpu::gelu_backward) gelu_backward;
 decltype(ops::cpu::gelu_forward) gelu_forward;

@@ -73,15 +73,19 @@ bool has_group(const StateCatalog& catalog, RoleGroup group) {
 }
 
 std::vector<RoleGroup> groups_of(ByteMode mode, const StateCatalog& catalog) {
+  std::vector<RoleGroup> groups;
   switch (mode) {
     case ByteMode::kEq6:
-      return {};
+      return groups;
     case ByteMode::kMasterFull:  // without a master of its own the weight is it
-      return {has_group(catalog, RoleGroup::kMaster) ? RoleGroup::kMaster : RoleGroup::kWeight};
+      groups = {has_group(catalog, RoleGroup::kMaster) ? RoleGroup::kMaster : RoleGroup::kWeight};
+      break;
     case ByteMode::kWeightsFull:
-      return {RoleGroup::kWeight};
+      groups = {RoleGroup::kWeight};
+      break;
   }
-  throw InternalError("an unknown byte mode");
+  if (has_group(catalog, RoleGroup::kDefaultVector)) groups.push_back(RoleGroup::kDefaultVector);
+  return groups;
 }
 
 /// The figures in seconds, and what they are applied to.

@@ -168,6 +168,7 @@ std::vector<RoleGroup> always_saved_groups(const std::vector<std::string>& names
                    "master or moments",
                    name);
     groups.push_back(role_group_from_name(name));
+    if (name != "moments") groups.push_back(RoleGroup::kDefaultVector);
   }
   return groups;
 }

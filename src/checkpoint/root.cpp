@@ -89,7 +89,7 @@ Manifest write_root(FileSystem& fs,
   const SavePlan plan =
       plan_save(catalog, full_request(grid, settings, first_budget, version.step));
 
-  Snapshot part(catalog, binding, std::make_unique<PrivateMemory>());
+  Snapshot part(catalog, binding, std::make_unique<PrivateMemory>(device::cpu()));
   std::size_t largest = 0;
   for (int rank = 0; rank < catalog.world_size; ++rank)
     largest = std::max(largest, layout_bytes(lay_out(catalog, plan, Rank{rank})));

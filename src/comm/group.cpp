@@ -40,6 +40,7 @@ std::string_view name_of(Purpose purpose) {
       "tensor_gather_backward",
       "tensor_reduce_backward",
       "routing",
+      "default_vectors",
       "loss",
       "gradients",
       "parameters",

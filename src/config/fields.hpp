@@ -129,6 +129,20 @@ void visit(ModelConfig& c, Field&& field) {
 }
 
 template <typename Field>
+void visit(DefaultVectorsConfig& c, Field&& field) {
+  field("enabled",
+        c.enabled,
+        Free{},
+        "for each expert that a token is not sent to, add the moving average of that expert's "
+        "outputs, weighted by its score, so that the router learns from all of them; needs "
+        "`softmax` and `moe_router_pre_softmax`");
+  field("beta",
+        c.beta,
+        below_one(),
+        "share of its past that the moving average keeps in each micro-batch; 0.9 suits 8 experts");
+}
+
+template <typename Field>
 void visit(MoeConfig& c, Field&& field) {
   field("num_experts", c.num_experts, at_least(0), "experts of each MoE layer; 0: a dense model");
   field("moe_ffn_hidden_size",
@@ -221,6 +235,14 @@ void visit(MoeConfig& c, Field&& field) {
         at_least(1),
         "dispatch memory as a multiple of perfectly balanced load; beyond it a micro-batch is "
         "processed in chunks, with a warning");
+  field("expert_compute",
+        c.expert_compute,
+        Named<ExpertCompute>{{{"grouped", ExpertCompute::kGrouped},
+                              {"block_sparse", ExpertCompute::kBlockSparse},
+                              {"loop", ExpertCompute::kLoop}}},
+        "products of a layer's experts: all in one, as blocks of a sparse matrix (MegaBlocks), or "
+        "one expert after the other; the same but for rounding");
+  field.section("default_vectors", c.default_vectors);
 }
 
 template <typename Field>

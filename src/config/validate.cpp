@@ -150,8 +150,29 @@ void check_capacity(const MoeConfig& moe) {
       "moe.moe_expert_capacity_factor; set the factor, or leave the policy out");
 }
 
+void check_default_vectors(const MoeConfig& moe) {
+  if (!moe.default_vectors.enabled) return;
+  PECAN_VALIDATE(moe.num_experts > 0,
+                 ConfigError,
+                 "moe.default_vectors.enabled=true but moe.num_experts=0: a dense model has no "
+                 "experts to stand for; leave it out, or set moe.num_experts");
+  PECAN_VALIDATE(moe.moe_router_pre_softmax,
+                 ConfigError,
+                 "moe.default_vectors.enabled=true needs moe.moe_router_pre_softmax=true: experts "
+                 "that are not chosen have a score only where the softmax is over all of them; set "
+                 "it, or leave the default vectors out");
+  PECAN_VALIDATE(moe.moe_router_topk < moe.num_experts,
+                 ConfigError,
+                 "moe.default_vectors.enabled=true has no effect with moe.moe_router_topk={} of "
+                 "moe.num_experts={}: no expert is left to stand for; leave it out, or use a "
+                 "smaller moe_router_topk",
+                 moe.moe_router_topk,
+                 moe.num_experts);
+}
+
 void check_moe(const Config& config) {
   const MoeConfig& moe = config.moe;
+  check_default_vectors(moe);
   if (moe.num_experts == 0) {
     PECAN_VALIDATE(config.parallel.expert_model_parallel_size == 1,
                    ConfigError,

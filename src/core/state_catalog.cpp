@@ -10,19 +10,21 @@
 namespace pecan {
 namespace {
 
-constexpr std::array<std::pair<RoleGroup, std::string_view>, 4> kGroupNames{
+constexpr std::array<std::pair<RoleGroup, std::string_view>, 5> kGroupNames{
     {{RoleGroup::kWeight, "weight"},
      {RoleGroup::kMaster, "master"},
      {RoleGroup::kMoments, "moments"},
-     {RoleGroup::kJob, "job"}}};
-constexpr std::array<std::pair<Role, std::string_view>, 7> kRoleNames{
+     {RoleGroup::kJob, "job"},
+     {RoleGroup::kDefaultVector, "default_vector"}}};
+constexpr std::array<std::pair<Role, std::string_view>, 8> kRoleNames{
     {{Role::kWeight, "weight"},
      {Role::kMaster, "master"},
      {Role::kExpAvg, "exp_avg"},
      {Role::kExpAvgSq, "exp_avg_sq"},
      {Role::kUpdateCount, "update_count"},
      {Role::kAbsorbed, "absorbed"},
-     {Role::kCounter, "counter"}}};
+     {Role::kCounter, "counter"},
+     {Role::kDefaultVector, "default_vector"}}};
 
 bool overlap(const Block& a, const Block& b) {
   for (int dim = 0; dim < a.offset.num_dims(); ++dim) {
@@ -81,7 +83,7 @@ RoleGroup role_group_from_name(std::string_view name) {
       std::ranges::find(kGroupNames, name, &std::pair<RoleGroup, std::string_view>::second);
   PECAN_VALIDATE(it != kGroupNames.end(),
                  CorruptionError,
-                 "\"{}\" is no role group (weight, master, moments, job)",
+                 "\"{}\" is no role group (weight, master, moments, job, default_vector)",
                  shortened(name));
   return it->first;
 }

@@ -1,5 +1,4 @@
 #include <pecan/ops/bias.hpp>
-#include <pecan/ops/grouped_matmul.hpp>
 #include <pecan/ops/layer_norm.hpp>
 #include <pecan/ops/matmul.hpp>
 #include <pecan/ops/rms_norm.hpp>
@@ -43,7 +42,9 @@ void Linear::backward_input(Context& ctx,
 
 GroupedLinear::GroupedLinear(const ModelDims& dims,
                              parallel::ParamSet& params,
-                             std::span<const std::string> names) {
+                             HiddenSide side,
+                             std::span<const std::string> names)
+    : side_(side) {
   for (const std::string& name : names) {
     parallel::Param& weight = params.at(name + ".weight");
     params_.push_back(&weight);
@@ -54,25 +55,25 @@ GroupedLinear::GroupedLinear(const ModelDims& dims,
 }
 
 void GroupedLinear::forward_part(Context& ctx,
-                                 std::span<const std::int64_t> counts,
+                                 const ExpertRows& rows,
                                  ConstTensorView x_RI,
                                  TensorView y_RO) const {
-  ops::grouped_matmul_forward(ctx, counts, x_RI, weights_, y_RO);
+  rows.forward(ctx, side_, x_RI, weights_, y_RO);
 }
 
-void GroupedLinear::add_bias(Context& ctx,
-                             std::span<const std::int64_t> counts,
-                             TensorView y_RO) const {
+void GroupedLinear::add_bias(Context& ctx, const ExpertRows& rows, TensorView y_RO) const {
+  const auto counts = rows.counts();
   std::int64_t first = 0;
   for (std::size_t e = 0; e < biases_.size(); first += counts[e++])
     ops::add_bias(ctx, biases_[e]->weight.row_major(), y_RO.rows(first, counts[e]));
 }
 
 void GroupedLinear::backward_weight(Context& ctx,
-                                    std::span<const std::int64_t> counts,
+                                    const ExpertRows& rows,
                                     ConstTensorView dy_RO,
                                     ConstTensorView x_RI) const {
-  ops::grouped_matmul_backward_weight(ctx, counts, dy_RO, x_RI, grads_);
+  rows.backward_weight(ctx, side_, dy_RO, x_RI, grads_);
+  const auto counts = rows.counts();
   std::int64_t first = 0;
   for (std::size_t e = 0; e < biases_.size(); first += counts[e++]) {
     if (grads_[e].memory() == nullptr) continue;
@@ -81,11 +82,11 @@ void GroupedLinear::backward_weight(Context& ctx,
 }
 
 void GroupedLinear::backward_input(Context& ctx,
-                                   std::span<const std::int64_t> counts,
+                                   const ExpertRows& rows,
                                    ConstTensorView dy_RO,
                                    TensorView dx_RI,
                                    Accumulate accumulate) const {
-  ops::grouped_matmul_backward_input(ctx, counts, dy_RO, weights_, dx_RI, accumulate);
+  rows.backward_input(ctx, side_, dy_RO, weights_, dx_RI, accumulate);
 }
 
 void GroupedLinear::set_weight_gradient(std::size_t index, WeightGradient value) {

@@ -97,6 +97,9 @@ ModelDims plan_dims(const config::Config& config, std::int64_t vocab_size) {
     dims.drop_policy = moe.moe_token_drop_policy;
     dims.router_pre_softmax = moe.moe_router_pre_softmax;
     dims.dispatch_buffer_factor = moe.dispatch_buffer_factor;
+    dims.expert_compute = moe.expert_compute;
+    dims.default_vectors = moe.default_vectors.enabled;
+    dims.default_beta = moe.default_vectors.beta;
     for (std::size_t layer = 0; layer < dims.is_moe.size(); ++layer) {
       dims.is_moe[layer] = moe.moe_layer_freq.at(layer) != 0;
     }

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include <pecan/ops/gelu.hpp>
 #include <pecan/ops/swiglu.hpp>
 
@@ -70,18 +72,19 @@ Experts::Experts(const ModelDims& dims,
                  parallel::ParamSet& params,
                  LayerId layer,
                  const parallel::MeshShape& mesh,
-                 Rank rank) {
+                 Rank rank)
+    : compute_(dims.expert_compute) {
   const int num_local = int(dims.num_experts) / mesh.ep;
   const int first = parallel::position_of(mesh, rank).ep * num_local;
-  const auto maps = [&](const char* name) {
+  const auto maps = [&](const char* name, HiddenSide side) {
     std::vector<std::string> names;
     for (int e = first; e < first + num_local; ++e)
       names.push_back(expert_name(layer, ExpertId{e}) + name);
-    return GroupedLinear(dims, params, names);
+    return GroupedLinear(dims, params, side, names);
   };
-  if (dims.gated_ffn) gate_ = maps(".gate_proj");
-  up_ = maps(".up_proj");
-  down_ = maps(".down_proj");
+  if (dims.gated_ffn) gate_ = maps(".gate_proj", HiddenSide::kOutput);
+  up_ = maps(".up_proj", HiddenSide::kOutput);
+  down_ = maps(".down_proj", HiddenSide::kInput);
   adds_bias_ = parallel::position_of(mesh, rank).etp == 0;
 }
 
@@ -89,19 +92,20 @@ void Experts::forward(Context& ctx,
                       std::span<const std::int64_t> counts,
                       ConstTensorView x_RH,
                       const MlpActivations& kept,
-                      TensorView y_RH) const {
+                      TensorView y_RH) {
   const MlpActivations rows = kept.first_rows(x_RH.shape[0]);
-  up_->forward_part(ctx, counts, x_RH, rows.up_TF);
-  up_->add_bias(ctx, counts, rows.up_TF);
+  rows_ = ExpertRows(compute_, counts, rows.up_TF.shape[1]);
+  up_->forward_part(ctx, rows_, x_RH, rows.up_TF);
+  up_->add_bias(ctx, rows_, rows.up_TF);
   if (gate_) {
-    gate_->forward_part(ctx, counts, x_RH, rows.gate_TF);
-    gate_->add_bias(ctx, counts, rows.gate_TF);
+    gate_->forward_part(ctx, rows_, x_RH, rows.gate_TF);
+    gate_->add_bias(ctx, rows_, rows.gate_TF);
     ops::swiglu_forward(ctx, rows.gate_TF, rows.up_TF, rows.h_TF);
   } else {
     ops::gelu_forward(ctx, rows.up_TF, rows.h_TF);
   }
-  down_->forward_part(ctx, counts, rows.h_TF, y_RH);
-  if (adds_bias_) down_->add_bias(ctx, counts, y_RH);
+  down_->forward_part(ctx, rows_, rows.h_TF, y_RH);
+  if (adds_bias_) down_->add_bias(ctx, rows_, y_RH);
 }
 
 void Experts::backward(Context& ctx,
@@ -110,21 +114,22 @@ void Experts::backward(Context& ctx,
                        ConstTensorView x_RH,
                        const MlpActivations& kept,
                        TensorView dx_RH) const {
+  PECAN_EXPECTS(std::ranges::equal(counts, rows_.counts()));
   const MlpActivations rows = kept.first_rows(x_RH.shape[0]);
-  down_->backward_weight(ctx, counts, dy_RH, rows.h_TF);
+  down_->backward_weight(ctx, rows_, dy_RH, rows.h_TF);
   const TensorView dh_RF = rows.h_TF;
-  down_->backward_input(ctx, counts, dy_RH, dh_RF, Accumulate::kOverwrite);
+  down_->backward_input(ctx, rows_, dy_RH, dh_RF, Accumulate::kOverwrite);
   Accumulate accumulate = Accumulate::kOverwrite;
   if (gate_) {
     ops::swiglu_backward(ctx, dh_RF, rows.gate_TF, rows.up_TF, rows.gate_TF, rows.up_TF);
-    gate_->backward_weight(ctx, counts, rows.gate_TF, x_RH);
-    gate_->backward_input(ctx, counts, rows.gate_TF, dx_RH, accumulate);
+    gate_->backward_weight(ctx, rows_, rows.gate_TF, x_RH);
+    gate_->backward_input(ctx, rows_, rows.gate_TF, dx_RH, accumulate);
     accumulate = Accumulate::kAdd;
   } else {
     ops::gelu_backward(ctx, dh_RF, rows.up_TF, rows.up_TF);
   }
-  up_->backward_weight(ctx, counts, rows.up_TF, x_RH);
-  up_->backward_input(ctx, counts, rows.up_TF, dx_RH, accumulate);
+  up_->backward_weight(ctx, rows_, rows.up_TF, x_RH);
+  up_->backward_input(ctx, rows_, rows.up_TF, dx_RH, accumulate);
 }
 
 void Experts::set_weight_gradient(int local_expert, WeightGradient value) {

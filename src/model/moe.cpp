@@ -142,6 +142,7 @@ FfnScratch FfnScratch::plan(const ModelDims& dims, device::Arena& arena) {
     scratch.kept_ids_TK = arena.allocate(DType::kI32, {dims.tokens(), dims.topk});
     scratch.counts_E = arena.allocate(DType::kI64, {dims.num_experts});
   }
+  scratch.defaults = DefaultVectorScratch::plan(dims, arena);
   return scratch;
 }
 
@@ -217,12 +218,14 @@ MoeLayer::MoeLayer(const ModelDims& dims,
     expert_bias_ = device::Buffer(device::cpu(), num_bytes);
     if (device.kind != device::DeviceKind::kCpu) bias_here_ = device::Buffer(device, num_bytes);
   }
+  if (dims.default_vectors) defaults_.emplace(device, dims, groups, layer);
 }
 
 void MoeLayer::begin_step(Context& ctx) {
   std::ranges::fill(step_counts_E_, 0);
   step_tokens_ = 0;
   if (bias_here_.size() > 0) device::upload(ctx.stream, expert_bias(), bias_in(bias_here_));
+  if (defaults_) defaults_->begin_step();
 }
 
 ops::RouterOptions MoeLayer::router_options() const {
@@ -418,6 +421,7 @@ RoutingReport MoeLayer::forward(Context& ctx,
                                 FfnActivations& kept,
                                 FfnScratch& scratch,
                                 const WholeStream& whole,
+                                Averages averages,
                                 TensorView y_tH) {
   norm_.forward(ctx, x_tH, kept.norm, kept.normed_tH);
   const RoutingReport report = route(ctx, kept, scratch);
@@ -444,12 +448,30 @@ RoutingReport MoeLayer::forward(Context& ctx,
                            scratch.staging_RH.rows(0, rows),
                            scratch.copies_PH,
                            Purpose::kCombine);
+    if (defaults_ && averages == Averages::kFollow) {
+      defaults_->sum_outputs(ctx,
+                             returned_SH,
+                             kept.routing.order_P.rows(first * dims_.topk, count * dims_.topk),
+                             kept.routing.kept_ids_tK.rows(first, count),
+                             kept.routing.weights_tK.rows(first, count),
+                             scratch.defaults,
+                             chunk == 0 ? Accumulate::kOverwrite : Accumulate::kAdd);
+    }
     ops::unpermute_forward(ctx,
                            returned_SH,
                            kept.routing.positions_tK.rows(first, count),
                            kept.routing.weights_tK.rows(first, count),
                            y_tH.rows(first, count),
                            Accumulate::kAdd);
+  }
+  if (defaults_) {
+    if (averages == Averages::kFollow) defaults_->update(ctx, scratch.defaults);
+    defaults_->forward(ctx,
+                       kept.routing.probs_tE,
+                       kept.routing.kept_ids_tK,
+                       scratch.defaults,
+                       scratch.router_tH,
+                       y_tH);
   }
   return report;
 }
@@ -541,6 +563,15 @@ void MoeLayer::backward(Context& ctx,
                        dims_.aux_loss_coeff * loss_scale * balance_scales_.aux,
                        dims_.z_loss_coeff * loss_scale * balance_scales_.z,
                        scratch.d_logits_tE);
+  if (defaults_) {
+    defaults_->backward(ctx,
+                        d_tH,
+                        routing.probs_tE,
+                        routing.kept_ids_tK,
+                        scratch.defaults,
+                        scratch.router_tH,
+                        scratch.d_logits_tE);
+  }
   ops::matmul_backward_weight(
       ctx, scratch.d_logits_tE, router_input(ctx, kept, scratch), router_->grad);
   if (dims_.dtype == dims_.master_dtype()) {

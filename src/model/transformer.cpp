@@ -119,7 +119,9 @@ MemoryPlan plan_memory(const ModelDims& dims, int threads, device::DeviceKind ki
       {dims.micro_batch, dims.sequence, dims.local_heads(), dims.local_kv_groups(), dims.head_dim},
       dims.dtype);
   ops::plan_matmul(ctx, dims.dtype);
-  return {activations.high_water(), workspace.high_water()};
+  return {activations.high_water(),
+          workspace.high_water(),
+          std::size_t(dims.num_moe_layers()) * plan_default_vectors(dims)};
 }
 
 comm::SentBytes plan_traffic(const ModelDims& dims,
@@ -167,6 +169,7 @@ comm::SentBytes plan_traffic(const ModelDims& dims,
       sent[Purpose::kRouting] +=
           comm::plan_all_reduce_sent(counts, DType::kI64, dims.tp, position.tp);
     }
+    sent[Purpose::kDefaultVectors] += plan_default_vectors_sent(dims, mesh, position);
     const std::int64_t slots = dims.stream_tokens() * dims.topk;
     if (dims.capacity_factor > 0 && dims.shares_stream()) {
       const std::vector<std::int64_t> choices(std::size_t(dims.tp), slots);
@@ -254,6 +257,14 @@ void Transformer::begin_step(Context& ctx) {
   for (const std::size_t layer : moe_layers_) std::get<MoeLayer>(*ffn_[layer]).begin_step(ctx);
 }
 
+void Transformer::undo_step(Context& ctx) {
+  for_each_default_vectors([&](DefaultVectors& vectors) { vectors.undo_step(ctx); });
+}
+
+void Transformer::gather_default_vectors(Context& ctx) {
+  for_each_default_vectors([&](DefaultVectors& vectors) { vectors.gather(ctx); });
+}
+
 ConstTensorView Transformer::positions_of(const Batch& batch) const {
   const ConstTensorView positions_T =
       batch.positions_T.data == nullptr ? ConstTensorView(memory_.positions_T) : batch.positions_T;
@@ -280,7 +291,7 @@ void Transformer::embed(Context& ctx, const Batch& batch) {
   ops::add(ctx, memory_.d_normed_tH, x_tH, x_tH);
 }
 
-BatchResult Transformer::forward_stream(Context& ctx, const Batch& batch) {
+BatchResult Transformer::forward_stream(Context& ctx, const Batch& batch, Averages averages) {
   const ProfileSpan forward = phase(ctx, "forward");
   BatchResult result;
   embed(ctx, batch);
@@ -293,8 +304,8 @@ BatchResult Transformer::forward_stream(Context& ctx, const Batch& batch) {
     const TensorView after = memory_.stream_tH[2 * i + 2];
     attention_[i].forward(ctx, before, places, memory_.attention[i], memory_.whole, between);
     if (auto* moe = std::get_if<MoeLayer>(ffn_[i].get())) {
-      result.routing.push_back(
-          moe->forward(ctx, between, memory_.ffn[i], memory_.ffn_scratch, memory_.whole, after));
+      result.routing.push_back(moe->forward(
+          ctx, between, memory_.ffn[i], memory_.ffn_scratch, memory_.whole, averages, after));
     } else {
       std::get<DenseFfnLayer>(*ffn_[i]).forward(ctx, between, memory_.ffn[i], memory_.whole, after);
     }
@@ -353,7 +364,7 @@ void Transformer::measure_loss(Context& ctx, const HeadPiece& piece) {
 
 BatchResult Transformer::forward(Context& ctx, const Batch& batch) {
   begin_step(ctx);
-  BatchResult result = forward_stream(ctx, batch);
+  BatchResult result = forward_stream(ctx, batch, Averages::kFrozen);
   for_each_piece(ctx, batch, head_input(ctx), [&](const HeadPiece& piece) {
     if (dims_.tp > 1) return measure_loss(ctx, piece);
     ops::cross_entropy_forward(
@@ -394,7 +405,7 @@ void Transformer::pass_head(Context& ctx, const Batch& batch, double scale) {
 }
 
 BatchResult Transformer::forward_backward(Context& ctx, const Batch& batch, double loss_scale) {
-  BatchResult result = forward_stream(ctx, batch);
+  BatchResult result = forward_stream(ctx, batch, Averages::kFollow);
   const std::size_t last_stage = attention_.size() + 1;
   before_backward(ctx, last_stage);
   pass_head(ctx, batch, loss_scale * batch.loss_weight / double(dims_.tokens()));

@@ -5,6 +5,7 @@
 
 #include <pecan/ops/adamw.hpp>
 #include <pecan/ops/attention.hpp>
+#include <pecan/ops/block_sparse.hpp>
 #include <pecan/ops/capacity.hpp>
 #include <pecan/ops/router.hpp>
 #include <pecan/ops/types.hpp>
@@ -38,6 +39,25 @@ void attention_backward(Context& ctx,
                         TensorView dq_TND,
                         TensorView dk_TGD,
                         TensorView dv_TGD);
+void block_sparse_sdd(Context& ctx,
+                      const BlockTopology& topology,
+                      ConstTensorView x_RI,
+                      std::span<const ParamStorage> w_E,
+                      WeightForm form,
+                      TensorView h_RF);
+void block_sparse_dsd(Context& ctx,
+                      const BlockTopology& topology,
+                      ConstTensorView h_RF,
+                      std::span<const ParamStorage> w_E,
+                      WeightForm form,
+                      TensorView y_RI,
+                      Accumulate accumulate);
+void block_sparse_backward_weight(Context& ctx,
+                                  const BlockTopology& topology,
+                                  ConstTensorView h_RF,
+                                  ConstTensorView x_RI,
+                                  std::span<const ParamStorage> dw_E,
+                                  WeightForm form);
 [[nodiscard]] std::int64_t drop_over_capacity(Context& ctx,
                                               DropPolicy policy,
                                               std::int64_t capacity,
@@ -45,6 +65,28 @@ void attention_backward(Context& ctx,
                                               ConstTensorView weights_TK,
                                               TensorView counts_E,
                                               TensorView kept_ids_TK);
+void default_weights_forward(Context& ctx,
+                             double scale,
+                             ConstTensorView probs_TE,
+                             ConstTensorView ids_TK,
+                             TensorView weights_TE);
+void default_weights_backward(Context& ctx,
+                              double scale,
+                              ConstTensorView probs_TE,
+                              ConstTensorView ids_TK,
+                              ConstTensorView dweights_TE,
+                              TensorView dlogits_TE);
+void expert_output_sums(Context& ctx,
+                        ConstTensorView rows_SH,
+                        ConstTensorView order_P,
+                        ConstTensorView ids_TK,
+                        ConstTensorView weights_TK,
+                        TensorView sums_EC,
+                        Accumulate accumulate);
+void default_vectors_update(Context& ctx,
+                            double beta,
+                            ConstTensorView sums_EC,
+                            TensorView vectors_EH);
 void cross_entropy_forward(Context& ctx,
                            ConstTensorView logits_TV,
                            std::int64_t vocab_size,

@@ -20,6 +20,9 @@ struct Table {
   decltype(&cpu::attention_forward) attention_forward = nullptr;
   decltype(&cpu::axpy) axpy = nullptr;
   decltype(&cpu::bias_backward) bias_backward = nullptr;
+  decltype(&cpu::block_sparse_backward_weight) block_sparse_backward_weight = nullptr;
+  decltype(&cpu::block_sparse_dsd) block_sparse_dsd = nullptr;
+  decltype(&cpu::block_sparse_sdd) block_sparse_sdd = nullptr;
   decltype(&cpu::cast) cast = nullptr;
   decltype(&cpu::copy) copy = nullptr;
   decltype(&cpu::count_non_finite) count_non_finite = nullptr;
@@ -29,9 +32,13 @@ struct Table {
   decltype(&cpu::cross_entropy_from_sums) cross_entropy_from_sums = nullptr;
   decltype(&cpu::cross_entropy_max) cross_entropy_max = nullptr;
   decltype(&cpu::cross_entropy_sums) cross_entropy_sums = nullptr;
+  decltype(&cpu::default_vectors_update) default_vectors_update = nullptr;
+  decltype(&cpu::default_weights_backward) default_weights_backward = nullptr;
+  decltype(&cpu::default_weights_forward) default_weights_forward = nullptr;
   decltype(&cpu::drop_over_capacity) drop_over_capacity = nullptr;
   decltype(&cpu::embedding_backward) embedding_backward = nullptr;
   decltype(&cpu::embedding_forward) embedding_forward = nullptr;
+  decltype(&cpu::expert_output_sums) expert_output_sums = nullptr;
   decltype(&cpu::fill) fill = nullptr;
   decltype(&cpu::gelu_backward) gelu_backward = nullptr;
   decltype(&cpu::gelu_forward) gelu_forward = nullptr;

@@ -115,7 +115,12 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
       // Which groups share a node is not known here: the plan has room for both ways.
       if (config.comm.shared_memory) communication += comm::plan_window_bytes(size);
     }
-    plan.memory.push_back({.weights = state.weights,
+    if (plan.dims.default_vectors) {
+      communication += comm::plan_all_reduce_scratch(plan.dims.num_experts * (plan.dims.hidden + 1),
+                                                     plan.dims.master_dtype(),
+                                                     plan.mesh.world);
+    }
+    plan.memory.push_back({.weights = state.weights + memory.default_vector_bytes,
                            .gradients = state.gradients,
                            .optimizer = state.masters + 2 * state.moment,
                            .activations = memory.activation_bytes,

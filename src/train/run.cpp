@@ -119,7 +119,7 @@ class Trainer {
               plan.dims.expert_bias) {
     if (ValidBatches::configured(config))
       valid_.emplace(config, plan.dims, plan.mesh.dp, position_.dp);
-    if (plan.dims.expert_bias) state_.bind_expert_bias(model_);
+    if (TrainState::keeps_state_in_model(plan.dims)) state_.bind_model(model_);
     ctx_.background = &background_;
   }
   ~Trainer() { ctx_.background = nullptr; }
@@ -245,6 +245,7 @@ class Trainer {
       say(describe(*recovered_, plan_.catalog, weights, losses));
       say(describe(budget_, config_));
     }
+    model_.gather_default_vectors(ctx_);
     begin_watching();
     gather_.start(ctx_);
     if (!config_.checkpoint.save_interval.never()) {
@@ -511,6 +512,7 @@ class Trainer {
   /// Computes the step once more, looking at every tensor. Collective.
   [[nodiscard]] std::string locate_divergence() {
     const StepSums kept = sums_;
+    model_.undo_step(ctx_);
     probe_.arm(ctx_);
     forward_backward();
     exchange_.finish(ctx_);
@@ -617,7 +619,9 @@ class Trainer {
       const ProfileSpan wait = phase("wait for snapshot");
       stall_ms = checkpointer_->before_update();  // (A)
     }
-    if (!record.skipped) {
+    if (record.skipped) {
+      model_.undo_step(ctx_);
+    } else {
       const ProfileSpan update = phase("update");
       state_.optimizer().update(ctx_, config_.optimizer, record.lr, factor);
       gather_.start(ctx_);

@@ -17,6 +17,7 @@ constexpr const char* kAbsorbedMoments = "absorbed_moments";
 constexpr const char* kAbsorbedDerived = "absorbed_weight";
 constexpr const char* kNonExpert = "non_expert";
 constexpr const char* kExpertBias = "expert_bias";
+constexpr const char* kDefaultVector = "default_vector";
 
 /// The role that holds a parameter itself: where forward computes in bf16, weights are rounded from
 /// the master and stand in no checkpoint.
@@ -196,6 +197,18 @@ StateCatalog plan_catalog(const model::ModelDims& dims,
                   MutatedIn::kForward,
                   1,
                   holders);
+      if (dims.default_vectors) {
+        const Shape shape{dims.hidden};
+        catalog.items.push_back({.name = name,
+                                 .dataset = kDefaultVector,
+                                 .unit = unit,
+                                 .role = Role::kDefaultVector,
+                                 .group = RoleGroup::kDefaultVector,
+                                 .mutated_in = MutatedIn::kForward,
+                                 .global_shape = shape,
+                                 .dtype = dims.master_dtype(),
+                                 .blocks = {{Block::whole(shape), holders}}});
+      }
     }
   }
   catalog.validate();
@@ -280,18 +293,31 @@ TrainState::TrainState(Context& ctx, const TrainPlan& plan, Rank rank)
                    origin,
                    Memory::kHost);
   }
-  if (!plan.dims.expert_bias) binding_->validate();
+  if (!keeps_state_in_model(plan.dims)) binding_->validate();
 }
 
-void TrainState::bind_expert_bias(model::Transformer& model) {
-  PECAN_EXPECTS(plan_.dims.expert_bias);
+bool TrainState::keeps_state_in_model(const model::ModelDims& dims) {
+  return dims.expert_bias || dims.default_vectors;
+}
+
+void TrainState::bind_model(model::Transformer& model) {
+  using parallel::Memory;
   const std::vector<LayerId> layers = moe_layers(plan_.dims);
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    const TensorView bias = model.moe_layer(int(l)).expert_bias();
-    binding_->bind(router_name(layers[l]) + "/" + kExpertBias,
-                   {bias.data, bias.dtype, bias.shape},
-                   Shape{0},
-                   parallel::Memory::kHost);
+  const auto bind = [&](const std::string& path, const TensorView& values, Memory memory) {
+    binding_->bind(path, {values.data, values.dtype, values.shape}, Shape{0}, memory);
+  };
+  for (std::size_t l = 0; l < layers.size() && plan_.dims.expert_bias; ++l) {
+    bind(router_name(layers[l]) + "/" + kExpertBias,
+         model.moe_layer(int(l)).expert_bias(),
+         Memory::kHost);
+  }
+  for (const ExpertCounters& expert : experts_) {
+    if (!plan_.dims.default_vectors) break;
+    const TensorView vectors_EH = model.moe_layer(expert.moe_layer).default_vectors()->vectors_EH();
+    bind(model::expert_name(layers[std::size_t(expert.moe_layer)], ExpertId{expert.expert}) + "/" +
+             kDefaultVector,
+         vectors_EH.rows(expert.expert, 1).reshaped({plan_.dims.hidden}),
+         Memory::kDevice);
   }
   binding_->validate();
 }

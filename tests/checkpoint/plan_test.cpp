@@ -195,8 +195,12 @@ TEST_CASE("files are named by rank, lifetime and slot", "[plan]") {
 }
 
 TEST_CASE("always-saved groups are those of experts", "[plan]") {
+  // Default vectors are current wherever weights are.
   CHECK(always_saved_groups({"weight", "moments"}) ==
-        std::vector{RoleGroup::kWeight, RoleGroup::kMoments});
+        std::vector{RoleGroup::kWeight, RoleGroup::kDefaultVector, RoleGroup::kMoments});
+  CHECK(always_saved_groups({"master"}) ==
+        std::vector{RoleGroup::kMaster, RoleGroup::kDefaultVector});
+  CHECK(always_saved_groups({"moments"}) == std::vector{RoleGroup::kMoments});
   CHECK_THROWS_AS(always_saved_groups({"job"}), ConfigError);
   CHECK_THROWS_AS(always_saved_groups({"weights"}), ConfigError);
 }

@@ -161,7 +161,7 @@ TEST_CASE("dump_config prints every key and reads back as the same configuration
     CHECK(dump.find(" " + key + ":") != std::string::npos);
     ++num_keys;
   }
-  CHECK(num_keys == 117);
+  CHECK(num_keys == 120);
 }
 
 TEST_CASE("docs/configuration.md holds the reference of every key", "[config]") {
@@ -227,11 +227,18 @@ TEST_CASE("unusable configurations are refused with a message that helps", "[con
       {"training: {seed: 4294967296}", "out of range"},
       {"training: {train_iters: 0}", "training.train_iters=0 is out of range"},
       {"training: {micro_batch_size: 0}", "training.micro_batch_size=0 is out of range"},
+      {"moe: {default_vectors: {beta: 1}}", "use a number from 0 to 1 (excluded)"},
       {"moe: {dispatch_buffer_factor: 0.5}",
        "moe.dispatch_buffer_factor=0.5 is out of range; use a number at least 1"},
       {"checkpoint: {keep_latest_k: 0}", "checkpoint.keep_latest_k=0 is out of range"},
       {"parallel: {expert_model_parallel_size: -1}",
        "parallel.expert_model_parallel_size=-1 is out of range"},
+      // Does not fit together.
+      {"moe: {default_vectors: {enabled: true}}", "a dense model has no experts to stand for"},
+      {"moe: {num_experts: 8, default_vectors: {enabled: true}}",
+       "needs moe.moe_router_pre_softmax=true"},
+      {"moe: {num_experts: 2, moe_router_pre_softmax: true, default_vectors: {enabled: true}}",
+       "has no effect with moe.moe_router_topk=2 of moe.num_experts=2"},
       // Not in this version.
       {"parallel: {pipeline_model_parallel_size: 2}", "is not supported in this version"},
       {"parallel: {context_parallel_size: 2}", "is not supported in this version"},

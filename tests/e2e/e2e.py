@@ -164,7 +164,8 @@ def traffic(lab, arguments):
     for label, (ranks, layout) in LAYOUTS.items():
         if label == "in chunks":
             continue
-        for extra in ([], ["training.bf16=true", "moe.moe_shared_expert_intermediate_size=16", "moe.moe_layer_freq=[0,1]"],
+        for extra in ([], ["training.bf16=true", "moe.moe_shared_expert_intermediate_size=16", "moe.moe_layer_freq=[0,1]",
+                           "moe.moe_router_pre_softmax=true", "moe.default_vectors.enabled=true"],
                       ["moe.moe_router_load_balancing_type=global_aux_loss", "training.global_batch_size=8"]):
             name = f"{label} {' '.join(extra)}"
             run_dir = lab.folder / f"traffic-{abs(hash(name))}"

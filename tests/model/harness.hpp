@@ -234,6 +234,18 @@ inline model::ModelDims sigmoid_dims(DType dtype) {
   return dims;
 }
 
+/// small_dims with default vectors, and biases, so that experts differ in the mean of what they
+/// say.
+inline model::ModelDims default_vector_dims(DType dtype) {
+  model::ModelDims dims = small_dims(dtype);
+  dims.router_pre_softmax = true;
+  dims.router_scaling = 1.25;
+  dims.linear_bias = true;
+  dims.default_vectors = true;
+  dims.default_beta = 0.75;
+  return dims;
+}
+
 /// Documents of different lengths in the sequences of a micro-batch: the first position of each
 /// token's document.
 inline std::vector<std::int32_t> document_starts(const model::ModelDims& dims) {

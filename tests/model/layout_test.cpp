@@ -247,6 +247,31 @@ TEST_CASE("balance of the global batch has the strength of one process on the wh
   CHECK(std::abs(parts.norm - alone.norm) > 1e-6 * alone.norm);
 }
 
+TEST_CASE("layouts with equal micro-batches and data parallelism train the same default vectors",
+          "[model][layout][default_vectors]") {
+  using enum parallel::Sharding;
+  for (const DType dtype : {DType::kF64, DType::kF32}) {
+    model::ModelDims dims = divisible(default_vector_dims(dtype));
+    dims.is_moe = {true, true};
+    const Tolerances limits = dtype == DType::kF64 ? kF64Limits : kF32Limits;
+    // Averages follow what all ranks see at once: four micro-batches, whoever computes them.
+    const Outcome four = train(dims, {.world = 4});
+    const ExpectLog expected;
+    for (const Layout& layout :
+         {Layout{.world = 4, .ep = 4},
+          Layout{.world = 4, .ep = 2, .sharding = kGradients, .overlap = kOn},
+          Layout{.world = 8, .tp = 2},
+          Layout{.world = 8, .tp = 2, .ep = 2, .etp = 2},
+          Layout{.world = 8, .tp = 2, .ep = 8, .recompute = kFull},
+          Layout{.world = 8, .tp = 2, .ep = 4, .etp = 2, .dispatch_buffer_factor = 0.7}}) {
+      CAPTURE(int(dtype), layout.world, layout.tp, layout.ep, layout.etp);
+      check_agreement(dims, train(dims, layout), four, limits);
+    }
+    const Outcome other = train(dims, {.world = 2});
+    CHECK(std::abs(other.norm - four.norm) > 1e-6 * four.norm);
+  }
+}
+
 TEST_CASE("sharding, overlap and recomputation change no bit", "[model][layout]") {
   using enum parallel::Sharding;
   for (const DType dtype : {DType::kF32, DType::kF64}) {

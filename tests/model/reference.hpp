@@ -27,6 +27,9 @@ class ReferenceModel {
   /// all tokens see.
   std::vector<std::int32_t> positions;
   std::vector<std::int32_t> document_starts;
+  /// Default vectors [E, H] by layer: before the micro-batch (none: zeros), and after it. Those in
+  /// `held` are used as they are.
+  std::map<std::int64_t, Matrix> vectors_before, vectors_after, vectors_held;
 
   /// Mean cross entropy over all tokens plus the balancing losses with their coefficients, of one
   /// micro-batch.
@@ -271,6 +274,31 @@ class ReferenceModel {
     return routing;
   }
 
+  void add_default_vectors(std::int64_t layer,
+                           const Matrix& sums,
+                           const std::vector<Routing>& routings,
+                           const std::vector<std::vector<bool>>& reached,
+                           Matrix& y) {
+    Matrix vectors(sums.size(), std::vector<double>(std::size_t(d_.hidden), 0));
+    if (vectors_before.contains(layer)) vectors = vectors_before.at(layer);
+    for (std::size_t e = 0; e < sums.size(); ++e) {
+      if (sums[e].back() == 0) continue;
+      for (std::size_t h = 0; h < vectors[e].size(); ++h) {
+        const double mean = sums[e][h] / sums[e].back();
+        vectors[e][h] = d_.default_beta * vectors[e][h] + (1 - d_.default_beta) * mean;
+      }
+    }
+    vectors_after[layer] = vectors;
+    if (vectors_held.contains(layer)) vectors = vectors_held.at(layer);
+    for (std::size_t t = 0; t < y.size(); ++t) {
+      for (std::size_t e = 0; e < sums.size(); ++e) {
+        if (reached[t][e]) continue;
+        const double weight = d_.router_scaling * routings[t].probabilities[e];
+        for (std::size_t h = 0; h < y[t].size(); ++h) y[t][h] += weight * vectors[e][h];
+      }
+    }
+  }
+
   Matrix moe(std::int64_t layer, const std::string& prefix, const Matrix& x) {
     const Matrix logits = product(x, prefix + ".gate.weight", d_.num_experts);
     const std::size_t experts = std::size_t(d_.num_experts);
@@ -286,6 +314,8 @@ class ReferenceModel {
       for (std::size_t e = 0; e < experts; ++e) probabilities[e] += routings[t].probabilities[e];
     }
     Matrix y(x.size(), std::vector<double>(std::size_t(d_.hidden), 0));
+    Matrix sums(experts, std::vector<double>(std::size_t(d_.hidden) + 1, 0));
+    std::vector<std::vector<bool>> reached(x.size(), std::vector<bool>(experts, false));
     for (std::size_t e = 0; e < experts; ++e) {
       // The tokens that chose e, in order, with their weights.
       std::vector<std::size_t> choosers;
@@ -310,9 +340,15 @@ class ReferenceModel {
       for (const std::size_t i : by_weight ? largest(weights, room) : first_come) {
         const std::size_t t = choosers[i];
         const Matrix result = mlp(prefix + ".experts." + std::to_string(e), {x[t]}, d_.expert_ffn);
-        for (std::size_t h = 0; h < result[0].size(); ++h) y[t][h] += weights[i] * result[0][h];
+        for (std::size_t h = 0; h < result[0].size(); ++h) {
+          y[t][h] += weights[i] * result[0][h];
+          sums[e][h] += weights[i] * result[0][h];
+        }
+        sums[e].back() += weights[i];
+        reached[t][e] = true;
       }
     }
+    if (d_.default_vectors) add_default_vectors(layer, sums, routings, reached, y);
     const double aux = double(d_.num_experts) / (double(d_.topk) * tokens * tokens) *
                        std::inner_product(counts.begin(), counts.end(), probabilities.begin(), 0.0);
     balancing_ += d_.aux_loss_coeff * aux + d_.z_loss_coeff * z;

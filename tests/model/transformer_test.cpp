@@ -33,6 +33,20 @@ Weights weights_of(Harness& harness) {
   return weights;
 }
 
+void check_default_vectors(Harness& harness, const std::map<std::int64_t, Matrix>& expected) {
+  int i = 0;
+  for (const auto& [layer, rows] : expected) {
+    const auto found = harness.transformer.moe_layer(i++).default_vectors()->vectors_EH();
+    std::size_t at = 0;
+    for (const std::vector<double>& row : rows) {
+      for (const double value : row) {
+        CAPTURE(layer, at);
+        CHECK(found.as<double>()[at++] == Approx(value).margin(1e-13).epsilon(1e-11));
+      }
+    }
+  }
+}
+
 enum class Documents : std::uint8_t { kNone, kMasked, kMaskedWithPositions };
 
 /// Loss against the reference, and gradients against central differences of the reference's
@@ -53,10 +67,27 @@ void check_against_reference(const model::ModelDims& dims, Documents documents =
     return reference;
   };
   const double scale = 0.25;
+  // Default vectors are not zero before the micro-batch whose gradients are looked at.
+  std::map<std::int64_t, Matrix> vectors_before;
+  if (dims.default_vectors) {
+    const auto other = random_ids(dims, 1, 1);
+    (void)harness.run(other, other, scale, positions, starts);
+    ReferenceModel earlier = reference_of();
+    (void)earlier.objective(other, other);
+    vectors_before = earlier.vectors_after;
+    harness.params.zero_grads(harness.ctx);
+  }
   const model::BatchResult result = harness.run(tokens, labels, scale, positions, starts);
 
   ReferenceModel reference = reference_of();
+  reference.vectors_before = vectors_before;
   (void)reference.objective(tokens, labels);
+  check_default_vectors(harness, reference.vectors_after);
+  const auto objective = [&] {
+    ReferenceModel moved = reference_of();
+    moved.vectors_held = reference.vectors_after;
+    return moved.objective(tokens, labels);
+  };
   CHECK(result.loss_sum == Approx(reference.cross_entropy_sum()).epsilon(1e-12));
   std::int64_t dropped = 0;
   for (std::size_t layer = 0; layer < result.routing.size(); ++layer) {
@@ -83,9 +114,9 @@ void check_against_reference(const model::ModelDims& dims, Documents documents =
                                         double(values.size()));
       const double kept = values[i];
       values[i] = kept + kStep;
-      const double above = reference_of().objective(tokens, labels);
+      const double above = objective();
       values[i] = kept - kStep;
-      const double below = reference_of().objective(tokens, labels);
+      const double below = objective();
       values[i] = kept;
       CAPTURE(param.spec.name, i);
       CHECK(gradient[i] ==
@@ -166,6 +197,14 @@ TEST_CASE("a whole two-layer MoE agrees with an independent reference, forward a
     check_against_reference(dims, Documents::kMaskedWithPositions);
     check_against_reference(gpt_dims(DType::kF64), Documents::kMaskedWithPositions);
   }
+  SECTION("default vectors") {
+    dims = default_vector_dims(DType::kF64);
+    check_against_reference(dims);
+    dims.topk = 1;
+    dims.is_moe = {false, true};
+    dims.capacity_factor = 1;
+    check_against_reference(dims);
+  }
   SECTION("forced balance") {
     dims.force_balance = true;
     // 18 tokens with 2 choices are not divisible by 8 experts.
@@ -237,6 +276,174 @@ TEST_CASE("bf16 stays as close to the reference as its rounding allows, with mas
   CHECK(std::sqrt(errors / squares) > 1e-4);
   CHECK(harness.arena.high_water() == harness.arena.capacity());
   CHECK(harness.workspace.high_water() == harness.workspace.capacity());
+}
+
+namespace {
+
+std::vector<double> vectors_of(Harness& harness, int moe_layer) {
+  const auto values = harness.transformer.moe_layer(moe_layer).default_vectors()->vectors_EH();
+  const auto elements = values.as<double>();
+  return {elements.begin(), elements.end()};
+}
+
+/// Cosine of the angle between two gradients.
+double cosine(const std::vector<double>& a, const std::vector<double>& b) {
+  const auto dot = [](const auto& x, const auto& y) {
+    return std::inner_product(x.begin(), x.end(), y.begin(), 0.0);
+  };
+  return dot(a, b) / std::sqrt(dot(a, a) * dot(b, b));
+}
+
+}  // namespace
+
+TEST_CASE("default vectors bring the router's gradient nearer to that of a dense model",
+          "[model][default_vectors]") {
+  model::ModelDims dims = default_vector_dims(DType::kF64);
+  dims.is_moe = {false, true};
+  dims.aux_loss_coeff = dims.z_loss_coeff = 0;
+  dims.micro_batch = 6;
+  const auto world = comm::make_self_group();
+  // After batches that the averages saw; of the last one's gradient.
+  const auto router_gradient = [&](const model::ModelDims& used) {
+    Harness harness(used, *world, 1);
+    harness.scatter_vectors();
+    for (std::uint64_t batch = 0; batch < 12; ++batch) {
+      harness.params.zero_grads(harness.ctx);
+      (void)harness.run(random_ids(used, batch, 1), random_ids(used, batch, 2), 1);
+    }
+    const parallel::Param& router = harness.params.at("model.layers.1.mlp.gate.weight");
+    return values_of(router.spec, router.grad);
+  };
+  const std::vector<double> with_vectors = router_gradient(dims);
+  dims.default_vectors = false;
+  const std::vector<double> plain = router_gradient(dims);
+  dims.topk = dims.num_experts;
+  const std::vector<double> dense = router_gradient(dims);
+  CAPTURE(cosine(with_vectors, dense), cosine(plain, dense));
+  CHECK(cosine(with_vectors, dense) > cosine(plain, dense) + 0.05);
+}
+
+TEST_CASE("default vectors stand still in evaluation, and a step that is skipped leaves none",
+          "[model][default_vectors]") {
+  const model::ModelDims dims = default_vector_dims(DType::kF64);
+  const auto world = comm::make_self_group();
+  Harness harness(dims, *world, 1);
+  const auto tokens = random_ids(dims, 0, 1), labels = random_ids(dims, 0, 2);
+  const std::vector<double> zeros(std::size_t(dims.num_experts * dims.hidden), 0.0);
+  CHECK(vectors_of(harness, 0) == zeros);
+  harness.transformer.begin_step(harness.ctx);
+  (void)harness.run(tokens, labels, 1);
+  const std::vector<double> first = vectors_of(harness, 0);
+  CHECK(first != zeros);
+  const model::Batch batch{.tokens_T = const_view_of(std::span(tokens)),
+                           .labels_T = const_view_of(std::span(labels)),
+                           .mask_T = {}};
+  const double loss = harness.transformer.forward(harness.ctx, batch).loss_sum;
+  CHECK(vectors_of(harness, 0) == first);
+  CHECK(harness.transformer.forward(harness.ctx, batch).loss_sum == loss);
+
+  harness.transformer.begin_step(harness.ctx);
+  (void)harness.run(tokens, labels, 1);
+  (void)harness.run(labels, tokens, 1);
+  CHECK(vectors_of(harness, 1) != first);
+  CHECK(vectors_of(harness, 0) != first);
+  harness.transformer.undo_step(harness.ctx);
+  CHECK(vectors_of(harness, 0) == first);
+  harness.transformer.undo_step(harness.ctx);
+  CHECK(vectors_of(harness, 0) == first);
+  CHECK(harness.transformer.forward(harness.ctx, batch).loss_sum == loss);
+}
+
+TEST_CASE("default vectors of experts without tokens stay as they are",
+          "[model][default_vectors]") {
+  model::ModelDims dims = default_vector_dims(DType::kF64);
+  dims.micro_batch = 1;
+  dims.sequence = 2;
+  dims.max_positions = 2;
+  const auto world = comm::make_self_group();
+  Harness harness(dims, *world, 1);
+  (void)harness.run({1, 2}, {3, 4}, 1);
+  const std::vector<double> before = vectors_of(harness, 0);
+  (void)harness.run({5, 6}, {7, 8}, 1);
+  const std::vector<double> after = vectors_of(harness, 0);
+  const auto counts = harness.transformer.expert_counts(0);
+  std::size_t without = 0;
+  for (std::size_t e = 0; e < counts.size(); ++e) {
+    const auto row = [&](const std::vector<double>& all) {
+      const auto at = all.begin() + std::ptrdiff_t(e) * dims.hidden;
+      return std::vector<double>(at, at + dims.hidden);
+    };
+    CHECK((row(after) == row(before)) == (counts[e] == 0));
+    without += counts[e] == 0 ? 1 : 0;
+  }
+  CHECK(without >= 4);
+}
+
+TEST_CASE("default vectors see all chunks of a micro-batch before they are used",
+          "[model][default_vectors]") {
+  model::ModelDims dims = default_vector_dims(DType::kF64);
+  std::mutex mutex;
+  const auto gradients = [&](double factor, int& chunks) {
+    std::vector<double> all(2);
+    dims.dispatch_buffer_factor = factor;
+    comm::run_thread_group(2, [&](comm::Group& world) {
+      Harness harness(dims, world, 2);
+      const std::uint64_t rank = std::uint64_t(world.rank().value);
+      const auto result = harness.run(random_ids(dims, rank, 1), random_ids(dims, rank, 2), 1);
+      const std::lock_guard lock(mutex);
+      for (const auto& report : result.routing) chunks = std::max(chunks, report.dispatch_chunks);
+      for (const parallel::Bucket& bucket : harness.params.buckets())
+        all[rank] += ops::sum_of_squares(harness.ctx, harness.params.grads(bucket));
+    });
+    return all;
+  };
+  int chunks = 1;
+  const std::vector<double> whole = gradients(8, chunks);
+  REQUIRE(chunks == 1);
+  const ExpectLog expected;
+  const std::vector<double> cut = gradients(0.1, chunks);
+  CHECK(chunks > 1);
+  for (std::size_t rank = 0; rank < 2; ++rank)
+    CHECK(cut[rank] == Approx(whole[rank]).epsilon(1e-12));
+}
+
+TEST_CASE("experts computed in groups, as a block-sparse matrix or one by one are the same",
+          "[model][expert_compute]") {
+  using config::ExpertCompute;
+  for (const DType dtype : {DType::kF64, DType::kF32, DType::kBF16}) {
+    model::ModelDims dims = small_dims(dtype);
+    dims.linear_bias = true;
+    dims.expert_ffn = 150;  // more than one block
+    const auto world = comm::make_self_group();
+    const auto gradients = [&](ExpertCompute compute) {
+      dims.expert_compute = compute;
+      Harness harness(dims, *world, 1);
+      std::vector<double> all{
+          harness.run(random_ids(dims, 0, 1), random_ids(dims, 0, 2), 1).loss_sum};
+      for (const parallel::Param& param : harness.params.params()) {
+        const auto values = values_of(param.spec, param.grad);
+        all.insert(all.end(), values.begin(), values.end());
+      }
+      return all;
+    };
+    const auto loop = gradients(ExpertCompute::kLoop);
+    const auto grouped = gradients(ExpertCompute::kGrouped);
+    const auto sparse = gradients(ExpertCompute::kBlockSparse);
+    CHECK(grouped == gradients(ExpertCompute::kGrouped));
+    CHECK(sparse == gradients(ExpertCompute::kBlockSparse));
+    const auto apart = [&](const std::vector<double>& other) {
+      double difference = 0, size = 0;
+      for (std::size_t i = 0; i < loop.size(); ++i) {
+        difference += (other[i] - loop[i]) * (other[i] - loop[i]);
+        size += loop[i] * loop[i];
+      }
+      return std::sqrt(difference / size);
+    };
+    const double limit = dtype == DType::kF64 ? 1e-14 : dtype == DType::kF32 ? 1e-6 : 1e-2;
+    CAPTURE(name_of(dtype));
+    CHECK(apart(grouped) <= limit);
+    CHECK(apart(sparse) <= limit);
+  }
 }
 
 TEST_CASE("padded vocabulary rows never influence the result", "[model]") {

@@ -108,6 +108,37 @@ TEST_CASE("every recipe of configs/parallel is a layout, and saves what it is fo
   CHECK(plans.at("folded").mesh.edp == 8);
 }
 
+TEST_CASE("every recipe of configs/experts trains the quickstart's model", "[train]") {
+  std::map<std::string, train::TrainPlan> plans;
+  const auto plan_of = [](const std::vector<std::string>& files) {
+    const config::Config config = config::load_config(files, {});
+    return train::make_plan(config, 2000, 4);
+  };
+  const std::string quickstart = PECAN_SOURCE_DIR "/configs/quickstart.yaml";
+  for (const auto& entry :
+       std::filesystem::directory_iterator(PECAN_SOURCE_DIR "/configs/experts")) {
+    plans.emplace(entry.path().stem().string(), plan_of({quickstart, entry.path().string()}));
+  }
+  const train::TrainPlan plain = plan_of({quickstart});
+  REQUIRE(plans.contains("default-vectors"));
+  const train::TrainPlan& vectors = plans.at("default-vectors");
+  CHECK(vectors.dims.default_vectors);
+  // Four layers of sixteen experts with 128 numbers each, and a copy of them; the sums of each
+  // layer travel once, to all others, there and back.
+  const std::size_t vector_bytes = 4 * 16 * 128 * sizeof(float);
+  CHECK(vectors.memory[0].weights == plain.memory[0].weights + 2 * vector_bytes);
+  CHECK(vectors.full_checkpoint_bytes == plain.full_checkpoint_bytes + std::int64_t(vector_bytes));
+  const auto sent = [](const train::TrainPlan& plan) {
+    std::int64_t sum = 0;
+    for (const comm::SentBytes& rank : plan.sent) sum += rank[comm::Purpose::kDefaultVectors];
+    return sum;
+  };
+  CHECK(sent(plain) == 0);
+  CHECK(sent(vectors) == std::int64_t(2 * 3 * 4 * 16 * 129 * sizeof(float)));
+  REQUIRE(plans.contains("block-sparse"));
+  CHECK(plans.at("block-sparse").dims.expert_compute == config::ExpertCompute::kBlockSparse);
+}
+
 TEST_CASE("checkpoints hold the same items whatever the layout", "[train]") {
   const std::string model = PECAN_SOURCE_DIR "/configs/models/mixtral-8x7b.yaml";
   const auto items_of = [&](const std::vector<std::string>& settings) {

@@ -165,7 +165,7 @@ TEST_CASE("the router's bias follows the load of the whole step and survives a r
     model::Activations memory = model::Activations::plan(plan.dims, arena);
     parallel::MeshGroups groups = parallel::make_groups(plan.mesh, world, plan.dims.kv_replicas());
     model::Transformer model(ctx, plan.dims, state.params(), groups, memory);
-    state.bind_expert_bias(model);
+    state.bind_model(model);
     (void)checkpoint::recover(lab.fs(),
                               lab.path("first"),
                               checkpoint::ResumeMode::kFromFailure,

@@ -33,6 +33,7 @@ enum class Purpose : std::uint8_t {
   kTensorGatherBackward,
   kTensorReduceBackward,
   kRouting,
+  kDefaultVectors,
   kLoss,
   kGradients,
   kParameters,

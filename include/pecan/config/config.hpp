@@ -20,6 +20,7 @@ enum class WsdDecayStyle : std::uint8_t { kExponential, kLinear, kCosine, kMinus
 enum class Normalization : std::uint8_t { kRmsNorm, kLayerNorm };
 enum class PositionEmbedding : std::uint8_t { kRope, kLearnedAbsolute, kNone };
 enum class ScoreFunction : std::uint8_t { kSoftmax, kSigmoid };
+enum class ExpertCompute : std::uint8_t { kGrouped, kBlockSparse, kLoop };
 enum class TokenDropPolicy : std::uint8_t { kProbs, kPosition };
 
 struct ModelConfig {
@@ -45,6 +46,13 @@ struct ModelConfig {
   bool operator==(const ModelConfig&) const = default;
 };
 
+/// Default MoE: vectors that stand for the outputs of experts a token is not sent to.
+struct DefaultVectorsConfig {
+  bool enabled = false;
+  double beta = 0.9;  ///< share of its past that a vector keeps in each micro-batch
+  bool operator==(const DefaultVectorsConfig&) const = default;
+};
+
 struct MoeConfig {
   int num_experts = 0;          ///< 0: a dense model
   int moe_ffn_hidden_size = 0;  ///< default ffn_hidden_size
@@ -68,6 +76,8 @@ struct MoeConfig {
   int moe_shared_expert_intermediate_size = 0;
   std::vector<int> moe_layer_freq;  ///< resolved to one 0/1 a layer; YAML takes N or a list
   double dispatch_buffer_factor = 2.0;
+  ExpertCompute expert_compute = ExpertCompute::kGrouped;
+  DefaultVectorsConfig default_vectors;
   bool operator==(const MoeConfig&) const = default;
 };
 

@@ -15,17 +15,24 @@
 namespace pecan {
 
 enum class Role : std::uint8_t {
-  kWeight,       ///< "weight": what forward computes with (in fp32 runs also the master)
-  kMaster,       ///< "master": fp32 master of a lower-precision weight
-  kExpAvg,       ///< "exp_avg": Adam's first moment
-  kExpAvgSq,     ///< "exp_avg_sq": Adam's second moment
-  kUpdateCount,  ///< "update_count": i64, updates of the unit so far
-  kAbsorbed,     ///< "absorbed_<group>": i64, token-slots whose updates the group's copy holds
-  kCounter,      ///< "counter": tables of the whole job (routed, lost, expert bias, ...)
+  kWeight,         ///< "weight": what forward computes with (in fp32 runs also the master)
+  kMaster,         ///< "master": fp32 master of a lower-precision weight
+  kExpAvg,         ///< "exp_avg": Adam's first moment
+  kExpAvgSq,       ///< "exp_avg_sq": Adam's second moment
+  kUpdateCount,    ///< "update_count": i64, updates of the unit so far
+  kAbsorbed,       ///< "absorbed_<group>": i64, token-slots whose updates the group's copy holds
+  kCounter,        ///< "counter": tables of the whole job (routed, lost, expert bias, ...)
+  kDefaultVector,  ///< "default_vector": moving average of an expert's outputs
 };
 
 /// What is restored together at one version. A unit is a set of role groups.
-enum class RoleGroup : std::uint8_t { kWeight, kMaster, kMoments, kJob /*non-expert counters*/ };
+enum class RoleGroup : std::uint8_t {
+  kWeight,
+  kMaster,
+  kMoments,
+  kJob,            ///< non-expert counters
+  kDefaultVector,  ///< saved of every expert wherever its weight is kept current
+};
 [[nodiscard]] std::string_view name_of(RoleGroup group);
 [[nodiscard]] RoleGroup role_group_from_name(std::string_view name);
 [[nodiscard]] std::string_view name_of(Role role);

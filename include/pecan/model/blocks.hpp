@@ -8,6 +8,7 @@
 #include <pecan/ops/types.hpp>
 
 #include <pecan/model/dims.hpp>
+#include <pecan/model/expert_rows.hpp>
 
 namespace pecan::model {
 
@@ -37,34 +38,35 @@ class Linear {
   parallel::Param* bias_ = nullptr;
 };
 
-/// Linear maps of equal shape, each for a group of rows of its own: y_RO = x_RI W_e^T + b_e. Groups
-/// follow one another, counts[e] rows of the e-th.
+/// Linear maps of equal shape, each for the rows of an expert: y_RO = x_RI W_e^T + b_e.
 class GroupedLinear {
  public:
-  /// Refers to `params`, which outlives it.
+  /// Refers to `params`, which outlives it. `side`: where the experts' hidden activations are.
   GroupedLinear(const ModelDims& dims,
                 parallel::ParamSet& params,
+                HiddenSide side,
                 std::span<const std::string> names);
   [[nodiscard]] std::size_t size() const { return weights_.size(); }
   /// As Linear: without the bias, which add_bias adds.
   void forward_part(Context& ctx,
-                    std::span<const std::int64_t> counts,
+                    const ExpertRows& rows,
                     ConstTensorView x_RI,
                     TensorView y_RO) const;
-  void add_bias(Context& ctx, std::span<const std::int64_t> counts, TensorView y_RO) const;
+  void add_bias(Context& ctx, const ExpertRows& rows, TensorView y_RO) const;
   /// Adds to the gradients of weights and biases of those that are on.
   void backward_weight(Context& ctx,
-                       std::span<const std::int64_t> counts,
+                       const ExpertRows& rows,
                        ConstTensorView dy_RO,
                        ConstTensorView x_RI) const;
   void backward_input(Context& ctx,
-                      std::span<const std::int64_t> counts,
+                      const ExpertRows& rows,
                       ConstTensorView dy_RO,
                       TensorView dx_RI,
                       ops::Accumulate accumulate) const;
   void set_weight_gradient(std::size_t index, WeightGradient value);
 
  private:
+  HiddenSide side_;
   std::vector<parallel::Param*> params_, biases_;  ///< no biases without dims.linear_bias
   std::vector<ops::ParamStorage> weights_;
   std::vector<ops::ParamStorage> grads_;  ///< without memory where they are off

@@ -61,6 +61,8 @@ struct ModelDims {
   double router_scaling = 1;
   double dispatch_buffer_factor = 2;
   double capacity_factor = 0;  ///< 0: no choice is dropped
+  double default_beta = 0.9;   ///< of the default vectors' moving averages
+  config::ExpertCompute expert_compute = config::ExpertCompute::kGrouped;
   config::TokenDropPolicy drop_policy = config::TokenDropPolicy::kProbs;
   config::ScoreFunction score_function = config::ScoreFunction::kSoftmax;
   config::Normalization normalization = config::Normalization::kRmsNorm;
@@ -69,10 +71,11 @@ struct ModelDims {
   parallel::SequenceParallel sequence_parallel = parallel::SequenceParallel::kOff;
   config::RecomputeGranularity recompute = config::RecomputeGranularity::kNone;
   bool router_pre_softmax = false;
-  bool expert_bias = false;    ///< added to sigmoid scores for the choice
-  bool force_balance = false;  ///< experts in turn, for benchmarks
-  bool gated_ffn = true;       ///< SwiGLU; else GELU without a gate
-  bool linear_bias = false;    ///< of every linear map but router and head
+  bool expert_bias = false;      ///< added to sigmoid scores for the choice
+  bool force_balance = false;    ///< experts in turn, for benchmarks
+  bool default_vectors = false;  ///< stand for experts that a token is not sent to
+  bool gated_ffn = true;         ///< SwiGLU; else GELU without a gate
+  bool linear_bias = false;      ///< of every linear map but router and head
   bool tied_embeddings = true;
   std::vector<bool> is_moe;  ///< by layer
   /// Of masters, norms, router, softmax and statistics: f32 where dtype is bf16.

@@ -60,9 +60,9 @@ class Experts {
                std::span<const std::int64_t> counts,
                ConstTensorView x_RH,
                const MlpActivations& kept,
-               TensorView y_RH) const;
-  /// dx_RH is overwritten, kept by gradients; experts whose weight gradient is off only pass the
-  /// gradient on.
+               TensorView y_RH);
+  /// Of the last forward, whose counts these are. dx_RH is overwritten, kept by gradients; experts
+  /// whose weight gradient is off only pass the gradient on.
   void backward(Context& ctx,
                 std::span<const std::int64_t> counts,
                 ConstTensorView dy_RH,
@@ -73,7 +73,9 @@ class Experts {
 
  private:
   std::optional<GroupedLinear> gate_, up_, down_;  ///< gate_ of gated networks only
-  bool adds_bias_;  ///< one of the ranks that share an expert adds its bias
+  config::ExpertCompute compute_;
+  ExpertRows rows_;  ///< of the last forward
+  bool adds_bias_;   ///< one of the ranks that share an expert adds its bias
 };
 
 }  // namespace pecan::model

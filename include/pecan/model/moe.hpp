@@ -14,6 +14,7 @@
 #include <pecan/parallel/mesh.hpp>
 #include <pecan/parallel/token_exchange.hpp>
 
+#include <pecan/model/default_vectors.hpp>
 #include <pecan/model/mlp.hpp>
 
 namespace pecan::model {
@@ -62,6 +63,7 @@ struct FfnScratch {
   TensorView copies_PH;  ///< of slots sent to each of etp ranks
   TensorView staging_RH, y_RH;
   TensorView ids_TK, weights_TK, kept_ids_TK, counts_E;  ///< of whole micro-batches, for capacities
+  DefaultVectorScratch defaults;
   [[nodiscard]] static FfnScratch plan(const ModelDims& dims, device::Arena& arena);
 };
 
@@ -122,12 +124,14 @@ class MoeLayer {
   /// Forgets the choices of earlier micro-batches (Balance::kGlobalBatch), and takes the router's
   /// bias as it is now.
   void begin_step(Context& ctx);
-  /// Collective over tp and the dispatch group, with Balance::kGlobalBatch over the world.
+  /// Collective over tp and the dispatch group, with Balance::kGlobalBatch, and where default
+  /// vectors follow, over the world.
   RoutingReport forward(Context& ctx,
                         ConstTensorView x_tH,
                         FfnActivations& kept,
                         FfnScratch& scratch,
                         const WholeStream& whole,
+                        Averages averages,
                         TensorView y_tH);
   /// `loss_scale` is the factor of the main loss, and so of the balancing losses. Collective over
   /// tp and the dispatch group.
@@ -151,6 +155,8 @@ class MoeLayer {
   /// reads and writes it between steps, alike on all ranks. Without dims.expert_bias its data is
   /// null.
   [[nodiscard]] TensorView expert_bias() const;
+  /// Null without dims.default_vectors.
+  [[nodiscard]] DefaultVectors* default_vectors() { return defaults_ ? &*defaults_ : nullptr; }
 
  private:
   [[nodiscard]] ops::RouterOptions router_options() const;
@@ -190,6 +196,7 @@ class MoeLayer {
   parallel::TokenExchange exchange_;
   device::Buffer expert_bias_;  ///< on the host
   device::Buffer bias_here_;    ///< as of the step's begin, where forward runs on a device
+  std::optional<DefaultVectors> defaults_;
   std::int64_t first_in_turn_;
   std::int64_t max_rows_;
   std::vector<std::int64_t> step_counts_E_;  ///< choices of all ranks in the step so far

@@ -44,6 +44,7 @@ struct Activations {
 struct MemoryPlan {
   std::size_t activation_bytes = 0;
   std::size_t workspace_bytes = 0;
+  std::size_t default_vector_bytes = 0;  ///< kept between steps
 };
 [[nodiscard]] MemoryPlan plan_memory(const ModelDims& dims,
                                      int threads,
@@ -87,10 +88,17 @@ class Transformer {
               std::vector<parallel::StageListener*> listeners = {});
   /// Forgets what earlier micro-batches told about balance: before the first of a step.
   void begin_step(Context& ctx);
-  /// Loss only. Collective over tp and the dispatch group (Balance::kGlobalBatch: the world).
+  /// Takes back what forward changed in the step: where its update is skipped.
+  void undo_step(Context& ctx);
+  /// After each rank restored the default vectors of its experts. Collective over the dispatch
+  /// group.
+  void gather_default_vectors(Context& ctx);
+  /// Loss only; default vectors stay as they are. Collective over tp and the dispatch group
+  /// (Balance::kGlobalBatch: the world).
   BatchResult forward(Context& ctx, const Batch& batch);
   /// Loss, and gradients of loss_scale * (loss_weight * sum of losses / T + balancing losses),
-  /// added to the parameters': before they are summed over ranks. Collective as forward.
+  /// added to the parameters': before they are summed over ranks. Default vectors follow.
+  /// Collective as forward (default vectors: the world).
   BatchResult forward_backward(Context& ctx, const Batch& batch, double loss_scale);
   /// Token slots of this rank's last micro-batch that experts processed, by [MoE layer][expert].
   [[nodiscard]] std::span<const std::int64_t> expert_counts(int moe_layer) const;
@@ -110,7 +118,14 @@ class Transformer {
     TensorView max_C, sums_2C;  ///< where tp shares out the vocabulary
   };
   /// All but the head.
-  BatchResult forward_stream(Context& ctx, const Batch& batch);
+  BatchResult forward_stream(Context& ctx, const Batch& batch, Averages averages);
+  template <typename Body>
+  void for_each_default_vectors(Body body) {
+    for (const std::size_t layer : moe_layers_) {
+      if (DefaultVectors* vectors = std::get<MoeLayer>(*ffn_[layer]).default_vectors())
+        body(*vectors);
+    }
+  }
   /// What the head reads. Collective where ranks share the stream.
   [[nodiscard]] ConstTensorView head_input(Context& ctx);
   /// Calls body(HeadPiece) with the logits of a piece after the other: never are all in memory.

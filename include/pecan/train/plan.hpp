@@ -29,12 +29,12 @@ struct ParameterCounts {
 
 /// Bytes of one rank.
 struct RankMemory {
-  std::size_t weights = 0;
+  std::size_t weights = 0;  ///< and default vectors
   std::size_t gradients = 0;
   std::size_t optimizer = 0;
   std::size_t activations = 0;
   std::size_t workspace = 0;
-  std::size_t communication = 0;  ///< scratch of the gradients' all-reduces; what dispatch sends
+  std::size_t communication = 0;  ///< scratch of the all-reduces; what dispatch sends
                                   ///< and receives is among the activations
   std::size_t snapshots = 0;      ///< host memory for them, if checkpoints are saved; with
                                   ///< snapshots in memory all of it in checkpoint.memory_dir

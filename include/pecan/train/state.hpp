@@ -48,9 +48,11 @@ class TrainState {
   /// Adds the job's token slots of one applied step, [MoE layer * E + expert].
   void count_tokens(std::span<const std::int64_t> slots);
   [[nodiscard]] std::span<const std::int64_t> routed() const { return routed_; }
-  /// Adds the routers' biases of `model` to what checkpoints hold; once, before recovery, where the
-  /// model has such biases.
-  void bind_expert_bias(model::Transformer& model);
+  /// Whether the model itself keeps state: biases of routers, default vectors.
+  [[nodiscard]] static bool keeps_state_in_model(const model::ModelDims& dims);
+  /// Adds that state of `model` to what checkpoints hold; once, before recovery, where there is
+  /// any.
+  void bind_model(model::Transformer& model);
   /// After a recovery by `plan`, with bf16: takes masters from weights that are newer, and rounds
   /// all other weights from their masters. Source: papers.md 1, W and O modes. Not collective.
   [[nodiscard]] WeightRestore restore_weights(Context& ctx, const checkpoint::RestorePlan& plan);
