@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 
-from e2e import Lab, check, close_to, failures, parallel, records, settings, steps
+from e2e import Lab, check, failures, parallel, records, settings, steps
 
 TOLERANCE = {"f32": 2e-5, "bf16": 1e-2}
 BASE = ["training.train_iters=8", "training.global_batch_size=2"]
@@ -29,8 +29,6 @@ MODELS = {
         "model.position_embedding_type=learned_absolute", "model.max_position_embeddings=32", "model.disable_bias_linear=false",
         "model.swiglu=false"]),
 }
-
-
 LAYOUTS = {
     "EP 2": (2, parallel(ep=2)),
     "TP 2, EP 4, ETP 1, ZeRO-2 overlapped": (
