@@ -14,6 +14,7 @@
 
 #include <pecan/checkpoint/recovery.hpp>
 #include <pecan/checkpoint/replicas.hpp>
+#include <pecan/checkpoint/root.hpp>
 
 #include "checkpoint/exchange.hpp"
 #include "checkpoint/lineage.hpp"
@@ -155,7 +156,11 @@ class Recovery {
   // ---- rank 0 alone
 
   Opening open() {
-    refuse_used_directory();
+    if (mode_ == ResumeMode::kFreshOnly) {
+      refuse_used_directory(fs_,
+                            run_directory_,
+                            "continue it with --resume-from-failure, or choose another --run-dir");
+    }
     require(fs_.create_directories(root_), "the run directory cannot be made");
     // A crash must not take the directory while files in it are counted on.
     require(fs_.sync_directory(run_directory_), "the run directory cannot be synced");
@@ -176,22 +181,6 @@ class Recovery {
     recovered_.identity.lock = std::make_shared<RunLock>(
         fs_, run_directory_, opening.run_id, Incarnation{opening.incarnation}, options_.lock);
     return opening;
-  }
-
-  void refuse_used_directory() const {
-    if (mode_ != ResumeMode::kFreshOnly) return;
-    bool used = fs_.exists(run_directory_ + "/metrics.jsonl");
-    const Result<std::vector<DirEntry>> entries = fs_.list(root_);
-    if (entries.ok()) {
-      used = used || std::ranges::any_of(entries.value(), [](const DirEntry& entry) {
-               return step_of_directory(entry.name).has_value();
-             });
-    }
-    PECAN_VALIDATE(!used,
-                   CheckpointError,
-                   "the run directory {} holds an earlier run; continue it with "
-                   "--resume-from-failure, or choose another --run-dir",
-                   run_directory_);
   }
 
   /// All good checkpoints, ascending; the rest becomes damages.
