@@ -258,17 +258,17 @@ std::optional<int> CommandLine::parse(int argc, const char* const* argv) {
   return int(ExitCode::kDone);
 }
 
-void ConfigArguments::add_to(CommandLine& line, const std::vector<std::string>& keys) {
-  line.app()
-      .add_option("--config", files, "YAML file; several are merged left to right")
+void ConfigArguments::add_to(CommandLine& line,
+                             CLI::App& command,
+                             const std::vector<std::string>& keys) {
+  command.add_option("--config", files, "YAML file; several are merged left to right")
       ->required()
       ->type_name("FILE")
       ->take_all()
       ->allow_extra_args(false)
       ->group("Configuration");
   CLI::Option* set =
-      line.app()
-          .add_option("--set", settings, "a value over those of the files, several in order")
+      command.add_option("--set", settings, "a value over those of the files, several in order")
           ->type_name("KEY=VALUE")
           ->take_all()
           ->allow_extra_args(false)

@@ -54,8 +54,9 @@ class CommandLine {
 struct ConfigArguments {
   std::vector<std::string> files;
   std::vector<std::string> settings;
-  /// Defines --config and --set; `keys` is what --set completes to.
-  void add_to(CommandLine& line, const std::vector<std::string>& keys);
+  /// Defines --config and --set of the program or one of its commands; `keys` is what --set
+  /// completes to.
+  void add_to(CommandLine& line, CLI::App& command, const std::vector<std::string>& keys);
 };
 
 /// Whether this process speaks for the whole job: rank 0, or no rank of any.

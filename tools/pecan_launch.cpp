@@ -81,7 +81,7 @@ tools::Manual manual() {
 }
 
 void describe_arguments(tools::CommandLine& line, Arguments& arguments) {
-  arguments.config.add_to(line, config::config_keys());
+  arguments.config.add_to(line, line.app(), config::config_keys());
   CLI::App& app = line.app();
   launch::JobCommand& job = arguments.supervisor.job;
   app.add_option("--hosts", arguments.hosts_path, "the hosts, one a line: a name and slots=N")

@@ -244,7 +244,7 @@ int main(int argc, char** argv) {
     bool json = false;
     checkpoint::RunFigures figures;
     tools::CommandLine line(manual());
-    arguments.add_to(line, config::config_keys());
+    arguments.add_to(line, line.app(), config::config_keys());
     line.app()
         .add_option("--world", world, "number of processes (default: 1)")
         ->check(tools::at_least(1, "processes"))

@@ -108,7 +108,7 @@ CLI::Validator steps_from_to() {
 }
 
 void describe_arguments(tools::CommandLine& line, Arguments& arguments) {
-  arguments.config.add_to(line, config::config_keys());
+  arguments.config.add_to(line, line.app(), config::config_keys());
   CLI::App& app = line.app();
   app.add_option("--run-dir", arguments.run.run_directory, "where checkpoints and metrics go")
       ->default_val("runs/default")

@@ -28,7 +28,7 @@ endmacro()
 run("cmake --install" ${CMAKE_COMMAND} --install ${BUILD} --prefix ${work}/installed)
 file(RENAME ${work}/installed ${prefix})
 
-foreach(file bin/pecan-train bin/pecan-plan bin/pecan-data bin/pecan-inspect bin/pecan-launch include/pecan/core/error.hpp
+foreach(file bin/pecan-train bin/pecan-plan bin/pecan-data bin/pecan-inspect bin/pecan-launch bin/pecan-convert include/pecan/core/error.hpp
         include/pecan/train/plan.hpp share/pecan/configs/quickstart.yaml share/doc/pecan/LICENSE
         share/doc/pecan/docs/configuration.md)
   if(NOT EXISTS ${prefix}/${file})

@@ -21,7 +21,7 @@ def complete(script, program, words):
 
 def main():
     folder = pathlib.Path(sys.argv[1])
-    for program in ("pecan-train", "pecan-plan", "pecan-data", "pecan-inspect", "pecan-launch"):
+    for program in ("pecan-train", "pecan-plan", "pecan-data", "pecan-inspect", "pecan-launch", "pecan-convert"):
         text = output(folder / program, "--help")
         options = set(re.findall(r"^ {4}(--[a-z-]+)", text, re.MULTILINE))
         assert len(options) >= 3, (program, options)
@@ -42,6 +42,8 @@ def main():
                            (["simul"], ["simulate"]), (["simulate", "--mt"], ["--mtbf"])],
             "pecan-data": [(["mer"], ["merge"]), (["samples", "--which", "va"], ["valid"])],
             "pecan-launch": [(["--ho"], ["--hosts"]), (["--set", "elastic.max"], ["elastic.max_restarts="])],
+            "pecan-convert": [(["upc"], ["upcycle"]), (["upcycle", "--indices", "ind"], ["independent"]),
+                              (["upcycle", "--set", "moe.num_e"], ["moe.num_experts="])],
             "pecan-inspect": [(["DIR", "cov"], ["coverage"]), (["--memory", "--cl"], ["--clean"])],
         }
         for words, expected in cases[program]:
