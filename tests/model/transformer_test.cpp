@@ -302,25 +302,63 @@ TEST_CASE("default vectors bring the router's gradient nearer to that of a dense
   dims.is_moe = {false, true};
   dims.aux_loss_coeff = dims.z_loss_coeff = 0;
   dims.micro_batch = 6;
+  dims.default_beta = 0.9;
+  dims.router_scaling = 1;
+  dims.init_std = 0.2;  // a router that is sure of its choice has little to learn of the others
   const auto world = comm::make_self_group();
-  // After batches that the averages saw; of the last one's gradient.
-  const auto router_gradient = [&](const model::ModelDims& used) {
-    Harness harness(used, *world, 1);
-    harness.scatter_vectors();
-    for (std::uint64_t batch = 0; batch < 12; ++batch) {
-      harness.params.zero_grads(harness.ctx);
-      (void)harness.run(random_ids(used, batch, 1), random_ids(used, batch, 2), 1);
-    }
+  const auto router_gradient = [](Harness& harness) {
     const parallel::Param& router = harness.params.at("model.layers.1.mlp.gate.weight");
     return values_of(router.spec, router.grad);
   };
-  const std::vector<double> with_vectors = router_gradient(dims);
-  dims.default_vectors = false;
-  const std::vector<double> plain = router_gradient(dims);
-  dims.topk = dims.num_experts;
-  const std::vector<double> dense = router_gradient(dims);
-  CAPTURE(cosine(with_vectors, dense), cosine(plain, dense));
-  CHECK(cosine(with_vectors, dense) > cosine(plain, dense) + 0.05);
+  // Averages first follow twenty batches; then gradients of ten are summed.
+  const auto after_batches = [&](const model::ModelDims& used, const auto& pass) {
+    Harness harness(used, *world, 1);
+    harness.scatter_vectors();
+    for (std::uint64_t batch = 0; batch < 30; ++batch) {
+      if (batch == 20) harness.params.zero_grads(harness.ctx);
+      pass(harness, batch);
+    }
+    return router_gradient(harness);
+  };
+  const auto check_nearer = [&](const auto& pass) {
+    model::ModelDims plain_dims = dims, dense_dims = dims;
+    plain_dims.default_vectors = dense_dims.default_vectors = false;
+    dense_dims.topk = dims.num_experts;
+    const std::vector<double> dense = after_batches(dense_dims, pass);
+    const double with_vectors = cosine(after_batches(dims, pass), dense);
+    const double plain = cosine(after_batches(plain_dims, pass), dense);
+    CAPTURE(with_vectors, plain);
+    CHECK(with_vectors > plain);
+  };
+  SECTION("of the whole model, where the experts' outputs have means") {
+    check_nearer([](Harness& harness, std::uint64_t batch) {
+      const auto tokens = random_ids(harness.dims, batch, 1);
+      (void)harness.run(tokens, tokens, 1);
+    });
+  }
+  SECTION("of the layer, for the same input and gradient of its output") {
+    dims.linear_bias = GENERATE(false, true);
+    check_nearer([](Harness& harness, std::uint64_t batch) {
+      const Shape shape{harness.dims.tokens(), harness.dims.hidden};
+      std::vector<double> x, y(std::size_t(shape.num_elements())), d;
+      for (std::uint64_t i = 0; i < y.size(); ++i) {
+        // As in a residual stream, tokens have much in common.
+        const std::uint64_t column = i % std::uint64_t(harness.dims.hidden);
+        x.push_back(philox_normal(1, 0, column) + philox_normal(2, batch, i));
+        d.push_back(philox_normal(3, 0, column) + philox_normal(4, batch, i));
+      }
+      const auto view = [&](std::vector<double>& values) {
+        return view_of(std::span(values)).reshaped(shape);
+      };
+      model::MoeLayer& layer = harness.transformer.moe_layer(0);
+      model::FfnActivations& kept = harness.activations.ffn[1];
+      model::FfnScratch& scratch = harness.activations.ffn_scratch;
+      const model::WholeStream& whole = harness.activations.whole;
+      (void)layer.forward(
+          harness.ctx, view(x), kept, scratch, whole, model::Averages::kFollow, view(y));
+      layer.backward(harness.ctx, view(x), kept, scratch, whole, 1, view(d));
+    });
+  }
 }
 
 TEST_CASE("default vectors stand still in evaluation, and a step that is skipped leaves none",
