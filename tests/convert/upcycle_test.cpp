@@ -521,10 +521,10 @@ TEST_CASE("any layout continues from an upcycled state", "[upcycle]") {
   plan.catalog = catalog_of(plan.dims, plan.mesh);
   std::vector<std::string> found(4);
   comm::run_thread_group(4, [&](comm::Group& world) {
-    train::TrainState state(device::cpu(), plan, world.rank());
     device::Stream stream{device::cpu()};
     device::Arena no_workspace;
     Context ctx{device::cpu(), stream, no_workspace};
+    train::TrainState state(ctx, plan, world.rank());
     const checkpoint::Recovered recovered =
         checkpoint::recover(lab.fs,
                             "moe",
