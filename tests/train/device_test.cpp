@@ -44,7 +44,7 @@ class OnDevice {
         activations_(model::Activations::plan(plan_.dims, arena_)),
         model_(ctx_, plan_.dims, state_.params(), groups_, activations_, {&exchange_}),
         batch_(where, plan_.dims) {
-    if (plan_.dims.expert_bias) state_.bind_model(model_);
+    if (TrainState::keeps_state_in_model(plan_.dims)) state_.bind_model(model_);
     model::initialise(ctx_, state_.params(), 3);
   }
 
