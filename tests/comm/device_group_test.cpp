@@ -105,8 +105,8 @@ std::vector<std::string> errors_of(
   run_thread_group(size,
                    [&](Group& host) {
                      Member member(device_of(host));
-                     const auto group = make_device_group(host, member.device, options);
                      try {
+                       const auto group = make_device_group(host, member.device, options);
                        body(host, *group, member);
                      } catch (const CommError& error) {
                        errors[std::size_t(host.rank().value)] = error.what();
@@ -127,6 +127,9 @@ void expect_silence(const std::vector<std::string>& errors) {
 TEST_CASE("waiting for a collective on the device does not block the host", "[.device group]") {
   expect_silence(errors_of(2, {.timeout = 30s}, [](Group& host, Group& group, Member& member) {
     const Rank other{1 - host.rank().value};
+    // From locked memory: then nothing but the stream knows when it is there.
+    const device::PinnedBuffer pinned(member.device, Member::kCount * sizeof(float));
+    const TensorView twos{pinned.data(), DType::kF32, Shape{Member::kCount}};
     if (host.rank() == Rank{1}) {
       Pending pending = group.broadcast(member.ctx, member.view(), Rank{0}, kTag);
       if (pending.test()) throw CommError("complete before it was sent");
@@ -134,9 +137,6 @@ TEST_CASE("waiting for a collective on the device does not block the host", "[.d
       tell(host, other);
     } else {
       hear(host, other);
-      // From locked memory: then nothing but the stream knows when it is there.
-      const device::PinnedBuffer pinned(member.device, Member::kCount * sizeof(float));
-      const TensorView twos{pinned.data(), DType::kF32, Shape{Member::kCount}};
       std::ranges::fill(twos.as<float>(), 2.0F);
       device::upload(member.stream, twos, member.view());
       group.broadcast(member.ctx, member.view(), Rank{0}, kTag).wait();
