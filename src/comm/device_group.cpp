@@ -380,7 +380,7 @@ Pending DeviceGroup::run(
   try {
     enqueue();
   } catch (const CommError& error) {
-    family_->watch.fail(flight, error.what());
+    family_->watch.fail(lane_, error.what());
     family_->watch.check();
   } catch (...) {
     family_->watch.drop(lane_, *flight);
@@ -657,7 +657,7 @@ void DeviceGroup::issue_messages() {
     exchange(to_others, going.front().flight->tag);
     for (const auto& [from, to] : copies) copy(from, to);
   } catch (const CommError& error) {
-    family_->watch.fail(going.front().flight, error.what());
+    family_->watch.fail(lane_, error.what());
     family_->watch.check();
   } catch (...) {
     for (const QueuedMessage& one : going) family_->watch.drop(lane_, *one.flight);

@@ -18,10 +18,12 @@ namespace {
 
 using namespace std::chrono_literals;
 
-/// Flights of a lane that may be over before the rank's own thread looks after them.
-constexpr std::size_t kUnseenFlights = 64;
 /// In which those who are in trouble too answer, if they wait no shorter themselves.
 constexpr std::chrono::milliseconds kRollCall = 10s;
+
+std::string failure_of(const Lane& lane) {
+  return lane.communicator == nullptr ? std::string() : lane.communicator->failure();
+}
 
 std::string place_of(const Flight& flight) {
   return fmt::format(
@@ -162,7 +164,7 @@ void DeviceWatch::remove(Lane& lane) {
 
 void DeviceWatch::begin(Lane& lane, const std::shared_ptr<Flight>& flight) {
   const std::scoped_lock lock(mutex_);
-  if (lane.flights.size() >= kUnseenFlights) drop_complete(lane);
+  drop_complete(lane);
   flight->begun = Clock::now();
   lane.flights.push_back(flight);
 }
@@ -170,6 +172,8 @@ void DeviceWatch::begin(Lane& lane, const std::shared_ptr<Flight>& flight) {
 void DeviceWatch::drop_complete(Lane& lane) {
   while (!lane.flights.empty() && lane.flights.front()->issued &&
          lane.flights.front()->end.complete()) {
+    // Streams go on after an error too.
+    if (!failure_of(lane).empty()) return;
     lane.flights.pop_front();
   }
 }
@@ -224,29 +228,19 @@ void DeviceWatch::watch() {
 
 std::optional<DeviceWatch::Failure> DeviceWatch::inspect(Lane& lane) {
   try {
-    while (!lane.flights.empty()) {
-      const std::shared_ptr<Flight>& flight = lane.flights.front();
-      const auto now = Clock::now();
-      if (flight->issued) {
-        if (!flight->ready.complete()) return {};  // it is not its turn
-        if (flight->end.complete()) {
-          lane.flights.pop_front();
-          continue;
-        }
-        if (!flight->waits_since) flight->waits_since = now;
-      }
-      if (timeout_.count() > 0 && now - flight->waits_since.value_or(flight->begun) > timeout_) {
-        return stuck(flight);
-      }
-      const std::string failure =
-          lane.communicator == nullptr ? std::string() : lane.communicator->failure();
-      if (failure.empty()) return {};
-      return Failure{
-          fmt::format(
-              "rank {} gave up {}, since NCCL says: {}", host_.rank(), place_of(*flight), failure),
-          flight};
+    drop_complete(lane);
+    if (lane.flights.empty()) return {};
+    const std::shared_ptr<Flight>& flight = lane.flights.front();
+    const auto now = Clock::now();
+    // Its time begins when it is its turn on the device.
+    if (flight->issued && !flight->waits_since && flight->ready.complete()) {
+      flight->waits_since = now;
     }
-    return {};
+    const auto since = flight->issued ? flight->waits_since.value_or(now) : flight->begun;
+    if (timeout_.count() > 0 && now - since > timeout_) return stuck(flight);
+    const std::string failure = failure_of(lane);
+    if (failure.empty()) return {};
+    return given_up(flight, "NCCL says: " + failure);
   } catch (const std::exception& error) {
     return Failure{error.what(), nullptr};
   }
@@ -257,6 +251,12 @@ DeviceWatch::Failure DeviceWatch::stuck(const std::shared_ptr<Flight>& flight) c
                       host_.rank(),
                       std::chrono::duration<double>(timeout_).count(),
                       place_of(*flight)),
+          flight};
+}
+
+DeviceWatch::Failure DeviceWatch::given_up(const std::shared_ptr<Flight>& flight,
+                                           const std::string& why) const {
+  return {fmt::format("rank {} gave up {}, since {}", host_.rank(), place_of(*flight), why),
           flight};
 }
 
@@ -273,9 +273,9 @@ void DeviceWatch::end_all(Failure failure) {
   changed_.notify_all();
 }
 
-void DeviceWatch::fail(const std::shared_ptr<Flight>& flight, const std::string& what) {
+void DeviceWatch::fail(const Lane& lane, const std::string& what) {
   const std::scoped_lock lock(mutex_);
-  end_all({fmt::format("rank {} gave up {}: {}", host_.rank(), place_of(*flight), what), flight});
+  end_all(given_up(lane.flights.front(), what));
 }
 
 void DeviceWatch::abort(const std::string& reason) {

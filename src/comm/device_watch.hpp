@@ -81,8 +81,9 @@ class DeviceWatch {
   /// Returns when everything on `lane` is over, or throws as check() does.
   void drain(Lane& lane);
 
-  /// Ends all flights of the family for what went wrong in one; the first to say so counts.
-  void fail(const std::shared_ptr<Flight>& flight, const std::string& what);
+  /// Ends all flights of the family for what went wrong on `lane`, where one at least is under way:
+  /// in the first that is not known to be over. The first to say so counts.
+  void fail(const Lane& lane, const std::string& what);
   /// Ends all flights, from any thread.
   void abort(const std::string& reason);
   /// CommError where flights were ended: the first time naming who was missing, which takes until
@@ -101,6 +102,8 @@ class DeviceWatch {
   /// Whether something is wrong with what is under way on `lane`.
   [[nodiscard]] std::optional<Failure> inspect(Lane& lane);
   [[nodiscard]] Failure stuck(const std::shared_ptr<Flight>& flight) const;
+  [[nodiscard]] Failure given_up(const std::shared_ptr<Flight>& flight,
+                                 const std::string& why) const;
   /// The first failure stays. Needs the lock.
   void end_all(Failure failure);
   /// Throws what check() does, once it is raised.

@@ -24,7 +24,7 @@ using Clock = std::chrono::steady_clock;
 void check(ncclResult_t code, std::string_view call) {
   PECAN_VALIDATE(code == ncclSuccess || code == ncclInProgress,
                  CommError,
-                 "{} failed: {} (code {}); NCCL_DEBUG=WARN in the environment says more",
+                 "{} failed: {} (code {})",
                  call,
                  ncclGetErrorString(code),
                  int(code));
