@@ -54,7 +54,8 @@ Counts dealt(const std::vector<double>& weights, std::int64_t rows) {
 }
 
 std::vector<std::pair<std::string, Counts>> loads(std::int64_t experts, std::int64_t rows) {
-  std::vector<double> even(std::size_t(experts), 1.0), natural, extreme(std::size_t(experts));
+  const auto size = std::size_t(experts);
+  std::vector<double> even(size, 1.0), natural, extreme(size);
   for (std::uint64_t e = 0; e < std::uint64_t(experts); ++e)
     natural.push_back(std::exp(0.5 * philox_normal(1, 2, e)));
   std::ranges::fill(extreme, 0.1 / double(experts - 1));
