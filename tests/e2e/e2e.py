@@ -425,7 +425,7 @@ def policies(lab, arguments):
     memory_level = ["checkpoint.non_persistent_save_interval=1", f"checkpoint.memory_dir={memory_dir}"]
     base = ["training.train_iters=12", "training.global_batch_size=8", "checkpoint.save_interval=2"]
     # Beside training, steps must be longer than a save, or few of them are saved.
-    slow = ["training.train_iters=24", "training.global_batch_size=64", "model.num_layers=4"]
+    slow = ["training.train_iters=24", "training.global_batch_size=256", "model.num_layers=4"]
     lab.train(4, lab.folder / "undisturbed", *lab.layout(2), *settings(*base, "checkpoint.save_interval=0"))
     undisturbed = steps(lab.folder / "undisturbed")
     for name, keys in POLICIES.items():
