@@ -775,7 +775,11 @@ class Trainer {
                                                              host_,
                                                              world_);
     note_save(saved.record);
-    PECAN_VALIDATE(saved.status.ok(), CheckpointError, "{}", saved.status.message);
+    if (saved.status.ok()) return;
+    // All have failed alike, and the first to end ends the others: not before the record is
+    // written.
+    (void)from_root(host_, world_, [] { return std::string(); });
+    throw CheckpointError(saved.status.message);
   }
 
   [[nodiscard]] std::int64_t last_saved_step() const { return checkpointer_->last_started().value; }
