@@ -12,9 +12,8 @@ namespace pecan::ops {
 
 using detail::bytes_added_to;
 using detail::bytes_in;
-using detail::bytes_of;
 using detail::Checks;
-using detail::moves;
+using detail::products_of_groups;
 using detail::Timed;
 using device::DeviceKind;
 
@@ -82,31 +81,6 @@ void check_products(const Checks& check,
   }
 }
 
-void check_complete(const Checks& check, Weights w_E) {
-  for (const ParamStorage& w : w_E) check.is_true(w.shape().num_dims() == 2, "a weight is missing");
-}
-
-void check_disjoint(const Checks& check,
-                    std::string_view name,
-                    const ConstTensorView& x,
-                    Weights w_E) {
-  for (const ParamStorage& w : w_E) check.disjoint(name, x, "a weight", bytes_of(w));
-}
-
-Work products(const BlockTopology& topology,
-              const ConstTensorView& h_RF,
-              const ConstTensorView& x_RI,
-              Weights w_E) {
-  Work work = moves(h_RF, x_RI);
-  for (std::size_t e = 0; e < std::min(w_E.size(), topology.counts().size()); ++e) {
-    if (w_E[e].memory() == nullptr) continue;
-    work.bytes += bytes_in(w_E[e]);
-    work.flops += 2 * topology.counts()[e] * w_E[e].shape().num_elements();
-  }
-  work.dtype = h_RF.dtype;
-  return work;
-}
-
 }  // namespace
 
 void block_sparse_sdd(Context& ctx,
@@ -116,11 +90,12 @@ void block_sparse_sdd(Context& ctx,
                       WeightForm form,
                       TensorView h_RF) {
   const Checks check("block_sparse_sdd");
-  const Timed timed(ctx, check, [&] { return products(topology, h_RF, x_RI, w_E); });
+  const Timed timed(
+      ctx, check, [&] { return products_of_groups(topology.counts(), h_RF, w_E, x_RI); });
   check_products(check, topology, h_RF, x_RI, w_E, h_RF.dtype, form);
-  check_complete(check, w_E);
+  check.complete(w_E);
   check.disjoint("h", h_RF, "x", x_RI);
-  check_disjoint(check, "h", h_RF, w_E);
+  check.disjoint("h", h_RF, w_E);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       cpu::block_sparse_sdd(ctx, topology, x_RI, w_E, form, h_RF);
@@ -141,14 +116,14 @@ void block_sparse_dsd(Context& ctx,
                       Accumulate accumulate) {
   const Checks check("block_sparse_dsd");
   const Timed timed(ctx, check, [&] {
-    Work work = products(topology, h_RF, y_RI, w_E);
+    Work work = products_of_groups(topology.counts(), h_RF, w_E, y_RI);
     work.bytes += bytes_added_to(y_RI, accumulate);
     return work;
   });
   check_products(check, topology, h_RF, y_RI, w_E, h_RF.dtype, form);
-  check_complete(check, w_E);
+  check.complete(w_E);
   check.disjoint("y", y_RI, "h", h_RF);
-  check_disjoint(check, "y", y_RI, w_E);
+  check.disjoint("y", y_RI, w_E);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       cpu::block_sparse_dsd(ctx, topology, h_RF, w_E, form, y_RI, accumulate);
@@ -168,13 +143,13 @@ void block_sparse_backward_weight(Context& ctx,
                                   WeightForm form) {
   const Checks check("block_sparse_backward_weight");
   const Timed timed(ctx, check, [&] {
-    Work work = products(topology, h_RF, x_RI, dw_E);
+    Work work = products_of_groups(topology.counts(), h_RF, dw_E, x_RI);
     for (const ParamStorage& dw : dw_E) work.bytes += bytes_in(dw);
     return work;
   });
   check_products(check, topology, h_RF, x_RI, dw_E, master_of(h_RF.dtype), form);
-  check_disjoint(check, "h", h_RF, dw_E);
-  check_disjoint(check, "x", x_RI, dw_E);
+  check.disjoint("h", h_RF, dw_E);
+  check.disjoint("x", x_RI, dw_E);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       cpu::block_sparse_backward_weight(ctx, topology, h_RF, x_RI, dw_E, form);

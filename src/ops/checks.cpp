@@ -78,6 +78,17 @@ void Checks::disjoint(std::string_view name,
                  other_name);
 }
 
+void Checks::disjoint(std::string_view name,
+                      const ConstTensorView& x,
+                      std::span<const ParamStorage> weights) const {
+  for (const ParamStorage& weight : weights) disjoint(name, x, "a weight", bytes_of(weight));
+}
+
+void Checks::complete(std::span<const ParamStorage> weights) const {
+  for (const ParamStorage& weight : weights)
+    is_true(weight.shape().num_dims() == 2, "a weight is missing");
+}
+
 void Checks::same_or_disjoint(std::string_view name,
                               const ConstTensorView& x,
                               std::string_view other_name,

@@ -28,6 +28,12 @@ class Checks {
                 const ConstTensorView& x,
                 std::string_view other_name,
                 const ConstTensorView& other) const;
+  /// The tensor shares none with any of the weights.
+  void disjoint(std::string_view name,
+                const ConstTensorView& x,
+                std::span<const ParamStorage> weights) const;
+  /// None of the weights is left out.
+  void complete(std::span<const ParamStorage> weights) const;
   /// The tensors share all bytes or none.
   void same_or_disjoint(std::string_view name,
                         const ConstTensorView& x,

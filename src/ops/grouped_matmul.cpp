@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include <pecan/ops/grouped_matmul.hpp>
 
 #include "ops/backends.hpp"
@@ -11,9 +9,8 @@ namespace pecan::ops {
 
 using detail::bytes_added_to;
 using detail::bytes_in;
-using detail::bytes_of;
 using detail::Checks;
-using detail::moves;
+using detail::products_of_groups;
 using detail::Timed;
 using device::DeviceKind;
 namespace {
@@ -49,43 +46,16 @@ void check_products(const Checks& check,
   }
 }
 
-void check_complete(const Checks& check, Weights w_EOI) {
-  for (const ParamStorage& w_OI : w_EOI)
-    check.is_true(w_OI.shape().num_dims() == 2, "a weight is missing");
-}
-
-void check_disjoint(const Checks& check,
-                    std::string_view name,
-                    const ConstTensorView& x,
-                    Weights w_EOI) {
-  for (const ParamStorage& w_OI : w_EOI) check.disjoint(name, x, "a weight", bytes_of(w_OI));
-}
-
-/// Of y_RO = x_RI w^T and of both its gradients.
-Work products(Counts counts_E,
-              const ConstTensorView& x_RI,
-              Weights w_EOI,
-              const ConstTensorView& y_RO) {
-  Work work = moves(x_RI, y_RO);
-  for (std::size_t e = 0; e < std::min(counts_E.size(), w_EOI.size()); ++e) {
-    if (w_EOI[e].memory() == nullptr) continue;
-    work.bytes += bytes_in(w_EOI[e]);
-    work.flops += 2 * counts_E[e] * w_EOI[e].shape().num_elements();
-  }
-  work.dtype = x_RI.dtype;
-  return work;
-}
-
 }  // namespace
 
 void grouped_matmul_forward(
     Context& ctx, Counts counts_E, ConstTensorView x_RI, Weights w_EOI, TensorView y_RO) {
   const Checks check("grouped_matmul_forward");
-  const Timed timed(ctx, check, [&] { return products(counts_E, x_RI, w_EOI, y_RO); });
+  const Timed timed(ctx, check, [&] { return products_of_groups(counts_E, x_RI, w_EOI, y_RO); });
   check_products(check, counts_E, x_RI, w_EOI, x_RI.dtype, y_RO);
-  check_complete(check, w_EOI);
+  check.complete(w_EOI);
   check.disjoint("y", y_RO, "x", x_RI);
-  check_disjoint(check, "y", y_RO, w_EOI);
+  check.disjoint("y", y_RO, w_EOI);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       cpu::grouped_matmul_forward(ctx, counts_E, x_RI, w_EOI, y_RO);
@@ -105,14 +75,14 @@ void grouped_matmul_backward_input(Context& ctx,
                                    Accumulate accumulate) {
   const Checks check("grouped_matmul_backward_input");
   const Timed timed(ctx, check, [&] {
-    Work work = products(counts_E, dx_RI, w_EOI, dy_RO);
+    Work work = products_of_groups(counts_E, dx_RI, w_EOI, dy_RO);
     work.bytes += bytes_added_to(dx_RI, accumulate);
     return work;
   });
   check_products(check, counts_E, dx_RI, w_EOI, dx_RI.dtype, dy_RO);
-  check_complete(check, w_EOI);
+  check.complete(w_EOI);
   check.disjoint("dx", dx_RI, "dy", dy_RO);
-  check_disjoint(check, "dx", dx_RI, w_EOI);
+  check.disjoint("dx", dx_RI, w_EOI);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       cpu::grouped_matmul_backward_input(ctx, counts_E, dy_RO, w_EOI, dx_RI, accumulate);
@@ -128,13 +98,13 @@ void grouped_matmul_backward_weight(
     Context& ctx, Counts counts_E, ConstTensorView dy_RO, ConstTensorView x_RI, Weights dw_EOI) {
   const Checks check("grouped_matmul_backward_weight");
   const Timed timed(ctx, check, [&] {
-    Work work = products(counts_E, x_RI, dw_EOI, dy_RO);
+    Work work = products_of_groups(counts_E, x_RI, dw_EOI, dy_RO);
     for (const ParamStorage& dw_OI : dw_EOI) work.bytes += bytes_in(dw_OI);
     return work;
   });
   check_products(check, counts_E, x_RI, dw_EOI, master_of(x_RI.dtype), dy_RO);
-  check_disjoint(check, "dy", dy_RO, dw_EOI);
-  check_disjoint(check, "x", x_RI, dw_EOI);
+  check.disjoint("dy", dy_RO, dw_EOI);
+  check.disjoint("x", x_RI, dw_EOI);
   switch (ctx.device.kind) {
     case DeviceKind::kCpu:
       cpu::grouped_matmul_backward_weight(ctx, counts_E, dy_RO, x_RI, dw_EOI);
