@@ -3,6 +3,8 @@
 /// and sums over rows are made in two steps, by blocks of neighbouring rows and then over the
 /// blocks.
 
+#include <pecan/ops/kernel_plan.hpp>
+
 #include "kernels/common.cuh"
 
 namespace pecan::kernels {
@@ -10,9 +12,8 @@ namespace pecan::kernels {
 /// Threads of a block; a row has kWarp or all of them.
 constexpr int kRowBlock = 128;
 constexpr Index kWidestOfWarp = 512;
-/// Parts that the sums over rows are made of, at most: fixed, so that sums do not depend on the
-/// device.
-constexpr Index kMaxParts = 256;
+/// Fixed, so that sums do not depend on the device; the plan of the workspace has it too.
+constexpr Index kMaxParts = ops::kMaxNormParts;
 
 template <int kRowThreads>
 struct RowOfThread {

@@ -11,11 +11,13 @@
 /// bf16: below 1 flop a byte. gradients of the weighted sum: a block a slot. Bytes: 3 s an element.
 /// Flops: 3. Memory bounds all that moves rows.
 
+#include <pecan/ops/kernel_plan.hpp>
+
 #include "kernels/common.cuh"
 
 namespace pecan::kernels {
 
-constexpr int kChunk = 256;  // slots of a block
+constexpr int kChunk = int(ops::kSlotsOfBlock);
 constexpr int kScanThreads = 1024;
 constexpr int kMoveThreads = 128;
 

@@ -8,13 +8,15 @@
 
 #include <algorithm>
 
+#include <pecan/ops/kernel_plan.hpp>
+
 #include "kernels/common.cuh"
 
 namespace pecan::kernels {
 
 constexpr int kReduceThreads = 256;
-/// Fixed, so that sums do not depend on the device.
-constexpr Index kMostReduceParts = 1024;
+/// Fixed, so that sums do not depend on the device; the plan of the workspace has it too.
+constexpr Index kMostReduceParts = ops::kMaxReduceParts;
 constexpr Index kLeastOfPart = 4096;
 
 struct Value {

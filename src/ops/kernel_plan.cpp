@@ -3,15 +3,10 @@
 namespace pecan::ops {
 namespace {
 
-// Those of kernels/norm.cuh, reduce.cuh and permute.cuh.
-constexpr std::int64_t kMaxParts = 256;
-constexpr std::int64_t kMostReduceParts = 1024;
-constexpr std::int64_t kSlotsOfBlock = 256;
-
 void plan_reduction(Context& ctx) {
   const device::ArenaScope scope(ctx.workspace);
   (void)ctx.workspace.allocate(DType::kF64, {1});
-  (void)ctx.workspace.allocate(DType::kF64, {kMostReduceParts});
+  (void)ctx.workspace.allocate(DType::kF64, {kMaxReduceParts});
 }
 
 }  // namespace
@@ -23,7 +18,7 @@ void plan_kernels(Context& ctx, const KernelExtents& extents, DType dtype) {
   plan_reduction(ctx);
   {
     const device::ArenaScope scope(workspace);  // a norm's backward: weight and bias
-    for (int i = 0; i < 2; ++i) (void)workspace.allocate(master, {kMaxParts * extents.width});
+    for (int i = 0; i < 2; ++i) (void)workspace.allocate(master, {kMaxNormParts * extents.width});
   }
   {
     const device::ArenaScope scope(workspace);  // attention's backward

@@ -9,6 +9,12 @@
 
 namespace pecan::ops {
 
+/// Parts that a norm's sums over rows are made of, at most; likewise a tensor's sum to one number.
+inline constexpr std::int64_t kMaxNormParts = 256;
+inline constexpr std::int64_t kMaxReduceParts = 1024;
+/// Token-slots that a block sorts by expert.
+inline constexpr std::int64_t kSlotsOfBlock = 256;
+
 /// The largest that a model has.
 struct KernelExtents {
   std::int64_t tokens = 0;
