@@ -354,8 +354,6 @@ void Supervisor::ask_hosts() {
     if (answer.exit_code == 0) {
       std::set<int> ranks = ranks_of_snapshots(answer.output);
       if (!ranks.empty()) held_.emplace(answer.host, std::move(ranks));
-    }
-    if (answer.exit_code == 0) {
       if (!was_lost) continue;
       unreachable_.erase(answer.host);
       event("host_back", {{"host", answer.host}});
