@@ -26,7 +26,6 @@ constexpr int kNumMultiprocessors = 4;
 constexpr int kThreadsPerMultiprocessor = 2048;
 constexpr int kMaxThreadsPerBlock = 1024;
 constexpr int kBlocksPerMultiprocessor = 32;
-constexpr int kSharedBytesWithoutAsking = 48 * 1024;
 constexpr int kSharedBytesPerMultiprocessor = 228 * 1024;
 constexpr int kComputeCapabilityMajor = 9;
 
@@ -615,7 +614,8 @@ PECAN_CUDA_API cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attrib
   return api_call(__func__, [&] {
     switch (attribute) {
       case cudaFuncAttributeMaxDynamicSharedMemorySize:
-        if (value < 0 || value > static_cast<int>(kPecanEmulationSharedBytes)) {
+        if (value < 0 ||
+            value > static_cast<int>(kPecanEmulationSharedBytes) - kStaticSharedBytes) {
           return cudaErrorInvalidValue;
         }
         kernel_attributes(kernel).max_dynamic_bytes = value;
@@ -631,6 +631,7 @@ PECAN_CUDA_API cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*
   return api_call(__func__, [&] {
     *attributes = {};
     attributes->maxThreadsPerBlock = kMaxThreadsPerBlock;
+    attributes->sharedSizeBytes = kStaticSharedBytes;
     attributes->maxDynamicSharedSizeBytes = kernel_attributes(kernel).max_dynamic_bytes;
     return cudaSuccess;
   });
