@@ -139,12 +139,24 @@ class HostRegistration {
 };
 
 /// Host memory that a device can copy to while computing; plain memory on the CPU backend.
+/// Move-only; empty after a move.
 class PinnedBuffer : public Buffer {
  public:
   PinnedBuffer() = default;
   explicit PinnedBuffer(std::size_t num_bytes) : PinnedBuffer(cpu(), num_bytes) {}
   PinnedBuffer(Device device, std::size_t num_bytes)
       : Buffer(cpu(), num_bytes), registration_(device, bytes()) {}
+  ~PinnedBuffer() = default;
+  PinnedBuffer(PinnedBuffer&& other) noexcept = default;
+  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
+    // What this one held goes with `taken`, whose registration ends before its memory.
+    PinnedBuffer taken(std::move(other));
+    std::swap<Buffer>(*this, taken);
+    std::swap(registration_, taken.registration_);
+    return *this;
+  }
+  PinnedBuffer(const PinnedBuffer&) = delete;
+  PinnedBuffer& operator=(const PinnedBuffer&) = delete;
 
  private:
   HostRegistration registration_;
