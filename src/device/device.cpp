@@ -127,12 +127,13 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 
 HostRegistration::HostRegistration(Device device, std::span<std::byte> memory) : device_(device) {
   if (device.kind == DeviceKind::kCpu || memory.empty()) return;
-  backend_of(device, "locked host memory").register_host(memory.data(), memory.size());
+  backend_of(device, "locked host memory")
+      .register_host(device.ordinal, memory.data(), memory.size());
   memory_ = memory.data();
 }
 
 HostRegistration::~HostRegistration() {
-  if (memory_ != nullptr) device_.backend->unregister_host(memory_);
+  if (memory_ != nullptr) device_.backend->unregister_host(device_.ordinal, memory_);
 }
 
 HostRegistration& HostRegistration::operator=(HostRegistration&& other) noexcept {

@@ -57,8 +57,8 @@ class Backend {
   /// Allocations made so far, in all: tests see by it that a step makes none.
   [[nodiscard]] virtual std::int64_t num_allocations() = 0;
   /// Locks host memory, which the caller owns, so that copies of it go on by themselves.
-  virtual void register_host(std::byte* memory, std::size_t num_bytes) = 0;
-  virtual void unregister_host(std::byte* memory) noexcept = 0;
+  virtual void register_host(int ordinal, std::byte* memory, std::size_t num_bytes) = 0;
+  virtual void unregister_host(int ordinal, std::byte* memory) noexcept = 0;
 
   [[nodiscard]] virtual void* create_stream(int ordinal) = 0;
   virtual void destroy_stream(int ordinal, void* stream) noexcept = 0;

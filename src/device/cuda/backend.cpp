@@ -118,11 +118,13 @@ class CudaBackend final : public Backend {
     return num_allocations_.load(std::memory_order_relaxed);
   }
 
-  void register_host(std::byte* memory, std::size_t num_bytes) override {
+  void register_host(int ordinal, std::byte* memory, std::size_t num_bytes) override {
+    choose(ordinal);
     check(cudaHostRegister(memory, num_bytes, cudaHostRegisterPortable), "cudaHostRegister");
   }
 
-  void unregister_host(std::byte* memory) noexcept override {
+  void unregister_host(int ordinal, std::byte* memory) noexcept override {
+    warn(cudaSetDevice(ordinal), "cudaSetDevice");
     warn(cudaHostUnregister(memory), "cudaHostUnregister");
   }
 
