@@ -70,8 +70,7 @@ class Backend {
   [[nodiscard]] virtual bool query(int ordinal, void* event) = 0;
   virtual void synchronize_event(int ordinal, void* event) = 0;
 
-  /// In the stream's order. Host memory that is not registered is read or written before the call
-  /// returns.
+  /// In the stream's order. Host memory that is not registered has been read when upload returns.
   virtual void upload(int ordinal,
                       void* stream,
                       const std::byte* host,

@@ -39,6 +39,19 @@ void warn(cudaError_t code, std::string_view call) noexcept {
   PECAN_LOG(kWarn, "[device] {} failed: {} (code {})", call, cudaGetErrorString(code), int(code));
 }
 
+bool reads_pageable_memory(int ordinal) {
+  int answer = 0;
+  check(cudaDeviceGetAttribute(&answer, cudaDevAttrPageableMemoryAccess, ordinal),
+        "cudaDeviceGetAttribute");
+  return answer != 0;
+}
+
+bool is_registered(const std::byte* memory) {
+  cudaPointerAttributes found{};
+  check(cudaPointerGetAttributes(&found, memory), "cudaPointerGetAttributes");
+  return found.type != cudaMemoryTypeUnregistered;
+}
+
 cudaStream_t stream_of(void* stream) {
   return static_cast<StreamState*>(stream)->stream;
 }
@@ -192,6 +205,9 @@ class CudaBackend final : public Backend {
     choose(ordinal);
     check(cudaMemcpyAsync(memory, host, num_bytes, cudaMemcpyHostToDevice, stream_of(stream)),
           "cudaMemcpyAsync to the device");
+    // The runtime stages pageable memory before it returns, but not where the GPU reads it itself.
+    if (reads_pageable_memory(ordinal) && !is_registered(host))
+      check(cudaStreamSynchronize(stream_of(stream)), "cudaStreamSynchronize");
   }
 
   void download(int ordinal,

@@ -251,6 +251,7 @@ PECAN_CUDA_API cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int 
         *value = 1;
         break;
       case cudaDevAttrCooperativeLaunch:
+      case cudaDevAttrPageableMemoryAccess:
         *value = 0;
         break;
       default:
