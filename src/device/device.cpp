@@ -83,6 +83,10 @@ void Stream::wait_for(const Event& event) {
   device_.backend->stream_wait(device_.ordinal, handle_, event.handle_);
 }
 
+void Stream::prepare_products_here() {
+  device_.backend->prepare_products(device_.ordinal, handle_);
+}
+
 void Stream::synchronize_all() {
   device_.backend->synchronize(device_.ordinal, handle_);
 }

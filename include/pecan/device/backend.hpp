@@ -54,13 +54,16 @@ class Backend {
   /// everything that the device does: never called inside of a step.
   [[nodiscard]] virtual std::byte* allocate(int ordinal, std::size_t num_bytes) = 0;
   virtual void free(int ordinal, std::byte* memory) noexcept = 0;
-  /// Allocations made so far, in all: tests see by it that a step makes none.
+  /// Allocations made so far, in all, and handles that bring device memory of their own: tests see
+  /// by it that a step makes none.
   [[nodiscard]] virtual std::int64_t num_allocations() = 0;
   /// Locks host memory, which the caller owns, so that copies of it go on by themselves.
   virtual void register_host(int ordinal, std::byte* memory, std::size_t num_bytes) = 0;
   virtual void unregister_host(int ordinal, std::byte* memory) noexcept = 0;
 
   [[nodiscard]] virtual void* create_stream(int ordinal) = 0;
+  /// Makes what matrix products on the stream need, which is else made at the first.
+  virtual void prepare_products(int ordinal, void* stream) = 0;
   virtual void destroy_stream(int ordinal, void* stream) noexcept = 0;
   virtual void synchronize(int ordinal, void* stream) = 0;
   [[nodiscard]] virtual void* create_event(int ordinal) = 0;

@@ -81,6 +81,11 @@ class Stream {
   void wait(const Event& event) {
     if (handle_ != nullptr && event.handle_ != nullptr) wait_for(event);
   }
+  /// For a stream that computes, before the first step: makes what its matrix products need, which
+  /// takes device memory.
+  void prepare_products() {
+    if (handle_ != nullptr) prepare_products_here();
+  }
   /// Blocks the calling thread until all is done; DeviceError if something failed.
   void synchronize() {
     if (handle_ != nullptr) synchronize_all();
@@ -90,6 +95,7 @@ class Stream {
   void record_in(Event& event);
   void wait_for(const Event& event);
   void synchronize_all();
+  void prepare_products_here();
   Device device_;
   void* handle_ = nullptr;
 };

@@ -128,7 +128,7 @@ class CudaBackend final : public Backend {
   }
 
   std::int64_t num_allocations() override {
-    return num_allocations_.load(std::memory_order_relaxed);
+    return num_allocations_.load(std::memory_order_relaxed) + BlasHandle::num_made();
   }
 
   void register_host(int ordinal, std::byte* memory, std::size_t num_bytes) override {
@@ -147,6 +147,11 @@ class CudaBackend final : public Backend {
     check(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking),
           "cudaStreamCreateWithFlags");
     return state.release();
+  }
+
+  void prepare_products(int ordinal, void* stream) override {
+    choose(ordinal);
+    (void)static_cast<StreamState*>(stream)->products();
   }
 
   void destroy_stream(int ordinal, void* stream) noexcept override {
