@@ -77,6 +77,12 @@ std::string build_name() {
   return fmt::format("{} {} {}", info.version, info.git_id, info.build_type);
 }
 
+void prepare_environment() {
+  // A device has a communicator for each group of ranks, and collectives of several at a time. The
+  // order in which ranks begin them is free of circles; NCCL keeps to it where it is asked to.
+  ::setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", 0);
+}
+
 Result<Device> open_cuda(int ordinal) {
   static std::mutex mutex;
   static std::optional<Result<Backend*>> loaded;

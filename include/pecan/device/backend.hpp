@@ -120,6 +120,10 @@ inline constexpr const char* kBackendSymbol = "pecan_cuda_backend";
 /// Program and library exchange C++ objects: both must come from one build.
 [[nodiscard]] std::string build_name();
 
+/// Sets in the environment, where it does not say otherwise, what CUDA's libraries read there. For
+/// main(), before there are threads.
+void prepare_environment();
+
 /// Loads libpecan_cuda.so, once a process, and gives CUDA device `ordinal`; or says in a sentence
 /// why there is none. It is looked for at $PECAN_CUDA_LIBRARY if that is set, else beside the
 /// program, in ../lib from there, and where the system's loader looks.
