@@ -18,7 +18,8 @@ namespace pecan::device {
 /// What a device says of itself.
 struct DeviceProperties {
   std::string name;
-  int compute_major = 0;  ///< compute capability
+  std::int64_t address = 0;  ///< on the host's bus: the same in every process
+  int compute_major = 0;     ///< compute capability
   int compute_minor = 0;
   int multiprocessors = 0;
   std::size_t memory_bytes = 0;

@@ -94,6 +94,8 @@ class CudaBackend final : public Backend {
     cudaDeviceProp found{};
     check(cudaGetDeviceProperties(&found, ordinal), "cudaGetDeviceProperties");
     return {.name = found.name,
+            .address =
+                (std::int64_t(found.pciDomainID) << 16) | (found.pciBusID << 8) | found.pciDeviceID,
             .compute_major = found.major,
             .compute_minor = found.minor,
             .multiprocessors = found.multiProcessorCount,

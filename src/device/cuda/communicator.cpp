@@ -24,10 +24,11 @@ using Clock = std::chrono::steady_clock;
 void check(ncclResult_t code, std::string_view call) {
   PECAN_VALIDATE(code == ncclSuccess || code == ncclInProgress,
                  CommError,
-                 "{} failed: {} (code {})",
+                 "{} failed: {} (code {}; {})",
                  call,
                  ncclGetErrorString(code),
-                 int(code));
+                 int(code),
+                 ncclGetLastError(nullptr));
 }
 
 /// The first that keeps to the order in which a host begins collectives of several communicators;

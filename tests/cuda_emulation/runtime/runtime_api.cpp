@@ -274,6 +274,7 @@ PECAN_CUDA_API cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     properties->maxThreadsPerBlock = kMaxThreadsPerBlock;
     properties->maxThreadsPerMultiProcessor = kThreadsPerMultiprocessor;
     properties->multiProcessorCount = kNumMultiprocessors;
+    properties->pciBusID = device;  // one host, of whose devices every process sees the first
     properties->major = kComputeCapabilityMajor;
     properties->maxThreadsDim[0] = properties->maxThreadsDim[1] = kMaxThreadsPerBlock;
     properties->maxThreadsDim[2] = 64;
