@@ -20,10 +20,7 @@ struct DeviceProperties {
   std::string name;
   std::int64_t address = 0;  ///< on the host's bus: the same in every process
   int compute_major = 0;     ///< compute capability
-  int compute_minor = 0;
   int multiprocessors = 0;
-  std::size_t memory_bytes = 0;
-  std::size_t shared_bytes_a_block = 0;  ///< at most, where a kernel asks for it
 };
 
 enum class Reduction : std::uint8_t { kSum, kMax, kMin };

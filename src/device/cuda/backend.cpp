@@ -97,10 +97,7 @@ class CudaBackend final : public Backend {
             .address =
                 (std::int64_t(found.pciDomainID) << 16) | (found.pciBusID << 8) | found.pciDeviceID,
             .compute_major = found.major,
-            .compute_minor = found.minor,
-            .multiprocessors = found.multiProcessorCount,
-            .memory_bytes = found.totalGlobalMem,
-            .shared_bytes_a_block = found.sharedMemPerBlockOptin};
+            .multiprocessors = found.multiProcessorCount};
   }
 
   std::byte* allocate(int ordinal, std::size_t num_bytes) override {

@@ -233,7 +233,7 @@ PECAN_CUDA_API cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int 
         *value = kSharedBytesWithoutAsking;
         break;
       case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-        *value = static_cast<int>(kPecanEmulationSharedBytes);
+        *value = static_cast<int>(settings().shared_bytes);
         break;
       case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
         *value = kSharedBytesPerMultiprocessor;
@@ -268,7 +268,7 @@ PECAN_CUDA_API cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     std::snprintf(properties->name, sizeof properties->name, "Pecan's CUDA emulation");
     properties->totalGlobalMem = settings().memory_bytes;
     properties->sharedMemPerBlock = kSharedBytesWithoutAsking;
-    properties->sharedMemPerBlockOptin = kPecanEmulationSharedBytes;
+    properties->sharedMemPerBlockOptin = settings().shared_bytes;
     properties->sharedMemPerMultiprocessor = kSharedBytesPerMultiprocessor;
     properties->warpSize = warpSize;
     properties->maxThreadsPerBlock = kMaxThreadsPerBlock;
@@ -616,8 +616,7 @@ PECAN_CUDA_API cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attrib
   return api_call(__func__, [&] {
     switch (attribute) {
       case cudaFuncAttributeMaxDynamicSharedMemorySize:
-        if (value < 0 ||
-            value > static_cast<int>(kPecanEmulationSharedBytes) - kStaticSharedBytes) {
+        if (value < 0 || value > static_cast<int>(settings().shared_bytes) - kStaticSharedBytes) {
           return cudaErrorInvalidValue;
         }
         kernel_attributes(kernel).max_dynamic_bytes = value;
