@@ -4,9 +4,9 @@
 /// Forward: a block a token. Block: 128 threads, no shared memory. Bytes: 2 s an element. No flops.
 /// Backward: a block a token; that of a token's first occurrence adds the gradients of all its
 /// occurrences in ascending order, the others leave, so that no two blocks write one row and no
-/// order is left to chance. Shared: 1 byte a thread. Bytes: s + 8 an element, and 4 T a block of
-/// token ids from the cache (T^2 compares in all, 0.1 ms at T = 16384 and 3 TB/s from it). Flops: 1
-/// an element. Memory bounds both.
+/// order is left to chance. Shared: 1 byte a thread. Bytes: s + 8 an element, and at most 4 T a
+/// block of token ids from the cache (4 T^2 in all: 0.36 ms at T = 16384 and 3 TB/s from it).
+/// Flops: 1 an element. Memory bounds both.
 
 #include <pecan/ops/types.hpp>
 
