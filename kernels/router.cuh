@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(kRouterThreads)
                          unsigned long long* counts_GE) {
   const Index t = token_of_warp(tokens);
   if (t < 0) return;
-  const RouterRow<T> row = router_row<T>(experts, 0, k);
+  const RouterRow<T> row = router_row<T>(0, 0, k);
   if (!by_ids) choose_best(logits_TE + t * experts, experts, k, row.chosen);
   unsigned long long* counts = counts_GE + group_of(groups, t) * experts;
   for (Index i = threadIdx.x % kWarp; i < k; i += kWarp) {
