@@ -3,7 +3,6 @@
 #include "device/cuda/backend.hpp"
 
 #include <atomic>
-#include <cstring>
 #include <memory>
 
 #include <cuda_runtime_api.h>
