@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kLossThreads)
   require(label >= 0 && label < shard.total);
   const double sum = row_exp_sum(row, shard.count, M(max_T[t]));
   if (threadIdx.x == 0) {
-    const bool held = label >= shard.first && label < shard.first + shard.count;
+    const bool held = shard.holds(label);
     sums_2T[t] = sum;
     sums_2T[tokens + t] = held ? double(wide(row[label - shard.first])) - max_T[t] : 0;
   }

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kTokenThreads) embedding_forward_kernel(
     const std::int32_t* tokens_T, const T* w_VH, ops::VocabShard shard, Index width, T* y_TH) {
   const Index token = tokens_T[blockIdx.x];
   require(token >= 0 && token < shard.total);
-  const bool held = token >= shard.first && token < shard.first + shard.count;
+  const bool held = shard.holds(token);
   const T* w = w_VH + (token - shard.first) * width;
   T* y = y_TH + Index(blockIdx.x) * width;
   for (Index h = threadIdx.x; h < width; h += kTokenThreads) {
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kTokenThreads)
   const Index mine = blockIdx.x;
   const Index token = tokens_T[mine];
   require(token >= 0 && token < shard.total);
-  if (token < shard.first || token >= shard.first + shard.count) return;
+  if (!shard.holds(token)) return;
   for (Index start = 0; start < mine; start += kTokenThreads) {
     const Index t = start + threadIdx.x;
     if (__syncthreads_or(t < mine && tokens_T[t] == token)) return;
