@@ -874,6 +874,7 @@ ExitCode run(const config::Config& config,
   device::Arena workspace(where, memory.workspace);
   device::Arena arena(where, memory.activations);
   device::Stream stream{where};
+  stream.prepare_products();
   std::optional<ProfileSession> profile;
   if (options.profile) {
     profile.emplace(at_start, world, *options.profile, options.run_directory, placement.threads);
