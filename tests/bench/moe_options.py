@@ -123,7 +123,7 @@ class Experiment:
             order = list(self.variants)[:: -1 if number % 2 else 1]
             times, dropped = {}, {}
             for variant in order:
-                records = self.train(variant, "training.seed=1", f"training.train_iters={WARM_UP + self.arguments.timed_steps}",
+                _, *records = self.train(variant, "training.seed=1", f"training.train_iters={WARM_UP + self.arguments.timed_steps}",
                                      "data.valid_data_path=''")
                 timed = [r for r in records if r["kind"] == "step"][WARM_UP:]
                 times[variant] = statistics.median(r["step_ms"] for r in timed)
