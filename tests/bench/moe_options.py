@@ -21,6 +21,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,8 @@ from e2e import settings  # noqa: E402
 
 CONFIGS = ROOT / "configs"
 LAST = 20  # steps that a training loss is the mean of
+# Operators and collectives that only default vectors have, as a profile names them; their two products a layer are not told from others.
+OF_DEFAULT_VECTORS = re.compile(r"^(?:default_\w+|expert_output_sums|all_reduce default_vectors) +\d+ +(\S+)", re.M)
 WARM_UP = 5  # first steps of a start, which take longer
 # Variants by name, the one that others are compared with first; options of pecan-train.
 EXPERIMENTS = {
@@ -86,8 +89,8 @@ class Experiment:
         with open(self.path(kind), "a", encoding="utf-8") as file:
             file.write(json.dumps({"fingerprint": self.fingerprint, **record}) + "\n")
 
-    def train(self, variant, *pairs):
-        """Records of a run, with the header as the first."""
+    def train(self, variant, pairs, *options):
+        """Records of a run, with the header as the first, and its profile if there is one."""
         with tempfile.TemporaryDirectory(prefix="pecan-options-") as folder:
             data = self.arguments.data.resolve()
             command = [self.arguments.bin / "pecan-train", "--config", CONFIGS / "quickstart.yaml", *self.variants[variant],
@@ -95,12 +98,14 @@ class Experiment:
                        *settings(f"data.data_path={data}_train", f"data.valid_data_path={data}_valid",
                                  f"data.tokenizer_model={data}.tokenizer.model", "parallel.expert_model_parallel_size=1",
                                  f"training.global_batch_size={self.arguments.batch}", "training.threads=1", "checkpoint.save_interval=0",
-                                 "logging.level=warn", *pairs)]
+                                 "logging.level=warn", *pairs), *options]
             done = subprocess.run([str(word) for word in command], env=ENVIRONMENT, text=True, stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             if done.returncode != 0:
                 sys.exit(f"moe_options: pecan-train ended with exit code {done.returncode}:\n{done.stdout[-2000:]}")
-            return lines_of(pathlib.Path(folder) / "run" / "metrics.jsonl")
+            run_dir = pathlib.Path(folder) / "run"
+            profile = run_dir / "profile" / "operators.txt"
+            return lines_of(run_dir / "metrics.jsonl"), profile.read_text() if profile.exists() else ""
 
     def run(self):
         """Trains what is missing, a seed after the other."""
@@ -109,7 +114,7 @@ class Experiment:
             for variant in self.variants:
                 if (seed, variant) in self.results:
                     continue
-                header, *records = self.train(variant, f"training.seed={seed}", f"training.train_iters={self.arguments.steps}")
+                (header, *records), _ = self.train(variant, [f"training.seed={seed}", f"training.train_iters={self.arguments.steps}"])
                 steps = [r for r in records if r["kind"] == "step"]
                 record = {"seed": seed, "variant": variant, "steps": self.arguments.steps, "build": header["build"],
                           "losses": [r["loss"] for r in steps], "dropped": [r["dropped_slots"] for r in steps],
@@ -119,16 +124,20 @@ class Experiment:
 
     def time(self):
         """Rounds of short runs, in which each variant has its turn, first and last alternately."""
+        last = WARM_UP + self.arguments.timed_steps
         for number in range(self.arguments.rounds):
-            order = list(self.variants)[:: -1 if number % 2 else 1]
-            times, dropped = {}, {}
-            for variant in order:
-                _, *records = self.train(variant, "training.seed=1", f"training.train_iters={WARM_UP + self.arguments.timed_steps}",
-                                     "data.valid_data_path=''")
+            times, dropped, shares = {}, {}, {}
+            for variant in list(self.variants)[:: -1 if number % 2 else 1]:
+                (_, *records), profile = self.train(
+                    variant, ["training.seed=1", f"training.train_iters={last}", "data.valid_data_path=''"],
+                    "--profile", "--profile-steps", f"{WARM_UP + 1}:{last}")
                 timed = [r for r in records if r["kind"] == "step"][WARM_UP:]
                 times[variant] = statistics.median(r["step_ms"] for r in timed)
                 dropped[variant] = statistics.fmean(r["dropped_slots"] for r in timed)
-            self.add("-times", {"step_ms": times, "dropped": dropped})
+                seconds, rate = re.search(r"threads: (\S+) s, (\S+) GFLOP/s", profile).groups()
+                shares[variant] = {"own": sum(map(float, OF_DEFAULT_VECTORS.findall(profile))) / float(seconds),
+                                   "gflop": float(seconds) * float(rate) / self.arguments.timed_steps}
+            self.add("-times", {"step_ms": times, "dropped": dropped, "profile": shares})
             print(f"round {number + 1}: " + ", ".join(f"{v} {times[v]:.2f} ms" for v in self.variants), flush=True)
 
     # -- The report
@@ -142,11 +151,12 @@ class Experiment:
         print(f"wrote the section {title} of {page}")
 
     def commands(self):
+        sizes = f"--seeds {self.arguments.seeds} --steps {self.arguments.steps}"
         rest = f"{self.arguments.experiment} --bin build/release/bin --data data/kjv --work runs/options"
         return f"""```
-tests/bench/moe_options.py {rest}            # losses; resumable
-tests/bench/moe_options.py {rest} --time     # times, on a quiet machine
-tests/bench/moe_options.py {self.arguments.experiment} --work runs/options --report docs     # this section
+tests/bench/moe_options.py {rest} {sizes}     # losses; resumable
+tests/bench/moe_options.py {rest} --time --rounds {len(self.rounds)}     # times
+tests/bench/moe_options.py {self.arguments.experiment} --work runs/options {sizes} --report docs     # this section
 ```"""
 
     def setting(self, seeds):
@@ -195,6 +205,12 @@ tests/bench/moe_options.py {self.arguments.experiment} --work runs/options --rep
         return table(heads, [[v, *([more[1][v]] if more else []), *losses[v], *times[v]] for v in self.variants])
 
     def default_vectors(self, seeds):
+        profiles = [r["profile"] for r in self.rounds if "profile" in r]
+        own = sorted(100 * p["default vectors"]["own"] for p in profiles)
+        cost = "" if not own else (
+            f" In profiles of {len(own)} of these rounds the operators and the collective that only\ndefault vectors have take {statistics.median(own):.2f} % of the step "
+            f"({own[0]:.2f} to {own[-1]:.2f} %); their two products a layer and micro-batch, which a profile does not tell from others, are "
+            f"{100 * statistics.median(p['default vectors']['gflop'] / p['top-k']['gflop'] - 1 for p in profiles):.2f} % more flops.")
         return "Default vectors", f"""What default vectors (Default MoE, arXiv 2504.12463) change at equal tokens, and what they cost:
 
 {self.commands()}
@@ -204,7 +220,7 @@ tests/bench/moe_options.py {self.arguments.experiment} --work runs/options --rep
 
 {self.table(seeds)}
 
-{self.rounds_told()} The paper states 0.2 to 1.9 % of throughput."""
+{self.rounds_told()}{cost} The paper states 0.2 to 1.9 % of throughput, of larger models on GPUs."""
 
     def capacity(self, seeds):
         slots = self.arguments.batch * 256 * 4 * 2

@@ -149,6 +149,7 @@ class Experiment:
 
     def text(self, curves, seeds):
         a = self.arguments
+        sizes = f"--seeds {a.seeds} --dense-steps {a.dense_steps} --steps {a.steps}"
         steps = [step for step, _ in curves[SCRATCH][0]["valid"]]
         shown = [step for step in steps if step in steps[::max(1, len(steps) // 8)] or step == steps[-1]]
         tokens = a.batch * a.sequence
@@ -171,8 +172,8 @@ class Experiment:
 Mixtures of experts that begin from a dense model (Drop-Upcycling, arXiv 2502.19261), on the King James Bible as `tools/quickstart` prepares it:
 
 ```
-tests/bench/upcycling.py --bin build/release/bin --data data/kjv --work runs/upcycling     # resumable
-tests/bench/upcycling.py --work runs/upcycling --report docs                               # the table and figure below
+tests/bench/upcycling.py --bin build/release/bin --data data/kjv --work runs/upcycling {sizes}     # resumable
+tests/bench/upcycling.py --work runs/upcycling {sizes} --report docs     # the table and figure below
 ```
 
 A dense model ({a.layers} layers, hidden {a.hidden}, FFN {a.ffn}) is trained for {a.dense_steps} steps of {tokens} tokens, to a held-out loss of {cell(dense)}. From it come mixtures
