@@ -2,8 +2,9 @@
 /// product of as many flops, in alternation (docs/performance.md):
 ///   build/bench/bin/bench-experts [threads] [rounds] [rows an expert] [hidden] [expert ffn]
 /// Prints as a Markdown table the rate of forward and both gradients of one matrix an expert, in
-/// GFLOP/s of medians. Loads: balanced; natural, rows log-normal with sigma 0.5, as a balanced
-/// router leaves them in a micro-batch; extreme, one expert has 90 % of the rows.
+/// GFLOP/s of medians, and medians of the rounds' ratios. The dense product has one matrix for all
+/// rows. Loads: balanced; natural, rows log-normal with sigma 0.5, as a balanced router leaves them
+/// in a micro-batch; extreme, one expert has 90 % of the rows.
 
 #include <algorithm>
 #include <chrono>
@@ -150,14 +151,8 @@ void loop(Context& ctx, const Counts& counts, Operands& o) {
 }
 
 struct Variant {
-  std::string name;
   std::function<void()> run;
-  std::vector<double> seconds;
-  [[nodiscard]] double median() {
-    const auto middle = seconds.begin() + std::ptrdiff_t(seconds.size() / 2);
-    std::nth_element(seconds.begin(), middle, seconds.end());
-    return *middle;
-  }
+  std::vector<double> seconds;  ///< of one run, by round
 };
 
 /// Rounds in which each variant runs in turn for some milliseconds.
@@ -178,6 +173,20 @@ void measure(std::vector<Variant>& variants, int rounds) {
       variants[v].seconds.push_back(seconds_of(variants[v], repeats[v]));
 }
 
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + std::ptrdiff_t(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+/// Median of the rounds' ratios of times.
+double ratio(const Variant& variant, const Variant& other) {
+  std::vector<double> ratios;
+  for (std::size_t round = 0; round < variant.seconds.size(); ++round)
+    ratios.push_back(variant.seconds[round] / other.seconds[round]);
+  return median(std::move(ratios));
+}
+
 void run(const Options& options) {
   device::Stream stream(device::cpu());
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
@@ -188,8 +197,9 @@ void run(const Options& options) {
     Context ctx{device::cpu(), stream, workspace, options.threads};
     fmt::print(
         "\n{}, {} threads, {} rows an expert, {} -> {}\n\n"
-        "| experts | load | dense | grouped | block-sparse | loop | grouped/dense |\n"
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: |\n",
+        "| experts | load | dense | grouped | block-sparse | loop | grouped/dense | "
+        "grouped, time over balanced |\n"
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
         name_of(dtype),
         options.threads,
         options.rows_per_expert,
@@ -197,19 +207,32 @@ void run(const Options& options) {
         options.outputs);
     for (const std::int64_t experts : {8, 16, 32, 64, 128}) {
       const std::int64_t rows = experts * options.rows_per_expert;
-      for (const auto& [name, counts] : loads(experts, rows)) {
-        Operands o(dtype, experts, options);
-        std::vector<Variant> variants{{"dense", [&] { loop(ctx, {rows}, o); }, {}},
-                                      {"grouped", [&] { grouped(ctx, counts, o); }, {}},
-                                      {"block-sparse", [&] { block_sparse(ctx, counts, o); }, {}},
-                                      {"loop", [&] { loop(ctx, counts, o); }, {}}};
-        measure(variants, options.rounds);
-        fmt::print("| {} | {} |", experts, name);
-        for (Variant& variant : variants)
-          fmt::print(" {:.0f} |", o.flops() / variant.median() / 1e9);
-        fmt::print(" {:.2f} |\n", variants[0].median() / variants[1].median());
-        std::fflush(stdout);
+      Operands o(dtype, experts, options);
+      const Counts all{rows};
+      const auto loaded = loads(experts, rows);
+      std::vector<Variant> variants{{[&] { loop(ctx, all, o); }, {}}};
+      for (const auto& [name, counts] : loaded) {
+        variants.push_back({[&] { grouped(ctx, counts, o); }, {}});
+        variants.push_back({[&] { block_sparse(ctx, counts, o); }, {}});
+        variants.push_back({[&] { loop(ctx, counts, o); }, {}});
       }
+      measure(variants, options.rounds);
+      const auto rate = [&](const Variant& variant) {
+        return o.flops() / median(variant.seconds) / 1e9;
+      };
+      for (std::size_t load = 0; load < loaded.size(); ++load) {
+        const Variant* const of_load = &variants[1 + 3 * load];
+        fmt::print("| {} | {} | {:.0f} | {:.0f} | {:.0f} | {:.0f} | {:.2f} | {:.2f} |\n",
+                   experts,
+                   loaded[load].first,
+                   rate(variants[0]),
+                   rate(of_load[0]),
+                   rate(of_load[1]),
+                   rate(of_load[2]),
+                   ratio(variants[0], of_load[0]),
+                   ratio(of_load[0], variants[1]));
+      }
+      std::fflush(stdout);
     }
   }
 }
