@@ -102,6 +102,7 @@ std::int64_t ProfileTrack::now() {
 }
 
 void ProfileTrack::begin(const SpanLabel& label, const Work& work) {
+  settle();
   const std::lock_guard lock(mutex_);
   if (depth_ < kMaxDepth) frames_[depth_] = {label, work, now(), 0};
   ++depth_;
@@ -117,6 +118,7 @@ void ProfileTrack::end() {
 }
 
 void ProfileTrack::end_if_longer(std::int64_t least_ns) {
+  settle();
   const std::lock_guard lock(mutex_);
   PECAN_EXPECTS(depth_ > 0);
   if (--depth_ >= kMaxDepth) return;
@@ -141,6 +143,7 @@ void ProfileTrack::end_if_longer(std::int64_t least_ns) {
 }
 
 void ProfileTrack::flew(const SpanLabel& label, std::int64_t begin_ns, const Work& work) {
+  settle();
   const std::lock_guard lock(mutex_);
   if (!recording_) return;
   const std::int64_t end_ns = now();

@@ -26,12 +26,13 @@ std::string giga(std::int64_t amount, std::int64_t ns) {
 }
 
 /// The time that the machine needs at least for what a row did, over the time that it took.
-std::string share_of_limit(const ProfileRow& row, const device::MachineLimits& limits) {
-  if (row.kind != SpanKind::kOperator || row.self_ns <= 0) return "";
-  const double computing = double(row.f32_flops) / limits.flops(DType::kF32) +
-                           double(row.f64_flops) / limits.flops(DType::kF64) +
-                           double(row.bf16_flops) / limits.flops(DType::kBF16);
-  const double moving = double(row.bytes) / limits.memory_bytes;
+std::string share_of_limit(const ProfileRow& row,
+                           const std::optional<device::MachineLimits>& limits) {
+  if (!limits || row.kind != SpanKind::kOperator || row.self_ns <= 0) return "";
+  const double computing = double(row.f32_flops) / limits->flops(DType::kF32) +
+                           double(row.f64_flops) / limits->flops(DType::kF64) +
+                           double(row.bf16_flops) / limits->flops(DType::kBF16);
+  const double moving = double(row.bytes) / limits->memory_bytes;
   const bool computes = computing >= moving;
   return fmt::format("{:.0f}% {}",
                      100 * (computes ? computing : moving) / seconds(row.self_ns),
@@ -40,7 +41,7 @@ std::string share_of_limit(const ProfileRow& row, const device::MachineLimits& l
 
 void add_rows(std::string& text,
               std::vector<ProfileRow> rows,
-              const device::MachineLimits& limits,
+              const std::optional<device::MachineLimits>& limits,
               std::int64_t all_ns) {
   std::ranges::sort(rows, [](const ProfileRow& a, const ProfileRow& b) {
     return std::tuple(-a.self_ns, a.name, a.detail) < std::tuple(-b.self_ns, b.name, b.detail);
@@ -72,7 +73,7 @@ std::string trace_path(const std::string& run_directory, Rank rank) {
 
 std::string describe(const std::vector<ProfileRow>& main_rows,
                      const std::vector<ProfileRow>& save_rows,
-                     const device::MachineLimits& limits,
+                     const std::optional<device::MachineLimits>& limits,
                      int threads) {
   const auto step = std::ranges::find(main_rows, SpanKind::kStep, &ProfileRow::kind);
   if (step == main_rows.end()) return "";
@@ -80,15 +81,18 @@ std::string describe(const std::vector<ProfileRow>& main_rows,
   for (const ProfileRow& row : main_rows) flops += row.flops();
   std::string text = fmt::format(
       "profile     {} steps of rank 0 with {} threads: {:.4f} s, {} GFLOP/s\n"
-      "limits      measured at the start: {:.0f} GFLOP/s in fp32, {:.0f} in bf16, {:.1f} GB/s\n"
+      "limits      {}\n"
       "{:<36} {:>8} {:>10} {:>7} {:>9} {:>8} {:>11}\n",
       step->calls,
       threads,
       seconds(step->total_ns),
       giga(flops, step->total_ns),
-      limits.f32_flops * 1e-9,
-      limits.bf16_flops * 1e-9,
-      limits.memory_bytes * 1e-9,
+      limits ? fmt::format("measured at the start: {:.0f} GFLOP/s in fp32, {:.0f} in bf16, {:.1f} "
+                           "GB/s",
+                           limits->f32_flops * 1e-9,
+                           limits->bf16_flops * 1e-9,
+                           limits->memory_bytes * 1e-9)
+             : "of the device are not measured; each span waits for it, so that nothing overlaps",
       "",
       "calls",
       "seconds",
@@ -108,6 +112,7 @@ ProfileSession::ProfileSession(Context& ctx,
                                comm::Group& world,
                                const ProfileOptions& options,
                                std::string run_directory,
+                               device::DeviceKind computes_on,
                                int threads)
     : options_(options),
       run_directory_(std::move(run_directory)),
@@ -122,7 +127,7 @@ ProfileSession::ProfileSession(Context& ctx,
       .all_reduce(
           ctx, view_of(std::span(&origin_ns_, 1)), comm::ReduceOp::kMin, {comm::Purpose::kSetup})
       .wait();
-  limits_ = device::measure_limits(threads_);
+  if (computes_on == device::DeviceKind::kCpu) limits_ = device::measure_limits(threads_);
 }
 
 std::string ProfileSession::before_step(Context& ctx, FileSystem& fs, Step next, Step last) {
@@ -139,6 +144,15 @@ std::string ProfileSession::before_step(Context& ctx, FileSystem& fs, Step next,
     recorded_first_ = next;
     profiler_.start();
     ctx.profile = profiler_.track(ProfileThread::kMain);
+    if (ctx.device.kind != device::DeviceKind::kCpu) {
+      ctx.profile->settle_with([&stream = ctx.stream] {
+        try {
+          stream.synchronize();
+        } catch (const DeviceError&) {
+          // A span's end cannot throw it: the next call of the device fails alike.
+        }
+      });
+    }
   }
   recorded_last_ = std::max(recorded_last_, next);
   return "";

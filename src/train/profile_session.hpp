@@ -19,20 +19,24 @@ namespace pecan::train {
 /// "<run directory>/profile/rank-00003.trace.json"
 [[nodiscard]] std::string trace_path(const std::string& run_directory, Rank rank);
 
-/// What one rank has recorded, as a table of operators, collectives and phases. Pure.
+/// What one rank has recorded, as a table of operators, collectives and phases; without limits
+/// nothing is compared with them. Pure.
 [[nodiscard]] std::string describe(const std::vector<ProfileRow>& main_rows,
                                    const std::vector<ProfileRow>& save_rows,
-                                   const device::MachineLimits& limits,
+                                   const std::optional<device::MachineLimits>& limits,
                                    int threads);
 
 /// Recording begins before a step and ends before another, when the thread is inside of no span.
+/// Where a device computes, each span waits for it at both ends.
 class ProfileSession {
  public:
-  /// Measures the limits on all ranks at once, as they compute. Collective.
+  /// Measures the limits on all ranks at once, as they compute, if they do so on the CPU.
+  /// Collective.
   ProfileSession(Context& ctx,
                  comm::Group& world,
                  const ProfileOptions& options,
                  std::string run_directory,
+                 device::DeviceKind computes_on,
                  int threads);
 
   [[nodiscard]] Profiler& profiler() { return profiler_; }
@@ -51,7 +55,7 @@ class ProfileSession {
   Rank rank_;
   int world_;
   std::int64_t origin_ns_ = 0;
-  device::MachineLimits limits_;
+  std::optional<device::MachineLimits> limits_;
   Profiler profiler_;
   State state_ = State::kBefore;
   std::optional<Step> first_, last_;  ///< to be recorded

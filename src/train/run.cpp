@@ -845,16 +845,12 @@ ExitCode run(const config::Config& config,
   if (!placement.complaint.empty()) PECAN_LOG(kWarn, "[train] {}", placement.complaint);
   const device::Device where = choose_device(at_start, job, config.training.device, placement);
   const bool on_cpu = where.kind == device::DeviceKind::kCpu;
-  PECAN_VALIDATE(on_cpu || !options.profile,
-                 NotConfigured,
-                 "--profile times operators on the CPU, and a CUDA device computes them while the "
-                 "host goes on; profile with training.device=cpu, or a GPU with Nsight Systems");
-  // Collectives are timed on the CPU alone.
-  const std::unique_ptr<comm::Group> beside =
-      !on_cpu           ? comm::make_device_group(job, where, options.device_groups)
-      : options.profile ? comm::make_profiled_group(job)
-                        : nullptr;
-  comm::Group& world = beside ? *beside : job;
+  const std::unique_ptr<comm::Group> between_devices =
+      on_cpu ? nullptr : comm::make_device_group(job, where, options.device_groups);
+  comm::Group& untimed = between_devices ? *between_devices : job;
+  const std::unique_ptr<comm::Group> timed =
+      options.profile ? comm::make_profiled_group(untimed) : nullptr;
+  comm::Group& world = timed ? *timed : untimed;
   placed.training.threads = placement.threads;
   placed.training.device = on_cpu ? config::DeviceChoice::kCpu : config::DeviceChoice::kCuda;
   const TrainPlan plan = make_plan(placed, resolve_vocab_size(config), world.size());
@@ -877,7 +873,8 @@ ExitCode run(const config::Config& config,
   stream.prepare_products();
   std::optional<ProfileSession> profile;
   if (options.profile) {
-    profile.emplace(at_start, world, *options.profile, options.run_directory, placement.threads);
+    profile.emplace(
+        at_start, world, *options.profile, options.run_directory, where.kind, placement.threads);
   }
   Context ctx{where, stream, workspace, placement.threads};
   model::Activations activations = model::Activations::plan(plan.dims, arena);

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include <malloc.h>
 
@@ -80,6 +81,32 @@ TEST_CASE("the times of a step's spans, each without those inside, are the step'
   CHECK(row(rows, "product").calls == 6);
   CHECK(row(rows, "product").flops() == 42);
   CHECK(row(rows, "product").bytes == 30);
+}
+
+TEST_CASE("a span holds what its thread has to wait for", "[profile]") {
+  Profiler profiler;
+  ProfileTrack* track = profiler.track(ProfileThread::kMain);
+  // What a device does beside the thread, which it is waited for.
+  std::int64_t under_way_ns = 0;
+  track->settle_with([&] { spin(std::exchange(under_way_ns, 0)); });
+  profiler.start();
+  {
+    const ProfileSpan step(track, label(SpanKind::kStep, "step"));
+    under_way_ns = 50'000'000;  // of nobody, before the operator
+    {
+      const ProfileSpan timed(track, label(SpanKind::kOperator, "product"));
+      under_way_ns = 2'000'000;
+    }
+    { const ProfileSpan begins(track, label(SpanKind::kCollective, "all_reduce")); }
+    under_way_ns = 3'000'000;
+    track->flew(label(SpanKind::kInFlight, "all_reduce"), ProfileTrack::now(), {});
+    CHECK(under_way_ns == 0);
+  }
+  profiler.stop();
+  const std::vector<ProfileRow> rows = profiler.rows(ProfileThread::kMain);
+  CHECK(row(rows, "product").self_ns >= 2'000'000);
+  CHECK(row(rows, "step").self_ns >= 53'000'000);
+  CHECK(row(rows, "all_reduce").flight_ns >= 3'000'000);
 }
 
 TEST_CASE("only what lies between start and stop is recorded, and what is cut is said",

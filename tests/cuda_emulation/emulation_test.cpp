@@ -465,10 +465,12 @@ TEST_CASE("statistics tell strides and bank conflicts") {
   if (!is_checked()) return;
   const OnDevice<float> x(some_floats(1024));
   const OnDevice<float> y(1024);
-  const auto read_factor = [](bool is_shared) {
+  std::string kernel;
+  const auto read_factor = [&](bool is_shared) {
     for (const LineStatistics& line : stop_statistics()) {
       if (line.is_shared == is_shared && !line.is_write) {
         CHECK(line.source.starts_with("sample_kernels.cu:"));
+        kernel = line.kernel;
         return line.factor();
       }
     }
@@ -480,12 +482,14 @@ TEST_CASE("statistics tell strides and bank conflicts") {
   start_statistics();
   run_strided(y.data(), x.data(), 8);
   CHECK(read_factor(false) == 8);
+  CHECK(kernel.ends_with("strided"));
   start_statistics();
   run_transpose(y.data(), x.data(), false);
   CHECK(read_factor(true) == 32);
   start_statistics();
   run_transpose(y.data(), x.data(), true);
   CHECK(read_factor(true) == 1);
+  CHECK(kernel.ends_with("transpose<33>"));
   expect_no_findings();
 }
 

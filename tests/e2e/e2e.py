@@ -288,31 +288,33 @@ def memory(lab, arguments):
         check(abs(grown - plan) <= 0.1 * plan, f"{label}: {grown} bytes of {plan} planned ({100 * (grown / plan - 1):+.1f} %)")
 
 
-def stopped(lab, arguments):
+def stop_a_rank(lab, label, ranks, settings_of_run):
     """SIGSTOP of a rank in the midst of steps: all others say whom they wait for, and the job ends with code 5."""
+    run_dir = lab.folder / f"stopped, {label}"
+    job = subprocess.Popen(lab.command(ranks, run_dir, *settings(*settings_of_run, "comm.timeout_s=2", "training.train_iters=100000",
+                                                                 "checkpoint.save_interval=0")),
+                           env={**os.environ, **ENVIRONMENT}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(job, run_dir, 3)
+    processes = ranks_of(job)
+    check(len(processes) == ranks, f"{label}: {ranks} processes run")
+    victim = processes[-1]
+    environment = pathlib.Path(f"/proc/{victim}/environ").read_bytes().split(b"\0")
+    rank = next(int(e.split(b"=")[1]) for e in environment if e.startswith(b"OMPI_COMM_WORLD_RANK="))
+    os.kill(victim, signal.SIGSTOP)
+    try:
+        said = job.communicate(timeout=60)[1]
+    finally:
+        job.kill()
+    check(job.returncode == 5, f"{label}: exit code {job.returncode} is 5")
+    waits = re.findall(r"rank (\d+) waited 2 s in \w+(?: #\d+)? \([^)]*step \d+\): (.*?);", said)
+    # mpirun lets the stopped one go on before it ends it, and so that one may speak too.
+    check({int(w[0]) for w in waits} >= set(range(ranks)) - {rank}, f"{label}: all ranks but {rank} speak: {waits}")
+    check(any(re.search(rf"rank(?: \d+,)* {rank}\b", w[1]) for w in waits), f"{label}: rank {rank} is named: {waits}")
+
+
+def stopped(lab, arguments):
     for label in ("EP 4", "TP 2, EP 2, ETP 1, ZeRO-2 overlapped"):
-        ranks, layout = LAYOUTS[label]
-        run_dir = lab.folder / f"stopped-{ranks}-{len(layout)}"
-        options = [o for setting in [*layout, "comm.timeout_s=2", "training.train_iters=100000", "checkpoint.save_interval=0"]
-                   for o in ("--set", setting)]
-        job = subprocess.Popen(lab.command(ranks, run_dir, *options), env={**os.environ, **ENVIRONMENT},
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        wait_for_steps(job, run_dir, 3)
-        processes = ranks_of(job)
-        check(len(processes) == ranks, f"{label}: {ranks} processes run")
-        victim = processes[-1]
-        environment = pathlib.Path(f"/proc/{victim}/environ").read_bytes().split(b"\0")
-        rank = next(int(e.split(b"=")[1]) for e in environment if e.startswith(b"OMPI_COMM_WORLD_RANK="))
-        os.kill(victim, signal.SIGSTOP)
-        try:
-            said = job.communicate(timeout=60)[1]
-        finally:
-            job.kill()
-        check(job.returncode == 5, f"{label}: exit code {job.returncode} is 5")
-        waits = re.findall(r"rank (\d+) waited 2 s in \w+ #\d+ \([^)]*step \d+\): (.*?);", said)
-        # mpirun lets the stopped one go on before it ends it, and so that one may speak too.
-        check({int(w[0]) for w in waits} >= set(range(ranks)) - {rank}, f"{label}: all ranks but {rank} speak: {waits}")
-        check(any(re.search(rf"rank(?: \d+,)* {rank}\b", w[1]) for w in waits), f"{label}: rank {rank} is named: {waits}")
+        stop_a_rank(lab, label, *LAYOUTS[label])
 
 
 def kill_loop(lab, arguments):

@@ -105,6 +105,11 @@ TEST_CASE("capacity: NaN weights go first, and no tokens are fine", "[any device
   const Dropped all =
       drop(DType::kF32, DropPolicy::kProbs, 1, 1, 1, {0, 0, 0}, Values(3, std::nan("")));
   CHECK(all.kept_ids == Values{0, -1, -1});
+  // A weight of zero is a weight.
+  for (const DType dtype : {DType::kF32, DType::kF64}) {
+    const Dropped zero = drop(dtype, DropPolicy::kProbs, 1, 1, 1, {0, 0}, {std::nan(""), 0.0});
+    CHECK(zero.kept_ids == Values{-1, 0});
+  }
   CHECK(drop(DType::kF32, DropPolicy::kProbs, 3, 2, 4, {}, {}).number == 0);
 }
 

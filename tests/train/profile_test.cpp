@@ -239,6 +239,11 @@ TEST_CASE("the table tells rates and the nearer limit", "[profile]") {
   CHECK(line("copy") == Words{"copy", "1", "0.5000", "12.5%", "8.0", "80%", "bytes"});
   CHECK(line("all_reduce") == Words{"all_reduce", "gradients", "1", "0.5000", "12.5%", "3.0"});
   CHECK(line("step") == Words{"step,", "rest", "2", "1.0000", "25.0%"});
+  // Of a device no limits are known.
+  const std::string of_device = train::describe(rows, {}, std::nullopt, 2);
+  CHECK(of_device.find("limits      of the device are not measured") != std::string::npos);
+  CHECK(of_device.find("50% flops") == std::string::npos);
+  CHECK(of_device.find(" 70.0      1.0") != std::string::npos);
 }
 
 }  // namespace pecan::test

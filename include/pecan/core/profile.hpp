@@ -7,10 +7,12 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <pecan/core/error.hpp>
@@ -71,20 +73,24 @@ struct ProfileRow {
   [[nodiscard]] std::int64_t flops() const { return f32_flops + f64_flops + bf16_flops; }
 };
 
-/// The spans of one thread, which nest. begin() and end() are called by that thread, in pairs;
-/// everything else by any. Allocates nothing after its construction.
+/// The spans of one thread, which nest. begin() and end() are called by that thread, in pairs.
+/// Allocates nothing after its construction.
 class ProfileTrack {
  public:
   /// Room for `max_spans`; what comes after is counted in the sums and as cut.
   ProfileTrack(std::string name, std::size_t max_spans);
 
+  /// Called by the track's thread before each look at the clock, so that spans hold work which goes
+  /// on beside the thread, too. `settle` waits for it and throws nothing; empty: nothing is waited
+  /// for. Set outside of all spans.
+  void settle_with(std::function<void()> settle) { settle_ = std::move(settle); }
   void begin(const SpanLabel& label, const Work& work = {});
   /// Of the innermost span: what was not known when it began.
   void moved(std::int64_t bytes);
   void end();
   /// The same for a span that may be of no interest: below `least_ns` it is kept in the sums alone.
   void end_if_longer(std::int64_t least_ns);
-  /// A collective has ended that began at `begin_ns`.
+  /// A collective has ended that began at `begin_ns`; by the track's thread.
   void flew(const SpanLabel& label, std::int64_t begin_ns, const Work& work);
   /// Nanoseconds of the steady clock.
   [[nodiscard]] static std::int64_t now();
@@ -112,6 +118,9 @@ class ProfileTrack {
     std::int64_t inner_ns = 0;  ///< of the spans directly inside
   };
   [[nodiscard]] std::size_t row_of(const SpanLabel& label);
+  void settle() const {
+    if (settle_) settle_();
+  }
   void store(const SpanLabel& label,
              const Work& work,
              std::int64_t begin_ns,
@@ -122,6 +131,7 @@ class ProfileTrack {
   [[nodiscard]] static std::string arguments_of(const Span& span);
 
   std::string name_;
+  std::function<void()> settle_;
   mutable std::mutex mutex_;  ///< its own thread takes it, others at the start and the end alone
   bool recording_ = false;
   std::array<Frame, kMaxDepth> frames_;

@@ -435,6 +435,10 @@ std::string describe_position() {
                      running.position.thread);
 }
 
+const void* running_kernel() {
+  return block().kernel;
+}
+
 KernelAttributes& kernel_attributes(const void* kernel) {
   static auto* all = new std::unordered_map<const void*, KernelAttributes>;
   return (*all)[kernel];

@@ -40,6 +40,8 @@ extern thread_local bool is_in_kernel;
 bool is_on_a_stack(std::uintptr_t address);
 /// Ends the kernel; the error stays, as it does on a device.
 [[noreturn]] void abort_kernel(cudaError_t error);
+/// The kernel that runs, or ran last.
+const void* running_kernel();
 /// "kernel NAME, block B, thread T", of the kernel that runs.
 std::string describe_position();
 

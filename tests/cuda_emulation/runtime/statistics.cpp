@@ -35,6 +35,7 @@ struct LaneAccess {
 };
 
 struct RequestKey {
+  const void* kernel;
   const void* code;
   std::uint32_t warp;
   std::uint32_t occurrence;
@@ -51,7 +52,8 @@ struct Counting {
   bool is_on = false;
   std::unordered_map<std::uint64_t, std::uint32_t> occurrences;  ///< by instruction and thread
   std::unordered_map<RequestKey, std::vector<LaneAccess>, HashOfRequest> requests;
-  std::map<const void*, LineStatistics> lines;
+  /// By kernel and instruction.
+  std::map<std::pair<const void*, const void*>, LineStatistics> lines;
 };
 
 void print_at_exit();
@@ -116,13 +118,15 @@ void print_at_exit() {
   if (output == nullptr) return;
   for (const LineStatistics& line : stop_statistics()) {
     fmt::print(output,
-               "{:<36} {} {:<5} {:>10} requests, {} {:.2f}\n",
+               "{}\t{}\t{} {}\t{} requests\t{} {}\t{} at best\n",
+               line.kernel,
                line.source,
                line.is_shared ? "shared" : "global",
                line.is_write ? "write" : "read",
                line.num_requests,
-               line.is_shared ? "bank conflicts" : "sectors to ideal",
-               line.factor());
+               line.num_transfers,
+               line.is_shared ? "passes" : "sectors",
+               line.num_ideal);
   }
   if (output != stderr) std::fclose(output);
 }
@@ -137,9 +141,10 @@ void record_statistics(
   const std::uint64_t instruction_of_thread =
       reinterpret_cast<std::uint64_t>(code) ^ std::uint64_t{thread} << 48;
   const std::uint32_t occurrence = counts.occurrences[instruction_of_thread]++;
-  counts.requests[{code, thread / kLanes, occurrence}].push_back(
+  const void* kernel = running_kernel();
+  counts.requests[{kernel, code, thread / kLanes, occurrence}].push_back(
       {offset, static_cast<std::uint8_t>(thread % kLanes), static_cast<std::uint8_t>(num_bytes)});
-  LineStatistics& line = counts.lines[code];
+  LineStatistics& line = counts.lines[{kernel, code}];
   line.is_shared = is_shared;
   line.is_write = is_write;
 }
@@ -148,7 +153,7 @@ void flush_statistics() {
   Counting& counts = counting();
   if (!counts.is_on) return;
   for (const auto& [key, accesses] : counts.requests) {
-    LineStatistics& line = counts.lines[key.code];
+    LineStatistics& line = counts.lines[{key.kernel, key.code}];
     ++line.num_requests;
     if (line.is_shared) {
       count_bank_passes(accesses, line);
@@ -171,10 +176,11 @@ std::vector<LineStatistics> stop_statistics() {
   flush_statistics();
   Counting& counts = counting();
   counts.is_on = false;
-  std::map<std::tuple<std::string, bool, bool>, LineStatistics> by_line;
-  for (const auto& [code, line] : counts.lines) {
-    const std::string source = source_of(code);
-    LineStatistics& sum = by_line[{source, line.is_shared, line.is_write}];
+  std::map<std::tuple<std::string, std::string, bool, bool>, LineStatistics> by_line;
+  for (const auto& [place, line] : counts.lines) {
+    const std::string kernel = kernel_name(place.first), source = source_of(place.second);
+    LineStatistics& sum = by_line[{kernel, source, line.is_shared, line.is_write}];
+    sum.kernel = kernel;
     sum.source = source;
     sum.is_shared = line.is_shared;
     sum.is_write = line.is_write;

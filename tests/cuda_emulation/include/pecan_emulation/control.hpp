@@ -45,8 +45,9 @@ PECAN_EMULATION_API void reset_device();
 /// Bytes that are allocated on the device now.
 [[nodiscard]] PECAN_EMULATION_API std::size_t device_bytes_in_use();
 
-/// How the lanes of warps access memory on one line of source.
+/// How the lanes of warps access memory in one kernel on one line of source.
 struct LineStatistics {
+  std::string kernel;
   std::string source;  ///< "file:line" of the access
   bool is_shared = false;
   bool is_write = false;
@@ -63,7 +64,7 @@ struct LineStatistics {
 };
 /// Starts to count, from nothing. Only code that was compiled with the checks is counted.
 PECAN_EMULATION_API void start_statistics();
-/// Ends counting; one entry a line of source and kind of access, in order of the lines.
+/// Ends counting; one entry a kernel, line of source and kind of access, in this order.
 [[nodiscard]] PECAN_EMULATION_API std::vector<LineStatistics> stop_statistics();
 
 }  // namespace pecan::emulation
