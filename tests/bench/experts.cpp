@@ -74,14 +74,19 @@ class Operands {
         rows_(experts * options.rows_per_expert),
         x_(device::cpu(), bytes(dtype, rows_ * options.inputs)),
         y_(device::cpu(), bytes(dtype, rows_ * options.outputs)),
+        dx_(device::cpu(), bytes(dtype, rows_ * options.inputs)),
+        dy_(device::cpu(), bytes(dtype, rows_ * options.outputs)),
         w_(device::cpu(), bytes(dtype, experts * options.inputs * options.outputs)),
         dw_(device::cpu(), bytes(master_of(dtype), experts * options.inputs * options.outputs)),
         x(x_.data(), dtype, Shape{rows_, options.inputs}),
         y(y_.data(), dtype, Shape{rows_, options.outputs}),
+        dx(dx_.data(), dtype, Shape{rows_, options.inputs}),
+        dy(dy_.data(), dtype, Shape{rows_, options.outputs}),
         weights(matrices(w_, dtype, experts)),
         grads(matrices(dw_, master_of(dtype), experts)) {
-    // Numbers of ordinary size: sums stay finite, and nothing is denormal.
-    for (const TensorView& values : {x, y, TensorView{w_.data(), dtype, Shape{elements(dtype)}}}) {
+    // Numbers of ordinary size: sums are finite, and nothing is denormal. No product reads what
+    // another has written.
+    for (const TensorView& values : {x, dy, TensorView{w_.data(), dtype, Shape{elements(dtype)}}}) {
       for (std::int64_t i = 0; i < values.num_elements(); ++i) {
         const double value = double((i * 2654435761U >> 8U) % 1000U) / 1000 - 0.5;
         if (dtype == DType::kBF16) {
@@ -117,25 +122,25 @@ class Operands {
 
   const Options& options_;
   std::int64_t rows_;
-  device::Buffer x_, y_, w_, dw_;
+  device::Buffer x_, y_, dx_, dy_, w_, dw_;
 
  public:
-  TensorView x, y;
+  TensorView x, y, dx, dy;
   std::vector<ParamStorage> weights, grads;
 };
 
 void grouped(Context& ctx, const Counts& counts, Operands& o) {
   ops::grouped_matmul_forward(ctx, counts, o.x, o.weights, o.y);
-  ops::grouped_matmul_backward_weight(ctx, counts, o.y, o.x, o.grads);
-  ops::grouped_matmul_backward_input(ctx, counts, o.y, o.weights, o.x, Accumulate::kOverwrite);
+  ops::grouped_matmul_backward_weight(ctx, counts, o.dy, o.x, o.grads);
+  ops::grouped_matmul_backward_input(ctx, counts, o.dy, o.weights, o.dx, Accumulate::kOverwrite);
 }
 
 void block_sparse(Context& ctx, const Counts& counts, Operands& o) {
   using enum ops::WeightForm;
   const ops::BlockTopology topology(counts, o.y.shape[1]);
   ops::block_sparse_sdd(ctx, topology, o.x, o.weights, kFirstIsF, o.y);
-  ops::block_sparse_backward_weight(ctx, topology, o.y, o.x, o.grads, kFirstIsF);
-  ops::block_sparse_dsd(ctx, topology, o.y, o.weights, kFirstIsF, o.x, Accumulate::kOverwrite);
+  ops::block_sparse_backward_weight(ctx, topology, o.dy, o.x, o.grads, kFirstIsF);
+  ops::block_sparse_dsd(ctx, topology, o.dy, o.weights, kFirstIsF, o.dx, Accumulate::kOverwrite);
 }
 
 /// One expert after the other; with all rows in one count, the dense product.
@@ -143,10 +148,11 @@ void loop(Context& ctx, const Counts& counts, Operands& o) {
   std::int64_t first = 0;
   for (std::size_t e = 0; e < counts.size(); first += counts[e++]) {
     if (counts[e] == 0) continue;
-    const TensorView x = o.x.rows(first, counts[e]), y = o.y.rows(first, counts[e]);
-    ops::matmul_forward(ctx, x, o.weights[e], y);
-    ops::matmul_backward_weight(ctx, y, x, o.grads[e]);
-    ops::matmul_backward_input(ctx, y, o.weights[e], x, Accumulate::kOverwrite);
+    const TensorView x = o.x.rows(first, counts[e]), dy = o.dy.rows(first, counts[e]);
+    ops::matmul_forward(ctx, x, o.weights[e], o.y.rows(first, counts[e]));
+    ops::matmul_backward_weight(ctx, dy, x, o.grads[e]);
+    ops::matmul_backward_input(
+        ctx, dy, o.weights[e], o.dx.rows(first, counts[e]), Accumulate::kOverwrite);
   }
 }
 
