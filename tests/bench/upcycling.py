@@ -191,7 +191,7 @@ after it exists. Held-out loss, nats a token, {len(seeds)} seed{"s" if len(seeds
 
 {chr(10).join(facts)}
 
-The paper trains much longer, where the gain of r = 0.5 over copies grows. Trained by {", ".join(builds)}.
+In the paper the gain of r = 0.5 over copies shows in long training; this one is short. Trained by {", ".join(builds)}.
 """
 
     def draw(self, curves):
