@@ -196,7 +196,7 @@ tests/bench/moe_options.py {self.arguments.experiment} --work runs/options {size
 
     def rounds_told(self):
         return (f"Step times are medians of {len(self.rounds)} rounds of short runs in turns, ratios medians of those of each round, with the range in which the median lies with "
-                "95 % probability.")
+                "95 % probability (wide where other work shares the machine).")
 
     def table(self, seeds, more=None):
         losses, times = self.loss_cells(seeds), self.time_cells()
@@ -220,7 +220,9 @@ tests/bench/moe_options.py {self.arguments.experiment} --work runs/options {size
 
 {self.table(seeds)}
 
-{self.rounds_told()}{cost} The paper states 0.2 to 1.9 % of throughput, of larger models on GPUs."""
+{self.rounds_told()}{cost} The paper states 0.2 to 1.9 % of throughput, of larger models on GPUs.
+
+Limits: a small model early in its training, one beta, and a learning rate that was chosen for plain top-k; the paper's gains are those of long training."""
 
     def capacity(self, seeds):
         slots = self.arguments.batch * 256 * 4 * 2

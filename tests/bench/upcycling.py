@@ -164,6 +164,10 @@ class Experiment:
         final = {v: {seed: r["valid"][-1][1] for seed, r in zip(seeds, curves[v])} for v in self.variants}
         facts = [f"* {v} minus scratch at the end: {Mean.over([final[v][s] - final[SCRATCH][s] for s in seeds])}."
                  for v in self.variants if v != SCRATCH and len(seeds) > 1]
+        copies = name_of(0)
+        if len(seeds) > 1 and copies in final:
+            facts += [f"* {v} minus copies (r = 0) at the end: {Mean.over([final[v][s] - final[copies][s] for s in seeds])}."
+                      for v in self.variants if v not in (SCRATCH, copies)]
         if len(seeds) > 1:
             facts.append(f"* Standard deviation over seeds, from scratch: {statistics.stdev(final[SCRATCH].values()):.4f}.")
         builds = sorted({r["build"] for records in curves.values() for r in records})
@@ -187,7 +191,7 @@ after it exists. Held-out loss, nats a token, {len(seeds)} seed{"s" if len(seeds
 
 {chr(10).join(facts)}
 
-In the paper the gain of r = 0.5 over copies shows after long training only, and this one is short. Trained by {", ".join(builds)}.
+In the paper the gain of r = 0.5 over copies shows in long training; this one is short. Trained by {", ".join(builds)}.
 """
 
     def draw(self, curves):
