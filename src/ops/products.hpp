@@ -11,7 +11,6 @@
 #include <functional>
 #include <utility>
 
-#include "ops/cpu.hpp"
 #include "ops/gemm.hpp"
 #include "ops/tile_kernels.hpp"
 
@@ -140,6 +139,9 @@ inline void multiply_f64(int threads, const Product& product) {
        Matrix<double>{static_cast<double*>(product.c.data), product.c.stride});
 }
 
+/// That are worth it for so many multiplications.
+[[nodiscard]] int threads_for_products(const Context& ctx, std::int64_t work);
+
 /// Computes product_of(0) to product_of(count - 1), whose results are disjoint, as
 /// Multiplier::multiply; f64 one after the other. `factors` is the dtype of A and B, `result` that
 /// of C, `work` the multiplications in all, of which few are not worth threads. Takes the scratch
@@ -158,9 +160,8 @@ void multiply_all(Context& ctx,
   const device::ArenaScope scope(ctx.workspace);
   const TensorView scratch = allocate_product_scratch(ctx, factors);
   const auto kernels = factors == DType::kBF16 ? bf16_tile_kernels() : f32_tile_kernels();
-  const int threads = work < 8 * cpu::kMinParallelWork ? 1 : ctx.threads;
   Multiplier(*kernels.back(), factors, result)
-      .multiply(threads, count, std::move(product_of), scratch.data);
+      .multiply(threads_for_products(ctx, work), count, std::move(product_of), scratch.data);
 }
 
 }  // namespace pecan::ops::detail
