@@ -164,12 +164,13 @@ TEST_CASE("two ranks on one GPU train on the CPU, or are refused", "[any device]
 
 TEST_CASE("a device trains like the CPU, and allocates nothing in a step", "[any device]") {
   Lab lab;
-  for (const std::vector<std::string>& settings :
-       std::vector<std::vector<std::string>>{{},
-                                             {"moe.moe_router_score_function=sigmoid",
-                                              "moe.moe_router_enable_expert_bias=true",
-                                              "moe.moe_expert_capacity_factor=1.5",
-                                              "moe.moe_shared_expert_intermediate_size=8"}}) {
+  for (const std::vector<std::string>& settings : std::vector<std::vector<std::string>>{
+           {},
+           {"moe.moe_router_score_function=sigmoid",
+            "moe.moe_router_enable_expert_bias=true",
+            "moe.moe_expert_capacity_factor=1.5",
+            "moe.moe_shared_expert_intermediate_size=8"},
+           {"moe.moe_router_pre_softmax=true", "moe.default_vectors.enabled=true"}}) {
     std::vector<std::string> all{"parallel.expert_model_parallel_size=1"};
     all.insert(all.end(), settings.begin(), settings.end());
     const config::Config config = lab.config(all);
