@@ -57,9 +57,11 @@ TEST_CASE("elementwise: casts round to nearest, integers are filled", "[any devi
   ops::cast(ctx, wide, narrow);
   CHECK(narrow.values() == Values{1, 1 + 0x1p-23});
   for (const DType dtype : {DType::kI32, DType::kI64}) {
-    Guarded whole(dtype, {3});
-    ops::fill(ctx, 7, whole);
-    CHECK(whole.values() == Values(3, 7.0));
+    for (const double value : {7.0, 0.0}) {
+      Guarded whole(dtype, {3});
+      ops::fill(ctx, value, whole);
+      CHECK(whole.values() == Values(3, value));
+    }
   }
 }
 
