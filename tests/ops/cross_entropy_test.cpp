@@ -247,7 +247,15 @@ TEST_CASE("cross_entropy: shards of any cut give the loss and gradient of the wh
       Values logits = random_values(tokens * vocab, 1);
       for (double& logit : logits) logit *= 10;
       logits = stored(dtype, logits);
-      const Values labels = labels_of(tokens, vocab);
+      Values labels = labels_of(tokens, vocab);
+      std::size_t next = 0;
+      for (const std::vector<Cut>& cuts : cuts_of(vocab)) {
+        for (const auto& [shard, columns] : cuts) {
+          for (const std::int64_t edge : {shard.first, shard.first + shard.count - 1}) {
+            if (shard.count > 0 && next < labels.size()) labels[next++] = double(edge);
+          }
+        }
+      }
       for (const bool masked : {false, true}) {
         Values mask = masked ? stored(dtype, random_values(tokens, 6)) : Values{};
         if (masked && tokens > 2) mask[1] = 0;
