@@ -65,4 +65,22 @@ TEST_CASE("elementwise: casts round to nearest, integers are filled", "[any devi
   }
 }
 
+TEST_CASE("elementwise: tensors that begin anywhere", "[any device]") {
+  // Whole vectors and a rest, one element behind an aligned address.
+  constexpr std::int64_t kCount = 21;
+  for (const DType dtype : {DType::kF32, DType::kF64, DType::kBF16}) {
+    OpContext ctx;
+    const Values a = stored(dtype, random_values(kCount + 1, 1));
+    Guarded x(dtype, {kCount + 1}, a), y(dtype, {kCount + 1}, Values(kCount + 1, 0.5));
+    const auto behind_first = [&](Guarded& tensor) {
+      return TensorView{tensor.view().data + size_of(dtype), dtype, {kCount}};
+    };
+    ops::copy(ctx, behind_first(x), behind_first(y));
+    ops::scale(ctx, -1, behind_first(y));
+    Values expected(a.size(), 0.5);
+    for (std::size_t i = 1; i < a.size(); ++i) expected[i] = -a[i];
+    CHECK(y.values() == expected);
+  }
+}
+
 }  // namespace pecan::test
