@@ -38,7 +38,8 @@ KINDS = {
 }
 PHASES = ["snapshot", "persist", "vote", "commit", "committed", "retention"]
 SETTINGS = [
-    "training.train_iters=1000000", "training.global_batch_size=8", "optimizer.lr_decay_style=constant",
+    # More than faults come in, and not so many that each start shuffles millions of samples on all ranks, as long as a hang would take.
+    "training.train_iters=50000", "training.global_batch_size=8", "optimizer.lr_decay_style=constant",
     "parallel.expert_model_parallel_size=4", "checkpoint.save_interval=12", "checkpoint.non_persistent_save_interval=3",
     f"checkpoint.replication_factor={REPLICAS}", "checkpoint.pec.experts_per_checkpoint=2",
     "checkpoint.pec.experts_per_snapshot=4", "checkpoint.fallback_copies=2", "logging.content_hash_interval=1",
