@@ -6,7 +6,7 @@
 namespace pecan::kernels {
 namespace {
 
-/// What shared memory of all devices since sm_80 holds in f64.
+/// Of which two parts make the columns. Not every device has shared memory for it.
 constexpr Index kWidestHead = 256;
 
 /// How a head of `dim` columns is cut.
@@ -25,6 +25,22 @@ HeadCut cut_of(Index dim) {
   if (dim <= kWarp) return {1, 1};
   if (dim <= 2 * kWarp) return {2, 1};
   return {4, dim <= 4 * kWarp ? 1 : 2};
+}
+
+/// Before the forward pass too, though the backward pass alone takes `num_bytes`.
+void check_shared_memory(const Context& ctx, Index dim, DType dtype, std::size_t num_bytes) {
+  int most = 0;
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, ctx.device.ordinal),
+        "cudaDeviceGetAttribute");
+  PECAN_VALIDATE(
+      num_bytes <= std::size_t(most),
+      ShapeError,
+      "attention: gradients with a head_dim of {} in {} take {} bytes of shared memory a "
+      "block, and the device has {}; use more heads, bf16, or another GPU",
+      dim,
+      name_of(dtype),
+      num_bytes,
+      most);
 }
 
 template <typename Body>
@@ -91,6 +107,7 @@ void attention_forward(Context& ctx,
     with_slices(cut.slices, [&](auto slices) {
       using M = MathOf<T>;
       using Memory = AttentionMemory<TilesOf<T, slices()>>;
+      check_shared_memory(ctx, shape.head_dim, q_TND.dtype, Memory::bytes(2, call.width));
       launch(attention_forward_kernel<T, slices()>,
              grid_of<Memory::kBlockRows>(call, shape.heads),
              kTileThreads,

@@ -6,13 +6,14 @@
 /// of 32 keys, from the first that a document of its queries begins with to the diagonal. The
 /// gradients of keys and values are made the other way round, by blocks of keys that pass over the
 /// queries of all heads of their group: so every sum has one owner and a fixed order, for which the
-/// scores are made twice. Heads wider than 128 are made in parts of 128 columns.
+/// scores are made twice. Heads wider than 128 are made in two parts of 128 columns, each of which
+/// makes all scores.
 ///
 /// With W = D rounded up to 32, 64, 128 or 256, R rows of a block, s bytes an element (f64 8, f32
 /// 4, bf16 2) and m of its sums (8, 4, 4), shared memory: (R + 64) (W s + 16) bytes forward, (2 R +
 /// 64) (W s + 16) backward, and R (34 m + 32 s + 36). Bytes a head: forward 4 s S D from memory, and
 /// s S^2 D / R from the cache. Flops a head: forward 2 S^2 D, backward 7 S^2 D (atomics would save
-/// 2). Intensity against the cache: 2 R / s flops a byte, 64 in bf16 and 16 in f32. Multiply-adds
+/// 2); of two parts 3 and 11, and twice the bytes from the cache. Intensity against the cache: 2 R / s flops a byte, 64 in bf16 and 16 in f32. Multiply-adds
 /// bound f32; shared memory, through which scores go from tensor cores to softmax and back, bf16.
 /// Source: Dao et al., "FlashAttention-2" (arXiv 2307.08691), algorithms 1 and 2.
 
@@ -22,7 +23,8 @@
 
 namespace pecan::kernels {
 
-/// Of a multiprocessor at least, for which registers and shared memory have room.
+/// Of a multiprocessor at least, for which there are registers; an H100 has shared memory for them
+/// in bf16 and f32, but for the gradients of heads wider than 128.
 constexpr int kTileBlocks = 2;
 /// Later than all starts.
 constexpr int kNoDocument = std::numeric_limits<int>::max();

@@ -93,7 +93,6 @@ struct alignas(16) Pack {
 constexpr int kLanes = 8;
 
 // ---- Sums and maxima: the same tree whatever the data
-// --------------------------------------------
 
 struct Plus {
   template <typename V>
@@ -135,7 +134,6 @@ __device__ V group_reduce(V value, Combine combine = {}) {
 }
 
 // ---- Launchers
-// -----------------------------------------------------------------------------------
 
 [[nodiscard]] inline cudaStream_t stream_of(const Context& ctx) {
   return static_cast<const device::cuda::StreamState*>(ctx.stream.handle())->stream;

@@ -1,6 +1,6 @@
 #pragma once
 /// Elementwise kernels: one thread computes kLanes neighbouring elements, by loads and stores of 16
-/// bytes where every tensor is aligned to them, and one by one at the end.
+/// bytes where every tensor is aligned to them, and one by one at the end; fill writes one a thread.
 ///
 /// Block: 256 threads, no shared memory. Bytes: each input and output once. Intensity: a few flops
 /// an element, 0.1 to 2 flops a byte: memory bounds all of them.

@@ -70,8 +70,7 @@ void multiply(const Context& ctx,
               Accumulate accumulate,
               const Matrix& c) {
   if (m == 0 || n == 0 || k == 0) return;
-  auto& state = *static_cast<StreamState*>(ctx.stream.handle());
-  if (state.blas.get() == nullptr) state.blas = device::cuda::BlasHandle(state.stream);
+  cublasContext* const blas = static_cast<StreamState*>(ctx.stream.handle())->products();
   const auto operation = [](const Matrix& matrix) {
     return matrix.order == Order::kPlain ? CUBLAS_OP_N : CUBLAS_OP_T;
   };
@@ -82,7 +81,7 @@ void multiply(const Context& ctx,
     return in_double ? static_cast<const void*>(&f64) : static_cast<const void*>(&f32);
   };
   // cuBLAS goes by columns: what it sees are the transposed matrices, in the opposite order.
-  check(cublasGemmEx(state.blas.get(),
+  check(cublasGemmEx(blas,
                      operation(b),
                      operation(a),
                      to_int(n),

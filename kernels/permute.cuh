@@ -4,7 +4,7 @@
 /// ranks its slots. Rows are gathered, and summed in the order of the choices; nothing is added in
 /// an order left to chance. With s bytes an element of a row:
 ///
-/// count, scan, rank: 256, 1024 and 256 threads; shared 4 (E + 1), 132 and 32 (E + 1) bytes. Bytes:
+/// count, scan, rank: 256, 1024 and 256 threads; shared 4 (E + 1), 128 and 32 (E + 1) bytes. Bytes:
 /// 20 a slot and 12 (E + 1) a chunk of 256 slots. No flops: launches and latency bound them.
 /// gather: a block a row. Bytes: 2 s an element. No flops.
 /// sums of rows: a block a token. Bytes: (K + 1) s a token's element. Flops: 2 K. Intensity in

@@ -157,11 +157,6 @@ __device__ T log_sum_exp_of(const T* logits, Index experts) {
   return largest + log_of(exp_sum_of(logits, experts, largest));
 }
 
-/// BalanceGroups::group_of, for the device.
-__device__ inline Index group_of(const ops::BalanceGroups& groups, Index token) {
-  return (groups.first_token + token) / groups.tokens_per_group;
-}
-
 /// The token of this warp, or -1.
 __device__ inline Index token_of_warp(Index tokens) {
   const Index t = Index(blockIdx.x) * kRouterWarps + threadIdx.x / kWarp;
@@ -249,9 +244,9 @@ __global__ void __launch_bounds__(kRouterThreads)
                          unsigned long long* counts_GE) {
   const Index t = token_of_warp(tokens);
   if (t < 0) return;
-  const RouterRow<T> row = router_row<T>(experts, 0, k);
+  const RouterRow<T> row = router_row<T>(0, 0, k);
   if (!by_ids) choose_best(logits_TE + t * experts, experts, k, row.chosen);
-  unsigned long long* counts = counts_GE + group_of(groups, t) * experts;
+  unsigned long long* counts = counts_GE + groups.group_of(t) * experts;
   for (Index i = threadIdx.x % kWarp; i < k; i += kWarp) {
     const Index id = by_ids ? topk_ids_TK[t * k + i] : row.chosen[i];
     require(id >= 0 && id < experts);
@@ -273,7 +268,7 @@ __global__ void __launch_bounds__(kRouterThreads)
   const Index t = token_of_warp(tokens);
   if (t < 0) return;
   const int lane = threadIdx.x % kWarp;
-  const std::int64_t* counts = counts_GE + group_of(groups, t) * experts;
+  const std::int64_t* counts = counts_GE + groups.group_of(t) * experts;
   T balance = 0;
   for (Index e = lane; e < experts; e += kWarp) balance += T(counts[e]) * probs_TE[t * experts + e];
   balance = warp_reduce(balance);
@@ -311,7 +306,7 @@ __global__ void __launch_bounds__(kRouterThreads)
   const std::int32_t* ids = topk_ids_TK + t * k;
   const T* weights = weights_TK + t * k;
   const T* dweights = dweights_TK + t * k;
-  const std::int64_t* counts = counts_GE + group_of(groups, t) * experts;
+  const std::int64_t* counts = counts_GE + groups.group_of(t) * experts;
   const T scaling = T(options.scaling_factor);
 
   T mean = 0;

@@ -166,7 +166,7 @@ int upcycle(Arguments arguments) {
              made.granularity,
              made.up_scale,
              made.down_scale)
-      << fmt::format("written     {}, step 0: {} files, {} bytes; at most {} in memory\n",
+      << fmt::format("written     {}, step 0: {} files, {} bytes; at most {} of it in memory\n",
                      arguments.out,
                      report.num_files,
                      report.num_bytes,

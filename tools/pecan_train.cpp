@@ -18,6 +18,8 @@
 
 #include <pecan/config/config.hpp>
 
+#include <pecan/device/backend.hpp>
+
 #include <pecan/comm/group.hpp>
 
 #include <pecan/train/plan.hpp>
@@ -242,6 +244,7 @@ int main(int argc, char** argv) {
     arguments.run.out = &std::cout;
     arguments.run.terminal = writes_to_terminal();
 
+    device::prepare_environment();
     comm::MpiEnvironment mpi(&argc, &argv);
     std::signal(SIGUSR1, [](int) { train::request_stop(); });
     return run(arguments, mpi);

@@ -41,7 +41,10 @@ class PrivateMemory final : public BufferMemory {
   explicit PrivateMemory(device::Device device) : device_(device) {}
   std::span<std::byte> reserve(std::size_t num_bytes, std::size_t num_blocks) override {
     static_cast<void>(num_blocks);
-    if (num_bytes > buffer_.size()) buffer_ = device::PinnedBuffer(device_, num_bytes);
+    if (num_bytes > buffer_.size()) {
+      buffer_ = {};  // before the new one is made: memory may be short for both
+      buffer_ = device::PinnedBuffer(device_, num_bytes);
+    }
     return buffer_.bytes();
   }
   void begin() override {}

@@ -49,11 +49,6 @@ void require(const Status& status, std::string_view doing) {
                  status.message);
 }
 
-std::string parent_of(const std::string& path) {
-  const std::string parent = std::filesystem::path(path).parent_path().string();
-  return parent.empty() ? "." : parent;
-}
-
 /// Incarnation in "abandoned-<incarnation>-<name>".
 std::optional<std::int32_t> abandoned_by(std::string_view name) {
   if (!name.starts_with(kAbandonedPrefix)) return {};

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <filesystem>
 #include <memory>
 
 #include <pecan/core/build_info.hpp>
@@ -25,11 +24,6 @@ void require(const Status& status, const std::string& run_directory) {
                  "space or choose another directory, and try again",
                  run_directory,
                  status.message);
-}
-
-std::string parent_of(const std::string& path) {
-  const std::string parent = std::filesystem::path(path).parent_path().string();
-  return parent.empty() ? "." : parent;
 }
 
 Manifest first_header(const StateCatalog& catalog, int first_budget) {

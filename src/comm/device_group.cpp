@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <exception>
 #include <numeric>
 #include <thread>
@@ -550,6 +549,7 @@ Pending DeviceGroup::all_to_all_v(Context& ctx,
   validate_all_to_all_v(*this, input, send_counts, output, receive_counts, kName);
   return run(ctx, kName, tag, all_peers(), [&] {
     const Pieces sent(send_counts, input.dtype), received(receive_counts, input.dtype);
+    copy(sent.of(input.data, rank().value), received.of(output.data, rank().value));
     std::vector<DeviceMessage> messages;
     for_each_peer([&](int peer) {
       const std::span<std::byte> from = received.of(output.data, peer);
@@ -562,7 +562,6 @@ Pending DeviceGroup::all_to_all_v(Context& ctx,
       }
     });
     exchange(messages, tag);
-    copy(sent.of(input.data, rank().value), received.of(output.data, rank().value));
   });
 }
 

@@ -334,15 +334,14 @@ void visit(TrainingConfig& c, Field&& field) {
         c.exit_duration_in_mins,
         at_least(0),
         "stop (exit code 75, resumable) after so many minutes; 0: never");
-  field(
-      "device",
-      c.device,
-      Named<DeviceChoice>{{{"auto", DeviceChoice::kAuto},
-                           {"cpu", DeviceChoice::kCpu},
-                           {"cuda", DeviceChoice::kCuda}}},
-      "where to compute, alike on all ranks; cuda: on a GPU a rank, of those that it sees by its "
-      "place on the host; auto: on GPUs where every rank sees one, else on CPUs, and the log says "
-      "why");
+  field("device",
+        c.device,
+        Named<DeviceChoice>{{{"auto", DeviceChoice::kAuto},
+                             {"cpu", DeviceChoice::kCpu},
+                             {"cuda", DeviceChoice::kCuda}}},
+        "where to compute, alike on all ranks; cuda: on a GPU a rank, of those that it sees by its "
+        "place on the host; auto: on GPUs where every rank has one of its own, else on CPUs, and "
+        "the log says why");
   field("check_for_nan_in_loss_and_grad",
         c.check_for_nan_in_loss_and_grad,
         Named<NanPolicy>{{{"stop", NanPolicy::kStop}, {"skip", NanPolicy::kSkip}}},

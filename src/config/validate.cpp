@@ -151,11 +151,23 @@ void check_capacity(const MoeConfig& moe) {
 }
 
 void check_default_vectors(const MoeConfig& moe) {
-  if (!moe.default_vectors.enabled) return;
+  if (!moe.default_vectors.enabled) {
+    PECAN_VALIDATE(moe.default_vectors.beta == DefaultVectorsConfig{}.beta,
+                   ConfigError,
+                   "moe.default_vectors.beta={} has no effect without "
+                   "moe.default_vectors.enabled=true; set it, or leave beta out",
+                   moe.default_vectors.beta);
+    return;
+  }
   PECAN_VALIDATE(moe.num_experts > 0,
                  ConfigError,
                  "moe.default_vectors.enabled=true but moe.num_experts=0: a dense model has no "
                  "experts to stand for; leave it out, or set moe.num_experts");
+  PECAN_VALIDATE(moe.moe_router_score_function == ScoreFunction::kSoftmax,
+                 ConfigError,
+                 "moe.default_vectors.enabled=true needs moe.moe_router_score_function=softmax: "
+                 "default vectors are weighed by shares that sum to 1 over all experts; set it "
+                 "(with moe.moe_router_pre_softmax=true), or leave the default vectors out");
   PECAN_VALIDATE(moe.moe_router_pre_softmax,
                  ConfigError,
                  "moe.default_vectors.enabled=true needs moe.moe_router_pre_softmax=true: experts "
@@ -174,6 +186,10 @@ void check_moe(const Config& config) {
   const MoeConfig& moe = config.moe;
   check_default_vectors(moe);
   if (moe.num_experts == 0) {
+    PECAN_VALIDATE(moe.expert_compute == ExpertCompute::kGrouped,
+                   ConfigError,
+                   "moe.expert_compute is set but moe.num_experts=0: a dense model has no experts "
+                   "to compute; leave it out, or set moe.num_experts");
     PECAN_VALIDATE(config.parallel.expert_model_parallel_size == 1,
                    ConfigError,
                    "parallel.expert_model_parallel_size={} but moe.num_experts=0: a dense model "
@@ -188,6 +204,11 @@ void check_moe(const Config& config) {
                    config.checkpoint.pec.experts_per_checkpoint);
     return;
   }
+  PECAN_VALIDATE(moe.expert_compute != ExpertCompute::kBlockSparse ||
+                     config.training.device != DeviceChoice::kCuda,
+                 ConfigError,
+                 "moe.expert_compute=block_sparse has no CUDA kernels, but training.device=cuda; "
+                 "use grouped, or train on the cpu");
   PECAN_VALIDATE(moe.moe_router_topk <= moe.num_experts,
                  ConfigError,
                  "moe.moe_router_topk={} is more than moe.num_experts={} (a token chooses "
@@ -299,6 +320,17 @@ void check_tensor_parallel(const Config& config) {
       multiples_near(config.training.seq_length, tp));
 }
 
+void check_experts_divide(const Config& config) {
+  const int ep = config.parallel.expert_model_parallel_size;
+  PECAN_VALIDATE(config.moe.num_experts % ep == 0,
+                 ConfigError,
+                 "moe.num_experts={} is not divisible by parallel.expert_model_parallel_size={} "
+                 "(each rank owns an equal share); use {}",
+                 config.moe.num_experts,
+                 ep,
+                 multiples_near(config.moe.num_experts, ep));
+}
+
 void check_expert_parallel(const Config& config) {
   const ParallelConfig& parallel = config.parallel;
   const MoeConfig& moe = config.moe;
@@ -311,6 +343,7 @@ void check_expert_parallel(const Config& config) {
                    etp);
     return;
   }
+  check_experts_divide(config);
   PECAN_VALIDATE(moe.moe_ffn_hidden_size % etp == 0,
                  ConfigError,
                  "moe.moe_ffn_hidden_size={} is not divisible by "
@@ -647,14 +680,7 @@ void validate_for_world(const Config& config, int world_size) {
                  divisors(std::gcd(std::max(world_size / p.expert_tensor_parallel_size, 1),
                                    std::max(config.moe.num_experts, 1))),
                  multiples_near(world_size, sparse));
-  PECAN_VALIDATE(config.moe.num_experts % ep == 0,
-                 ConfigError,
-                 "moe.num_experts={} is not divisible by parallel.expert_model_parallel_size={} "
-                 "(each rank owns an equal "
-                 "share); use {}",
-                 config.moe.num_experts,
-                 ep,
-                 multiples_near(config.moe.num_experts, ep));
+  check_experts_divide(config);
   const int data_parallel = world_size / dense;
   const std::int64_t samples = std::int64_t{config.training.micro_batch_size} * data_parallel;
   PECAN_VALIDATE(config.training.global_batch_size % samples == 0,

@@ -42,6 +42,7 @@ std::string origin(const checkpoint::Manifest& dense,
                                       {"granularity", plan.granularity},
                                       {"up_scale", plan.up_scale},
                                       {"down_scale", plan.down_scale},
+                                      {"down_bias_scale", plan.down_bias_scale},
                                       {"router_std", options.router_std},
                                       {"seed", options.seed},
                                       {"build", build_info().version + " " + build_info().git_id}};
@@ -74,6 +75,13 @@ UpcycleReport upcycle(FileSystem& fs,
   report.plan = plan_upcycling(dense_dims, dims, options);
   const StateCatalog parts = by_layer(catalog, dims.num_layers);
   const UpcycledState state(dense, parts, dense_dims, dims, report.plan, options);
+  checkpoint::refuse_used_directory(fs, out, "choose another one");
+  // Before the checkpoint, whose commit makes the directory a run: what is cut short can be
+  // repeated, and a run has its configuration.
+  const Status made = fs.create_directories(out);
+  PECAN_VALIDATE(made.ok(), CheckpointError, "{}", made.message);
+  write_file(fs, out + "/origin.json", origin(dense.manifest(), report.plan, options));
+  write_file(fs, out + "/config.yaml", config::dump_config(config));
   const checkpoint::Manifest manifest =
       checkpoint::write_root(fs,
                              out,
@@ -82,9 +90,6 @@ UpcycleReport upcycle(FileSystem& fs,
                              state,
                              config.parallel.expert_model_parallel_size,
                              manifest_extra(config, dims));
-  // Last: a directory with a configuration is one from which training can go on.
-  write_file(fs, out + "/origin.json", origin(dense.manifest(), report.plan, options));
-  write_file(fs, out + "/config.yaml", config::dump_config(config));
   for (const parallel::ParamSpec& spec : model::plan_parameters(dims))
     report.parameters += spec.shape.num_elements();
   report.num_files = std::int64_t(manifest.files.size());

@@ -49,6 +49,7 @@ void require_same_body(const ModelDims& dense, const ModelDims& moe) {
     require_equal("model.ffn_hidden_size", dense.ffn, moe.ffn);
 }
 
+/// Of default vectors, which are zero at first, it knows nothing.
 double weight_sum(const ModelDims& dims) {
   const bool sigmoid = dims.score_function == config::ScoreFunction::kSigmoid;
   double sum = 1;
@@ -124,6 +125,12 @@ UpcyclePlan plan_upcycling(const ModelDims& dense,
       plan.granularity);
   plan.copies = moe.num_experts / plan.granularity;
   plan.drawn = std::int64_t(options.drop_ratio * double(moe.expert_ffn));
+  PECAN_VALIDATE(plan.drawn > 0 || options.indices == DropIndices::kShared,
+                 ConfigError,
+                 "independent indices have no effect where no neuron is drawn anew (drop ratio {} "
+                 "of {} neurons); leave them out, or use a larger ratio",
+                 options.drop_ratio,
+                 moe.expert_ffn);
   plan.weight_sum = weight_sum(moe);
   const double scale = double(plan.granularity) / plan.weight_sum;
   plan.up_scale = moe.gated_ffn ? std::sqrt(scale) : 1;

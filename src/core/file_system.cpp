@@ -7,13 +7,17 @@ Status File::write_behind(std::uint64_t offset, std::span<const std::byte> bytes
 }
 
 void File::start_writeback(std::uint64_t /*offset*/, std::uint64_t /*num_bytes*/) {}
-namespace {
 
 std::string parent_of(const std::string& path) {
-  const std::size_t slash = path.rfind('/');
+  const std::size_t name_end = path.find_last_not_of('/');
+  if (name_end == std::string::npos) return path.empty() ? "." : "/";
+  const std::size_t slash = path.rfind('/', name_end);
   if (slash == std::string::npos) return ".";
-  return slash == 0 ? "/" : path.substr(0, slash);
+  const std::size_t parent_end = path.find_last_not_of('/', slash);
+  return parent_end == std::string::npos ? "/" : path.substr(0, parent_end + 1);
 }
+
+namespace {
 
 Status write_and_sync(FileSystem& fs, const std::string& path, const std::string& text) {
   Result<std::unique_ptr<File>> file = fs.open(path, OpenMode::kCreate);

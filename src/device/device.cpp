@@ -83,6 +83,10 @@ void Stream::wait_for(const Event& event) {
   device_.backend->stream_wait(device_.ordinal, handle_, event.handle_);
 }
 
+void Stream::prepare_products_here() {
+  device_.backend->prepare_products(device_.ordinal, handle_);
+}
+
 void Stream::synchronize_all() {
   device_.backend->synchronize(device_.ordinal, handle_);
 }
@@ -127,12 +131,13 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 
 HostRegistration::HostRegistration(Device device, std::span<std::byte> memory) : device_(device) {
   if (device.kind == DeviceKind::kCpu || memory.empty()) return;
-  backend_of(device, "locked host memory").register_host(memory.data(), memory.size());
+  backend_of(device, "locked host memory")
+      .register_host(device.ordinal, memory.data(), memory.size());
   memory_ = memory.data();
 }
 
 HostRegistration::~HostRegistration() {
-  if (memory_ != nullptr) device_.backend->unregister_host(memory_);
+  if (memory_ != nullptr) device_.backend->unregister_host(device_.ordinal, memory_);
 }
 
 HostRegistration& HostRegistration::operator=(HostRegistration&& other) noexcept {

@@ -16,9 +16,14 @@ namespace {
 
 constexpr const char* kLibrary = "libpecan_cuda.so";
 
+/// Empty where none is named.
+std::string named_library() {
+  const char* named = std::getenv("PECAN_CUDA_LIBRARY");
+  return named == nullptr ? "" : named;
+}
+
 std::vector<std::string> places() {
-  if (const char* named = std::getenv("PECAN_CUDA_LIBRARY"); named != nullptr && *named != '\0')
-    return {named};
+  if (const std::string named = named_library(); !named.empty()) return {named};
   std::vector<std::string> paths;
   std::error_code error;
   const auto program = std::filesystem::read_symlink("/proc/self/exe", error);
@@ -35,7 +40,7 @@ std::vector<std::string> places() {
 /// The library brings hundreds of megabytes of others with it: where no driver would use them, no
 /// program waits for them. A library that is named is loaded: it need not be for a GPU.
 bool lacks_driver() {
-  if (std::getenv("PECAN_CUDA_LIBRARY") != nullptr) return false;
+  if (!named_library().empty()) return false;
   void* const driver = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
   if (driver != nullptr) ::dlclose(driver);
   return driver == nullptr;
@@ -75,6 +80,12 @@ Result<Backend*> load() {
 std::string build_name() {
   const BuildInfo& info = build_info();
   return fmt::format("{} {} {}", info.version, info.git_id, info.build_type);
+}
+
+void prepare_environment() {
+  // A device has a communicator for each group of ranks, and collectives of several at a time. The
+  // order in which ranks begin them is free of circles; NCCL keeps to it where it is asked to.
+  ::setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", 0);
 }
 
 Result<Device> open_cuda(int ordinal) {

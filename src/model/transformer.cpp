@@ -112,13 +112,16 @@ MemoryPlan plan_memory(const ModelDims& dims, int threads, device::DeviceKind ki
   Context ctx{device::cpu(), stream, workspace, threads};
   if (kind == device::DeviceKind::kCuda) {
     ops::plan_kernels(ctx, kernel_extents(dims), dims.dtype);
-    return {activations.high_water(), workspace.high_water()};
+  } else {
+    ops::plan_attention(ctx,
+                        {dims.micro_batch,
+                         dims.sequence,
+                         dims.local_heads(),
+                         dims.local_kv_groups(),
+                         dims.head_dim},
+                        dims.dtype);
+    ops::plan_matmul(ctx, dims.dtype);
   }
-  ops::plan_attention(
-      ctx,
-      {dims.micro_batch, dims.sequence, dims.local_heads(), dims.local_kv_groups(), dims.head_dim},
-      dims.dtype);
-  ops::plan_matmul(ctx, dims.dtype);
   return {activations.high_water(),
           workspace.high_water(),
           std::size_t(dims.num_moe_layers()) * plan_default_vectors(dims)};

@@ -20,7 +20,7 @@ void adamw_update(Context& ctx,
                   TensorView v,
                   TensorView rounded_p) {
   const Checks check("adamw_update");
-  const Timed timed(ctx, check, [&] { return moves(g, p, p, m, m, v, v); });
+  const Timed timed(ctx, check, [&] { return moves(g, p, p, m, m, v, v, rounded_p); });
   check.floating("p", p.dtype);
   for (const ConstTensorView& x : {g, ConstTensorView(m), ConstTensorView(v)}) {
     check.is_true(x.dtype == p.dtype && x.num_elements() == p.num_elements(),

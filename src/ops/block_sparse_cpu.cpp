@@ -5,60 +5,10 @@
 namespace pecan::ops::cpu {
 namespace {
 
-using detail::Matrix;
-using detail::Multiplier;
 using detail::Product;
 using detail::Transpose;
 using Range = BlockTopology::Range;
 using Weights = std::span<const ParamStorage>;
-
-Matrix<const void> block_at(const ConstTensorView& x,
-                            std::int64_t row,
-                            std::int64_t column,
-                            Transpose transpose = Transpose::kNo) {
-  return {x.data + std::size_t(row * x.shape[1] + column) * size_of(x.dtype),
-          std::max<std::int64_t>(x.shape[1], 1),
-          transpose};
-}
-
-Matrix<void> block_at(const TensorView& x, std::int64_t row, std::int64_t column) {
-  return {x.data + std::size_t(row * x.shape[1] + column) * size_of(x.dtype),
-          std::max<std::int64_t>(x.shape[1], 1)};
-}
-
-Matrix<const double> of_f64(const Matrix<const void>& x) {
-  return {static_cast<const double*>(x.data), x.stride, x.transpose};
-}
-
-/// Computes product_of(0) ... product_of(count - 1), whose results are disjoint.
-template <typename ProductOf>
-void multiply_all(Context& ctx,
-                  DType factors,
-                  DType result,
-                  std::int64_t count,
-                  std::int64_t work,
-                  const ProductOf& product_of) {
-  if (factors == DType::kF64) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      const Product product = product_of(i);
-      detail::gemm(ctx.threads,
-                   product.m,
-                   product.n,
-                   product.k,
-                   of_f64(product.a),
-                   of_f64(product.b),
-                   product.accumulate,
-                   Matrix<double>{static_cast<double*>(product.c.data), product.c.stride});
-    }
-    return;
-  }
-  const device::ArenaScope scope(ctx.workspace);
-  const TensorView scratch = detail::allocate_product_scratch(ctx, factors);
-  const auto kernels =
-      factors == DType::kBF16 ? detail::bf16_tile_kernels() : detail::f32_tile_kernels();
-  const int threads = work < 8 * kMinParallelWork ? 1 : ctx.threads;
-  Multiplier(*kernels.back(), factors, result).multiply(threads, count, product_of, scratch.data);
-}
 
 /// Multiplications of a product with H.
 std::int64_t work_of(const BlockTopology& topology, const ConstTensorView& x_RI) {
@@ -83,13 +33,14 @@ void block_sparse_sdd(Context& ctx,
     return Product{rows.count,
                    columns.count,
                    x_RI.shape[1],
-                   block_at(x_RI, rows.first, 0),
-                   form == WeightForm::kFirstIsF ? block_at(w, columns.first, 0, Transpose::kYes)
-                                                 : block_at(w, 0, columns.first),
+                   detail::matrix_at(x_RI, rows.first, 0),
+                   form == WeightForm::kFirstIsF
+                       ? detail::matrix_at(w, columns.first, 0, Transpose::kYes)
+                       : detail::matrix_at(w, 0, columns.first),
                    Accumulate::kOverwrite,
-                   block_at(h_RF, rows.first, columns.first)};
+                   detail::matrix_at(h_RF, rows.first, columns.first)};
   };
-  multiply_all(ctx, x_RI.dtype, h_RF.dtype, blocks, work_of(topology, x_RI), product_of);
+  detail::multiply_all(ctx, x_RI.dtype, h_RF.dtype, blocks, work_of(topology, x_RI), product_of);
 }
 
 void block_sparse_dsd(Context& ctx,
@@ -109,21 +60,21 @@ void block_sparse_dsd(Context& ctx,
       depth += topology.column_blocks()[std::size_t(topology.column_indices()[std::size_t(block)])]
                    .count;
     const ConstTensorView w = w_E[std::size_t(rows.group)].row_major();
-    return Product{
-        rows.count,
-        y_RI.shape[1],
-        depth,
-        block_at(h_RF, rows.first, 0),
-        block_at(w, 0, 0, form == WeightForm::kFirstIsF ? Transpose::kNo : Transpose::kYes),
-        accumulate,
-        block_at(y_RI, rows.first, 0)};
+    return Product{rows.count,
+                   y_RI.shape[1],
+                   depth,
+                   detail::matrix_at(h_RF, rows.first, 0),
+                   detail::matrix_at(
+                       w, 0, 0, form == WeightForm::kFirstIsF ? Transpose::kNo : Transpose::kYes),
+                   accumulate,
+                   detail::matrix_at(y_RI, rows.first, 0)};
   };
-  multiply_all(ctx,
-               h_RF.dtype,
-               y_RI.dtype,
-               std::int64_t(topology.row_blocks().size()),
-               work_of(topology, y_RI),
-               product_of);
+  detail::multiply_all(ctx,
+                       h_RF.dtype,
+                       y_RI.dtype,
+                       std::int64_t(topology.row_blocks().size()),
+                       work_of(topology, y_RI),
+                       product_of);
 }
 
 void block_sparse_backward_weight(Context& ctx,
@@ -150,25 +101,25 @@ void block_sparse_backward_weight(Context& ctx,
       return Product{columns.count,
                      x_RI.shape[1],
                      depth,
-                     block_at(h_RF, first, columns.first, Transpose::kYes),
-                     block_at(x_RI, first, 0),
+                     detail::matrix_at(h_RF, first, columns.first, Transpose::kYes),
+                     detail::matrix_at(x_RI, first, 0),
                      Accumulate::kAdd,
-                     block_at(dw, columns.first, 0)};
+                     detail::matrix_at(dw, columns.first, 0)};
     }
     return Product{x_RI.shape[1],
                    columns.count,
                    depth,
-                   block_at(x_RI, first, 0, Transpose::kYes),
-                   block_at(h_RF, first, columns.first),
+                   detail::matrix_at(x_RI, first, 0, Transpose::kYes),
+                   detail::matrix_at(h_RF, first, columns.first),
                    Accumulate::kAdd,
-                   block_at(dw, 0, columns.first)};
+                   detail::matrix_at(dw, 0, columns.first)};
   };
-  multiply_all(ctx,
-               x_RI.dtype,
-               master_of(x_RI.dtype),
-               std::int64_t(topology.column_blocks().size()),
-               work_of(topology, x_RI),
-               product_of);
+  detail::multiply_all(ctx,
+                       x_RI.dtype,
+                       master_of(x_RI.dtype),
+                       std::int64_t(topology.column_blocks().size()),
+                       work_of(topology, x_RI),
+                       product_of);
 }
 
 }  // namespace pecan::ops::cpu

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <type_traits>
 
 #include "ops/backends.hpp"
 #include "ops/cpu.hpp"
@@ -9,7 +8,6 @@ namespace pecan::ops::cpu {
 namespace {
 
 using detail::Matrix;
-using detail::Multiplier;
 using detail::Product;
 using detail::Transpose;
 using Counts = std::span<const std::int64_t>;
@@ -43,30 +41,8 @@ Transpose flip(Transpose transpose) {
   return transpose == Transpose::kYes ? Transpose::kNo : Transpose::kYes;
 }
 
-/// Rows from `row` of a row-major tensor, its columns from `column`.
-template <typename View>
-auto matrix_at(const View& x, std::int64_t row, std::int64_t column) {
-  using Memory = std::conditional_t<std::is_same_v<View, ConstTensorView>, const void, void>;
-  return Matrix<Memory>{x.data + std::size_t(row * x.shape[1] + column) * size_of(x.dtype),
-                        std::max<std::int64_t>(x.shape[1], 1)};
-}
-
 Matrix<const void> read(const Matrix<void>& x) {
   return {x.data, x.stride, x.transpose};
-}
-
-void multiply_f64(int threads, const Product& product) {
-  const auto typed = [](const Matrix<const void>& x) {
-    return Matrix<const double>{static_cast<const double*>(x.data), x.stride, x.transpose};
-  };
-  detail::gemm(threads,
-               product.m,
-               product.n,
-               product.k,
-               typed(product.a),
-               typed(product.b),
-               product.accumulate,
-               Matrix<double>{static_cast<double*>(product.c.data), product.c.stride});
 }
 
 /// Computes make(panel, index of the panel, first row, rows) for each group and each panel of its
@@ -75,9 +51,7 @@ void multiply_f64(int threads, const Product& product) {
 template <typename Make>
 void multiply_groups(
     Context& ctx, Counts counts_E, Weights w_EOI, DType factors, DType result, const Make& make) {
-  const device::ArenaScope scope(ctx.workspace);
   PECAN_EXPECTS(!ctx.workspace.measuring());
-  const TensorView scratch = detail::allocate_product_scratch(ctx, factors);
   std::int64_t panels = 1, work = 0;
   for (std::size_t e = 0; e < w_EOI.size(); ++e) {
     if (w_EOI[e].shape().num_dims() == 0) continue;
@@ -93,17 +67,8 @@ void multiply_groups(
       if (w_OI.shape().num_dims() == 0 || index >= num_panels(w_OI)) return Product{};
       return make(panel_of(w_OI, index), index, row, rows);
     };
-    const auto groups = std::int64_t(counts_E.size());
-    if (factors == DType::kF64) {
-      auto next = product_of;
-      for (std::int64_t e = 0; e < groups; ++e) multiply_f64(ctx.threads, next(e));
-      continue;
-    }
-    const auto kernels =
-        factors == DType::kBF16 ? detail::bf16_tile_kernels() : detail::f32_tile_kernels();
-    const int threads = work / panels < 8 * kMinParallelWork ? 1 : ctx.threads;
-    Multiplier(*kernels.back(), factors, result)
-        .multiply(threads, groups, product_of, scratch.data);
+    detail::multiply_all(
+        ctx, factors, result, std::int64_t(counts_E.size()), work / panels, product_of);
   }
 }
 
@@ -122,10 +87,10 @@ void grouped_matmul_forward(
                     return Product{rows,
                                    panel.count,
                                    x_RI.shape[1],
-                                   matrix_at(x_RI, row, 0),
+                                   detail::matrix_at(x_RI, row, 0),
                                    w,
                                    Accumulate::kOverwrite,
-                                   matrix_at(y_RO, row, panel.first)};
+                                   detail::matrix_at(y_RO, row, panel.first)};
                   });
 }
 
@@ -144,10 +109,10 @@ void grouped_matmul_backward_input(Context& ctx,
                     return Product{rows,
                                    dx_RI.shape[1],
                                    panel.count,
-                                   matrix_at(dy_RO, row, panel.first),
+                                   detail::matrix_at(dy_RO, row, panel.first),
                                    read(panel.matrix),
                                    index == 0 ? accumulate : Accumulate::kAdd,
-                                   matrix_at(dx_RI, row, 0)};
+                                   detail::matrix_at(dx_RI, row, 0)};
                   });
 }
 
@@ -159,8 +124,8 @@ void grouped_matmul_backward_weight(
                   x_RI.dtype,
                   master_of(x_RI.dtype),
                   [&](const Panel& panel, std::int64_t, std::int64_t row, std::int64_t rows) {
-                    Matrix<const void> dy = matrix_at(dy_RO, row, panel.first);
-                    Matrix<const void> x = matrix_at(x_RI, row, 0);
+                    Matrix<const void> dy = detail::matrix_at(dy_RO, row, panel.first);
+                    Matrix<const void> x = detail::matrix_at(x_RI, row, 0);
                     Matrix<void> dw = panel.matrix;
                     const std::int64_t inputs = x_RI.shape[1];
                     if (dw.transpose == Transpose::kNo) {

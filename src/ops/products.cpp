@@ -2,6 +2,8 @@
 
 #include <omp.h>
 
+#include "ops/cpu.hpp"
+
 namespace pecan::ops::detail {
 namespace {
 
@@ -178,6 +180,10 @@ void Multiplier::run_tiles(const Product& product,
       }
     }
   }
+}
+
+int threads_for_products(const Context& ctx, std::int64_t work) {
+  return work < 8 * cpu::kMinParallelWork ? 1 : ctx.threads;
 }
 
 }  // namespace pecan::ops::detail

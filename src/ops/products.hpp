@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <utility>
 
 #include "ops/gemm.hpp"
 #include "ops/tile_kernels.hpp"
@@ -107,6 +108,60 @@ class Multiplier {
 [[nodiscard]] inline TensorView allocate_product_scratch(Context& ctx, DType dtype) {
   return ctx.workspace.allocate(
       DType::kU8, {dtype == DType::kF64 ? 0 : ctx.threads * Multiplier::kScratchBytes});
+}
+
+/// Rows from `row` of a row-major tensor, its columns from `column`.
+inline Matrix<const void> matrix_at(const ConstTensorView& x,
+                                    std::int64_t row,
+                                    std::int64_t column,
+                                    Transpose transpose = Transpose::kNo) {
+  return {x.data + std::size_t(row * x.shape[1] + column) * size_of(x.dtype),
+          std::max<std::int64_t>(x.shape[1], 1),
+          transpose};
+}
+inline Matrix<void> matrix_at(const TensorView& x, std::int64_t row, std::int64_t column) {
+  return {x.data + std::size_t(row * x.shape[1] + column) * size_of(x.dtype),
+          std::max<std::int64_t>(x.shape[1], 1)};
+}
+
+/// A product of f64, which has no kernels of its own.
+inline void multiply_f64(int threads, const Product& product) {
+  const auto typed = [](const Matrix<const void>& x) {
+    return Matrix<const double>{static_cast<const double*>(x.data), x.stride, x.transpose};
+  };
+  gemm(threads,
+       product.m,
+       product.n,
+       product.k,
+       typed(product.a),
+       typed(product.b),
+       product.accumulate,
+       Matrix<double>{static_cast<double*>(product.c.data), product.c.stride});
+}
+
+/// That are worth it for so many multiplications.
+[[nodiscard]] int threads_for_products(const Context& ctx, std::int64_t work);
+
+/// Computes product_of(0) to product_of(count - 1), whose results are disjoint, as
+/// Multiplier::multiply; f64 one after the other. `factors` is the dtype of A and B, `result` that
+/// of C, `work` the multiplications in all, of which few are not worth threads. Takes the scratch
+/// of allocate_product_scratch.
+template <typename ProductOf>
+void multiply_all(Context& ctx,
+                  DType factors,
+                  DType result,
+                  std::int64_t count,
+                  std::int64_t work,
+                  ProductOf product_of) {
+  if (factors == DType::kF64) {
+    for (std::int64_t i = 0; i < count; ++i) multiply_f64(ctx.threads, product_of(i));
+    return;
+  }
+  const device::ArenaScope scope(ctx.workspace);
+  const TensorView scratch = allocate_product_scratch(ctx, factors);
+  const auto kernels = factors == DType::kBF16 ? bf16_tile_kernels() : f32_tile_kernels();
+  Multiplier(*kernels.back(), factors, result)
+      .multiply(threads_for_products(ctx, work), count, std::move(product_of), scratch.data);
 }
 
 }  // namespace pecan::ops::detail

@@ -1,5 +1,9 @@
 #include "train/device_choice.hpp"
 
+#include <algorithm>
+#include <array>
+#include <vector>
+
 #include <pecan/core/error.hpp>
 #include <pecan/core/log.hpp>
 
@@ -19,7 +23,44 @@ Result<device::Device> open_here(const Placement& placement) {
   return device::open_cuda(placement.rank_here % count.value());
 }
 
+FoundDevice found_by(const Result<device::Device>& opened, const Placement& placement) {
+  if (!opened.ok()) return {};
+  const device::Device& device = opened.value();
+  return {1, placement.host, device.backend->properties(device.ordinal).address};
+}
+
+/// That of each rank. Collective.
+std::vector<FoundDevice> gather(Context& ctx, comm::Group& world, const FoundDevice& own) {
+  const std::array<std::int64_t, 3> message{own.exists, own.host, own.address};
+  const std::vector<std::int64_t> counts(std::size_t(world.size()), message.size());
+  std::vector<std::int64_t> all(message.size() * counts.size());
+  world
+      .all_gather_v(ctx,
+                    const_view_of(std::span(message)),
+                    counts,
+                    view_of(std::span(all)),
+                    {comm::Purpose::kSetup})
+      .wait();
+  std::vector<FoundDevice> found;
+  for (std::size_t at = 0; at < all.size(); at += message.size())
+    found.push_back({all[at], all[at + 1], all[at + 2]});
+  return found;
+}
+
 }  // namespace
+
+std::string describe_shared_device(std::span<const FoundDevice> of_ranks) {
+  for (std::size_t rank = 1; rank < of_ranks.size(); ++rank) {
+    const auto earlier = of_ranks.first(rank);
+    const auto other = std::ranges::find(earlier, of_ranks[rank]);
+    if (other == earlier.end()) continue;
+    return fmt::format(
+        "ranks {} and {} are on one host and would share a GPU, where each needs one of its own",
+        other - earlier.begin(),
+        rank);
+  }
+  return "";
+}
 
 device::Device choose_device(Context& host,
                              comm::Group& world,
@@ -28,18 +69,16 @@ device::Device choose_device(Context& host,
   using config::DeviceChoice;
   if (choice == DeviceChoice::kCpu) return device::cpu();
   const Result<device::Device> opened = open_here(placement);
-  std::int64_t first_without = opened.ok() ? world.size() : world.rank().value;
-  world
-      .all_reduce(host,
-                  view_of(std::span(&first_without, 1)),
-                  comm::ReduceOp::kMin,
-                  {comm::Purpose::kSetup})
-      .wait();
-  if (first_without == world.size()) return opened.value();
-  const std::string reason = from_rank(host,
-                                       world,
-                                       Rank{std::int32_t(first_without)},
-                                       opened.ok() ? std::string() : opened.status().message);
+  const std::vector<FoundDevice> found = gather(host, world, found_by(opened, placement));
+  const auto without =
+      std::ranges::find_if(found, [](const FoundDevice& device) { return device.exists == 0; });
+  const std::string reason = without == found.end()
+                                 ? describe_shared_device(found)
+                                 : from_rank(host,
+                                             world,
+                                             Rank{std::int32_t(without - found.begin())},
+                                             opened.ok() ? std::string() : opened.status().message);
+  if (reason.empty()) return opened.value();
   PECAN_VALIDATE(choice == DeviceChoice::kAuto,
                  NotConfigured,
                  "training.device=cuda, but {}; use auto or cpu to train on the CPU",

@@ -1,6 +1,10 @@
 #pragma once
 /// Where a run computes.
 
+#include <cstdint>
+#include <span>
+#include <string>
+
 #include <pecan/config/config.hpp>
 
 #include <pecan/device/context.hpp>
@@ -11,9 +15,20 @@
 
 namespace pecan::train {
 
+/// The device that a rank has found.
+struct FoundDevice {
+  std::int64_t exists = 0;
+  std::int64_t host = 0;     ///< equal for ranks of one host
+  std::int64_t address = 0;  ///< on its bus
+  bool operator==(const FoundDevice&) const = default;
+};
+
+/// Names two ranks that have found the same device; empty if each has one of its own. Pure.
+[[nodiscard]] std::string describe_shared_device(std::span<const FoundDevice> of_ranks);
+
 /// The device that `choice` asks for, of one kind on all ranks: those of a host take the GPUs that
-/// they see in turn. kAuto takes the CPU where a rank sees none, and rank 0 logs why. Throws
-/// NotConfigured for kCuda then, with the same reason. Collective over `world`.
+/// they see in turn. kAuto takes the CPU where a rank has none of its own, and rank 0 logs why.
+/// Throws NotConfigured for kCuda then, with the same reason. Collective over `world`.
 [[nodiscard]] device::Device choose_device(Context& host,
                                            comm::Group& world,
                                            config::DeviceChoice choice,

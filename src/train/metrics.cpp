@@ -1,6 +1,5 @@
 #include <cerrno>
 #include <cmath>
-#include <filesystem>
 #include <fstream>
 
 #include <nlohmann/json.hpp>
@@ -30,7 +29,8 @@ struct MetricsWriter::Impl {
   std::string path;
   std::ofstream out;
   void write(const Json& line) {
-    out << line.dump() << '\n';
+    // The line and its end in one piece: a kill between the two would cut more lines than it must.
+    out << line.dump() + '\n';
     out.flush();
     // A full disk must not end a training run whose checkpoints may still fit elsewhere: said once,
     // then dropped.
@@ -47,9 +47,9 @@ struct MetricsWriter::Impl {
 
 MetricsWriter::MetricsWriter(const std::string& path, int world_size)
     : impl_(std::make_unique<Impl>()) {
-  std::error_code ignored;
-  const bool fresh =
-      !std::filesystem::exists(path, ignored) || std::filesystem::file_size(path, ignored) == 0;
+  std::ifstream former(path, std::ios::ate);
+  const bool fresh = !former.is_open() || former.tellg() <= 0;
+  const bool cut = !fresh && former.seekg(-1, std::ios::end) && former.get() != '\n';
   impl_->path = path;
   impl_->out.open(path, std::ios::app);
   PECAN_VALIDATE(
@@ -62,6 +62,9 @@ MetricsWriter::MetricsWriter(const std::string& path, int world_size)
     impl_->write({{"schema", kMetricsSchema},
                   {"build", fmt::format("{} {}", build_info().version, build_info().git_id)},
                   {"world", world_size}});
+  } else if (cut) {
+    // A line that a kill has cut short must not swallow the next one.
+    impl_->out << '\n';
   }
 }
 

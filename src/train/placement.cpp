@@ -49,6 +49,7 @@ Placement place_threads(std::span<const RankCores> ranks, Rank rank, int configu
   const RankCores& mine = ranks[std::size_t(rank.value)];
   Placement placement;
   Cores bound, available;
+  placement.host = mine.host;
   placement.ranks_here = 0;
   for (const RankCores& other : ranks) {
     if (other.host != mine.host) continue;

@@ -115,7 +115,7 @@ TrainPlan make_plan(const config::Config& config, std::int64_t vocab_size, int w
       // Which groups share a node is not known here: the plan has room for both ways.
       if (config.comm.shared_memory) communication += comm::plan_window_bytes(size);
     }
-    if (plan.dims.default_vectors) {
+    if (plan.dims.default_vectors && !on_device) {
       communication += comm::plan_all_reduce_scratch(plan.dims.num_experts * (plan.dims.hidden + 1),
                                                      plan.dims.master_dtype(),
                                                      plan.mesh.world);

@@ -823,6 +823,18 @@ class Trainer {
   bool stop_agreed_ = false;
 };
 
+/// What the configuration lets choose_device choose among.
+config::DeviceChoice devices_for(const config::Config& config, Rank rank) {
+  using config::DeviceChoice;
+  if (config.training.device != DeviceChoice::kAuto ||
+      config.moe.expert_compute != config::ExpertCompute::kBlockSparse)
+    return config.training.device;
+  if (rank.value == 0)
+    PECAN_LOG(kInfo,
+              "[train] training on the CPU: moe.expert_compute=block_sparse has no CUDA kernels");
+  return DeviceChoice::kCpu;
+}
+
 }  // namespace
 
 void request_stop() noexcept {
@@ -843,7 +855,8 @@ ExitCode run(const config::Config& config,
   Lasting lasting{FaultInjector(at_start, job, config, fs)};
   const Placement placement = place_threads(at_start, job, config.training.threads);
   if (!placement.complaint.empty()) PECAN_LOG(kWarn, "[train] {}", placement.complaint);
-  const device::Device where = choose_device(at_start, job, config.training.device, placement);
+  const device::Device where =
+      choose_device(at_start, job, devices_for(config, job.rank()), placement);
   const bool on_cpu = where.kind == device::DeviceKind::kCpu;
   const std::unique_ptr<comm::Group> between_devices =
       on_cpu ? nullptr : comm::make_device_group(job, where, options.device_groups);
@@ -870,6 +883,7 @@ ExitCode run(const config::Config& config,
   device::Arena workspace(where, memory.workspace);
   device::Arena arena(where, memory.activations);
   device::Stream stream{where};
+  stream.prepare_products();
   std::optional<ProfileSession> profile;
   if (options.profile) {
     profile.emplace(

@@ -2,8 +2,9 @@
 /// product of as many flops, in alternation (docs/performance.md):
 ///   build/bench/bin/bench-experts [threads] [rounds] [rows an expert] [hidden] [expert ffn]
 /// Prints as a Markdown table the rate of forward and both gradients of one matrix an expert, in
-/// GFLOP/s of medians. Loads: balanced; natural, rows log-normal with sigma 0.5, as a balanced
-/// router leaves them in a micro-batch; extreme, one expert has 90 % of the rows.
+/// GFLOP/s of medians, and medians of the rounds' ratios. The dense product has one matrix for all
+/// rows. Loads: balanced; natural, rows log-normal with sigma 0.5, as a balanced router leaves them
+/// in a micro-batch; extreme, one expert has 90 % of the rows.
 
 #include <algorithm>
 #include <chrono>
@@ -73,14 +74,19 @@ class Operands {
         rows_(experts * options.rows_per_expert),
         x_(device::cpu(), bytes(dtype, rows_ * options.inputs)),
         y_(device::cpu(), bytes(dtype, rows_ * options.outputs)),
+        dx_(device::cpu(), bytes(dtype, rows_ * options.inputs)),
+        dy_(device::cpu(), bytes(dtype, rows_ * options.outputs)),
         w_(device::cpu(), bytes(dtype, experts * options.inputs * options.outputs)),
         dw_(device::cpu(), bytes(master_of(dtype), experts * options.inputs * options.outputs)),
         x(x_.data(), dtype, Shape{rows_, options.inputs}),
         y(y_.data(), dtype, Shape{rows_, options.outputs}),
+        dx(dx_.data(), dtype, Shape{rows_, options.inputs}),
+        dy(dy_.data(), dtype, Shape{rows_, options.outputs}),
         weights(matrices(w_, dtype, experts)),
         grads(matrices(dw_, master_of(dtype), experts)) {
-    // Numbers of ordinary size: sums stay finite, and nothing is denormal.
-    for (const TensorView& values : {x, y, TensorView{w_.data(), dtype, Shape{elements(dtype)}}}) {
+    // Numbers of ordinary size: sums are finite, and nothing is denormal. No product reads what
+    // another has written.
+    for (const TensorView& values : {x, dy, TensorView{w_.data(), dtype, Shape{elements(dtype)}}}) {
       for (std::int64_t i = 0; i < values.num_elements(); ++i) {
         const double value = double((i * 2654435761U >> 8U) % 1000U) / 1000 - 0.5;
         if (dtype == DType::kBF16) {
@@ -116,25 +122,25 @@ class Operands {
 
   const Options& options_;
   std::int64_t rows_;
-  device::Buffer x_, y_, w_, dw_;
+  device::Buffer x_, y_, dx_, dy_, w_, dw_;
 
  public:
-  TensorView x, y;
+  TensorView x, y, dx, dy;
   std::vector<ParamStorage> weights, grads;
 };
 
 void grouped(Context& ctx, const Counts& counts, Operands& o) {
   ops::grouped_matmul_forward(ctx, counts, o.x, o.weights, o.y);
-  ops::grouped_matmul_backward_weight(ctx, counts, o.y, o.x, o.grads);
-  ops::grouped_matmul_backward_input(ctx, counts, o.y, o.weights, o.x, Accumulate::kOverwrite);
+  ops::grouped_matmul_backward_weight(ctx, counts, o.dy, o.x, o.grads);
+  ops::grouped_matmul_backward_input(ctx, counts, o.dy, o.weights, o.dx, Accumulate::kOverwrite);
 }
 
 void block_sparse(Context& ctx, const Counts& counts, Operands& o) {
   using enum ops::WeightForm;
   const ops::BlockTopology topology(counts, o.y.shape[1]);
   ops::block_sparse_sdd(ctx, topology, o.x, o.weights, kFirstIsF, o.y);
-  ops::block_sparse_backward_weight(ctx, topology, o.y, o.x, o.grads, kFirstIsF);
-  ops::block_sparse_dsd(ctx, topology, o.y, o.weights, kFirstIsF, o.x, Accumulate::kOverwrite);
+  ops::block_sparse_backward_weight(ctx, topology, o.dy, o.x, o.grads, kFirstIsF);
+  ops::block_sparse_dsd(ctx, topology, o.dy, o.weights, kFirstIsF, o.dx, Accumulate::kOverwrite);
 }
 
 /// One expert after the other; with all rows in one count, the dense product.
@@ -142,22 +148,17 @@ void loop(Context& ctx, const Counts& counts, Operands& o) {
   std::int64_t first = 0;
   for (std::size_t e = 0; e < counts.size(); first += counts[e++]) {
     if (counts[e] == 0) continue;
-    const TensorView x = o.x.rows(first, counts[e]), y = o.y.rows(first, counts[e]);
-    ops::matmul_forward(ctx, x, o.weights[e], y);
-    ops::matmul_backward_weight(ctx, y, x, o.grads[e]);
-    ops::matmul_backward_input(ctx, y, o.weights[e], x, Accumulate::kOverwrite);
+    const TensorView x = o.x.rows(first, counts[e]), dy = o.dy.rows(first, counts[e]);
+    ops::matmul_forward(ctx, x, o.weights[e], o.y.rows(first, counts[e]));
+    ops::matmul_backward_weight(ctx, dy, x, o.grads[e]);
+    ops::matmul_backward_input(
+        ctx, dy, o.weights[e], o.dx.rows(first, counts[e]), Accumulate::kOverwrite);
   }
 }
 
 struct Variant {
-  std::string name;
   std::function<void()> run;
-  std::vector<double> seconds;
-  [[nodiscard]] double median() {
-    const auto middle = seconds.begin() + std::ptrdiff_t(seconds.size() / 2);
-    std::nth_element(seconds.begin(), middle, seconds.end());
-    return *middle;
-  }
+  std::vector<double> seconds;  ///< of one run, by round
 };
 
 /// Rounds in which each variant runs in turn for some milliseconds.
@@ -178,6 +179,20 @@ void measure(std::vector<Variant>& variants, int rounds) {
       variants[v].seconds.push_back(seconds_of(variants[v], repeats[v]));
 }
 
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + std::ptrdiff_t(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+/// Median of the rounds' ratios of times.
+double ratio(const Variant& variant, const Variant& other) {
+  std::vector<double> ratios;
+  for (std::size_t round = 0; round < variant.seconds.size(); ++round)
+    ratios.push_back(variant.seconds[round] / other.seconds[round]);
+  return median(std::move(ratios));
+}
+
 void run(const Options& options) {
   device::Stream stream(device::cpu());
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
@@ -188,8 +203,9 @@ void run(const Options& options) {
     Context ctx{device::cpu(), stream, workspace, options.threads};
     fmt::print(
         "\n{}, {} threads, {} rows an expert, {} -> {}\n\n"
-        "| experts | load | dense | grouped | block-sparse | loop | grouped/dense |\n"
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: |\n",
+        "| experts | load | dense | grouped | block-sparse | loop | grouped/dense | "
+        "grouped, time over balanced |\n"
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
         name_of(dtype),
         options.threads,
         options.rows_per_expert,
@@ -197,19 +213,32 @@ void run(const Options& options) {
         options.outputs);
     for (const std::int64_t experts : {8, 16, 32, 64, 128}) {
       const std::int64_t rows = experts * options.rows_per_expert;
-      for (const auto& [name, counts] : loads(experts, rows)) {
-        Operands o(dtype, experts, options);
-        std::vector<Variant> variants{{"dense", [&] { loop(ctx, {rows}, o); }, {}},
-                                      {"grouped", [&] { grouped(ctx, counts, o); }, {}},
-                                      {"block-sparse", [&] { block_sparse(ctx, counts, o); }, {}},
-                                      {"loop", [&] { loop(ctx, counts, o); }, {}}};
-        measure(variants, options.rounds);
-        fmt::print("| {} | {} |", experts, name);
-        for (Variant& variant : variants)
-          fmt::print(" {:.0f} |", o.flops() / variant.median() / 1e9);
-        fmt::print(" {:.2f} |\n", variants[0].median() / variants[1].median());
-        std::fflush(stdout);
+      Operands o(dtype, experts, options);
+      const Counts all{rows};
+      const auto loaded = loads(experts, rows);
+      std::vector<Variant> variants{{[&] { loop(ctx, all, o); }, {}}};
+      for (const auto& [name, counts] : loaded) {
+        variants.push_back({[&] { grouped(ctx, counts, o); }, {}});
+        variants.push_back({[&] { block_sparse(ctx, counts, o); }, {}});
+        variants.push_back({[&] { loop(ctx, counts, o); }, {}});
       }
+      measure(variants, options.rounds);
+      const auto rate = [&](const Variant& variant) {
+        return o.flops() / median(variant.seconds) / 1e9;
+      };
+      for (std::size_t load = 0; load < loaded.size(); ++load) {
+        const Variant* const of_load = &variants[1 + 3 * load];
+        fmt::print("| {} | {} | {:.0f} | {:.0f} | {:.0f} | {:.0f} | {:.2f} | {:.2f} |\n",
+                   experts,
+                   loaded[load].first,
+                   rate(variants[0]),
+                   rate(of_load[0]),
+                   rate(of_load[1]),
+                   rate(of_load[2]),
+                   ratio(variants[0], of_load[0]),
+                   ratio(of_load[0], variants[1]));
+      }
+      std::fflush(stdout);
     }
   }
 }

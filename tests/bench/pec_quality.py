@@ -20,7 +20,6 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import math
 import os
 import pathlib
 import shutil
@@ -32,8 +31,9 @@ import tempfile
 import threading
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
-import e2e  # noqa: E402
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import experiment  # noqa: E402
+from experiment import ENVIRONMENT, Mean, lines_of, table  # noqa: E402
 
 NUM_LAYERS, NUM_EXPERTS = 2, 8
 STEPS, INTERVAL = 320, 8
@@ -52,8 +52,6 @@ logging: {{log_interval: 80, level: warn}}
 """
 # Which role groups of every expert each checkpoint holds.
 MODES = {"eq6": "[]", "master_full": "[master]", "weights_full": "[weight]"}
-# One process without mpirun: Open MPI needs no helper, and listens nowhere.
-ENVIRONMENT = {**os.environ, **e2e.ENVIRONMENT, "OMPI_MCA_ess_singleton_isolated": "1"}
 BUDGETS = (1, 2, 4, NUM_EXPERTS)
 FAULT_FREE, NUDGED = "fault-free", "K=8 nudged"
 # Changes nothing but roundings: what it does to the loss is the noise of a pair.
@@ -168,17 +166,6 @@ def runs_of(name, arguments):
     make, limit = SETS[name]
     return [run for seed in range(1, arguments.seeds + 1)[:limit]
             for run in make(seed, arguments.budgets, arguments.modes)]
-
-
-def lines_of(path):
-    """The records of a file with one JSON object a line; what a crash cut short is none."""
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
 
 
 class Results:
@@ -401,31 +388,6 @@ def train_sets(arguments, results, trainer):
 # ----------------------------------------------------------------------------------------------
 # The report
 
-# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom.
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-        2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
-
-
-@dataclasses.dataclass(frozen=True)
-class Mean:
-    """A mean over seeds and half the width of its 95 % interval (of Student's t)."""
-
-    of: float
-    half: float
-    count: int
-
-    @classmethod
-    def over(cls, values):
-        count = len(values)
-        if count < 2:
-            return cls(statistics.fmean(values), math.nan, count)
-        t = T_95[count - 2] if count - 2 < len(T_95) else 1.96 + 2.4 / (count - 1)
-        return cls(statistics.fmean(values), t * statistics.stdev(values) / math.sqrt(count), count)
-
-    def __str__(self):
-        return f"{self.of:+z.4f} ± {self.half:.4f}"
-
-
 def paired(some, others):
     """Mean of the differences of two tables by seed."""
     return Mean.over([some[seed] - others[seed] for seed in sorted(some.keys() & others.keys())])
@@ -438,11 +400,6 @@ def closed_form(faults, k, interval, steps):
 
 def percent(share, digits=2):
     return f"{100 * share:.{digits}f} %"
-
-
-def table(heads, rows):
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def listed(words):
@@ -511,7 +468,6 @@ class Report:
         return [run.key for run in self.runs[name] if not self.results.get(run)]
 
     def write(self):
-        (self.folder / "figures").mkdir(parents=True, exist_ok=True)
         self.failures = {name: {(k, mode): pairs for k in BUDGETS for mode in MODES
                                 if len(pairs := self.pairs(name, variant_of(k, mode))) > 1 and (k < NUM_EXPERTS or mode == "eq6")}
                          for name in TITLES}
@@ -519,11 +475,7 @@ class Report:
         parts = [self.introduction(), *(self.failure_set(name) for name in self.failures), self.findings(),
                  self.memory(), self.budget(), self.gaps()]
         text = "\n\n".join(part.strip() for part in parts if part) + "\n"
-        page = self.folder / "reproduction.md"
-        old = page.read_text() if page.exists() else ""
-        before, _, rest = old.partition("## Quality\n")
-        _, heading, after = rest.partition("\n## ")
-        page.write_text(before + text + heading + after)
+        page = experiment.write_section(self.folder, "Quality", text)
         builds = sorted({record["build"] for record in self.results.of.values()})
         print(f"wrote the section Quality of {page}; trained by {listed(builds)}")
 
@@ -531,19 +483,10 @@ class Report:
 
     def figure(self, name, panels, draw, width):
         """Draws `panels` side by side into figures/NAME.svg, the same bytes for the same results."""
-        try:
-            import matplotlib
-        except ImportError:
-            sys.exit("pec_quality: the figures need the package python3-matplotlib, and the Python that it is for")
-        matplotlib.use("svg")
-        matplotlib.rcParams.update({"svg.hashsalt": "pecan", "svg.fonttype": "none", "font.size": 9, "axes.grid": True,
-                                    "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
-        from matplotlib import pyplot
+        pyplot = experiment.pyplot()
         figure, axes = pyplot.subplots(1, panels, figsize=(width, 3.6), squeeze=False)
         draw(axes[0])
-        figure.tight_layout()
-        figure.savefig(self.folder / "figures" / f"{name}.svg", metadata={"Date": None, "Creator": None})
-        pyplot.close(figure)
+        experiment.save_figure(figure, self.folder, name)
 
     def draw_failures(self, axes):
         for panel, (name, cells) in zip(axes, self.failures.items()):

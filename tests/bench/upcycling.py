@@ -13,25 +13,26 @@ Each finished run is one line of WORK/results.jsonl, and a restart trains only w
 """
 
 import argparse
+import concurrent.futures
 import hashlib
 import json
 import os
 import pathlib
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-import e2e  # noqa: E402
-from pec_quality import ENVIRONMENT, Mean, lines_of, table  # noqa: E402
+import experiment  # noqa: E402
+from experiment import ENVIRONMENT, Mean, lines_of, table  # noqa: E402
+from e2e import settings  # noqa: E402
 
 CONFIG = """
 model: {num_layers: LAYERS, hidden_size: HIDDEN, ffn_hidden_size: FFN, num_attention_heads: 4, num_query_groups: 2,
         qk_layernorm: true}
-training: {bf16: true, seq_length: SEQUENCE, micro_batch_size: BATCH, global_batch_size: BATCH, threads: 0,
+training: {bf16: true, seq_length: SEQUENCE, micro_batch_size: BATCH, global_batch_size: BATCH, threads: 1,
            eval_interval: EVERY}
 optimizer: {lr: 0.002, min_lr: 0.0002, lr_warmup_iters: 20, lr_decay_style: cosine, weight_decay: 0.1,
             adam_beta2: 0.95, clip_grad: 1.0}
@@ -57,6 +58,7 @@ class Experiment:
     def __init__(self, arguments):
         self.arguments = arguments
         self.path = arguments.work / "results.jsonl"
+        self.writing = threading.Lock()
         self.results = {(r["seed"], r["variant"]): r for r in lines_of(self.path)} if self.path.exists() else {}
         told = json.dumps([CONFIG, MOE, *(getattr(arguments, size) for size in SIZES), arguments.dense_steps, arguments.steps])
         self.fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
@@ -78,11 +80,11 @@ class Experiment:
         done = subprocess.run([str(self.arguments.bin / program), *map(str, words)], env=ENVIRONMENT, text=True,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if done.returncode != 0:
-            sys.exit(f"upcycling: {program} ended with exit code {done.returncode}:\n{done.stdout[-2000:]}")
+            raise RuntimeError(f"{program} ended with exit code {done.returncode}:\n{done.stdout[-2000:]}")
 
     def train(self, config, run_dir, seed, steps, *options):
         self.call("pecan-train", "--config", config, "--run-dir", run_dir,
-                  *e2e.settings(f"training.seed={seed}", f"training.train_iters={steps}", "checkpoint.save_interval=1000000"),
+                  *settings(f"training.seed={seed}", f"training.train_iters={steps}", "checkpoint.save_interval=1000000"),
                   *options)
 
     def add(self, seed, variant, run_dir):
@@ -91,24 +93,25 @@ class Experiment:
         record = {"seed": seed, "variant": variant, "fingerprint": self.fingerprint, "build": header["build"],
                   "losses": [r["loss"] for r in of_kind("step")],
                   "valid": [[r["step"], r["valid_loss"]] for r in of_kind("valid")]}
-        with open(self.path, "a", encoding="utf-8") as file:
+        with self.writing, open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        self.results[seed, variant] = record
+            self.results[seed, variant] = record
         print(f"seed {seed}, {variant}: held-out loss {record['valid'][-1][1]:.4f}", flush=True)
 
     def run(self):
-        """Trains what is missing, a seed after the other."""
+        """Trains what is missing, some seeds side by side."""
         if not pathlib.Path(f"{self.arguments.data}_train.bin").exists():
             sys.exit(f"upcycling: there is no corpus {self.arguments.data}_train.bin; tools/quickstart prepares it, --data names it")
         os.nice(self.arguments.nice)
-        for seed in range(1, self.arguments.seeds + 1):
-            missing = [v for v in ["dense", *self.variants] if (seed, v) not in self.results]
-            if missing:
-                folder = pathlib.Path(tempfile.mkdtemp(prefix="pecan-upcycling-", dir=self.arguments.scratch))
-                try:
-                    self.run_seed(folder, seed, missing)
-                finally:
-                    shutil.rmtree(folder, ignore_errors=True)
+        with concurrent.futures.ThreadPoolExecutor(self.arguments.jobs) as pool:
+            for _ in pool.map(self.run_missing, range(1, self.arguments.seeds + 1)):
+                pass
+
+    def run_missing(self, seed):
+        missing = [v for v in ["dense", *self.variants] if (seed, v) not in self.results]
+        if missing:
+            with tempfile.TemporaryDirectory(prefix="pecan-upcycling-", dir=self.arguments.scratch) as folder:
+                self.run_seed(pathlib.Path(folder), seed, missing)
 
     def run_seed(self, folder, seed, missing):
         dense_config = self.configuration(folder, "dense.yaml", CONFIG)
@@ -141,14 +144,12 @@ class Experiment:
             sys.exit(f"upcycling: {self.path} has no seed with all runs; nothing to report")
         curves = {v: [self.results[seed, v] for seed in whole] for v in ["dense", *self.variants]}
         self.draw(curves)
-        page = self.arguments.report / "reproduction.md"
-        before, _, rest = page.read_text().partition("## Upcycling\n")
-        _, heading, after = rest.partition("\n## ")
-        page.write_text(before.rstrip("\n") + "\n\n" + self.text(curves, whole) + heading + after)
+        page = experiment.write_section(self.arguments.report, "Upcycling", self.text(curves, whole))
         print(f"wrote the section Upcycling of {page}")
 
     def text(self, curves, seeds):
         a = self.arguments
+        sizes = f"--seeds {a.seeds} --dense-steps {a.dense_steps} --steps {a.steps}"
         steps = [step for step, _ in curves[SCRATCH][0]["valid"]]
         shown = [step for step in steps if step in steps[::max(1, len(steps) // 8)] or step == steps[-1]]
         tokens = a.batch * a.sequence
@@ -163,6 +164,10 @@ class Experiment:
         final = {v: {seed: r["valid"][-1][1] for seed, r in zip(seeds, curves[v])} for v in self.variants}
         facts = [f"* {v} minus scratch at the end: {Mean.over([final[v][s] - final[SCRATCH][s] for s in seeds])}."
                  for v in self.variants if v != SCRATCH and len(seeds) > 1]
+        copies = name_of(0)
+        if len(seeds) > 1 and copies in final:
+            facts += [f"* {v} minus copies (r = 0) at the end: {Mean.over([final[v][s] - final[copies][s] for s in seeds])}."
+                      for v in self.variants if v not in (SCRATCH, copies)]
         if len(seeds) > 1:
             facts.append(f"* Standard deviation over seeds, from scratch: {statistics.stdev(final[SCRATCH].values()):.4f}.")
         builds = sorted({r["build"] for records in curves.values() for r in records})
@@ -171,8 +176,8 @@ class Experiment:
 Mixtures of experts that begin from a dense model (Drop-Upcycling, arXiv 2502.19261), on the King James Bible as `tools/quickstart` prepares it:
 
 ```
-tests/bench/upcycling.py --bin build/release/bin --data data/kjv --work runs/upcycling     # resumable
-tests/bench/upcycling.py --work runs/upcycling --report docs                               # the table and figure below
+tests/bench/upcycling.py --bin build/release/bin --data data/kjv --work runs/upcycling {sizes}     # resumable
+tests/bench/upcycling.py --work runs/upcycling {sizes} --report docs     # the table and figure below
 ```
 
 A dense model ({a.layers} layers, hidden {a.hidden}, FFN {a.ffn}) is trained for {a.dense_steps} steps of {tokens} tokens, to a held-out loss of {cell(dense)}. From it come mixtures
@@ -186,18 +191,11 @@ after it exists. Held-out loss, nats a token, {len(seeds)} seed{"s" if len(seeds
 
 {chr(10).join(facts)}
 
-In the paper the gain of r = 0.5 over copies shows after long training only, and this one is short. Trained by {", ".join(builds)}.
+In the paper the gain of r = 0.5 over copies shows in long training; this one is short. Trained by {", ".join(builds)}.
 """
 
     def draw(self, curves):
-        try:
-            import matplotlib
-        except ImportError:
-            sys.exit("upcycling: the figure needs the package python3-matplotlib, and the Python that it is for")
-        matplotlib.use("svg")
-        matplotlib.rcParams.update({"svg.hashsalt": "pecan", "svg.fonttype": "none", "font.size": 9, "axes.grid": True,
-                                    "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
-        from matplotlib import pyplot
+        pyplot = experiment.pyplot()
         figure, panel = pyplot.subplots(figsize=(6.4, 3.6))
         tokens = self.arguments.batch * self.arguments.sequence
         dense = statistics.fmean(r["valid"][-1][1] for r in curves["dense"])
@@ -209,11 +207,7 @@ In the paper the gain of r = 0.5 over copies shows after long training only, and
         panel.set_xlabel("tokens after the dense model, millions")
         panel.set_ylabel("held-out loss, nats a token")
         panel.legend(fontsize=8)
-        figure.tight_layout()
-        folder = self.arguments.report / "figures"
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / "upcycling.svg", metadata={"Date": None, "Creator": None})
-        pyplot.close(figure)
+        experiment.save_figure(figure, self.arguments.report, "upcycling")
 
 
 def main():
@@ -233,17 +227,21 @@ def main():
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--sequence", type=int, default=128)
     parser.add_argument("--batch", type=int, default=8, help="sequences a step")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, of one thread each")
     parser.add_argument("--nice", type=int, default=19)
     parser.add_argument("--report", type=pathlib.Path, metavar="DIR",
                         help="write the section Upcycling of DIR/reproduction.md and DIR/figures/, and train nothing; give the sizes of the runs")
     arguments = parser.parse_args()
     if arguments.report is None:
         arguments.work.mkdir(parents=True, exist_ok=True)
-    experiment = Experiment(arguments)
+    runs = Experiment(arguments)
     if arguments.report is None:
-        experiment.run()
+        try:
+            runs.run()
+        except RuntimeError as error:
+            sys.exit(f"upcycling: {error}")
     else:
-        experiment.report()
+        runs.report()
 
 
 if __name__ == "__main__":

@@ -385,6 +385,16 @@ TEST_CASE("layouts that cannot be are refused with the nearest that can", "[conf
       {moe + "}\nparallel: {expert_tensor_parallel_size: -1}", "is out of range"},
       {"training: {micro_batch_size: 3, global_batch_size: 9, seq_length: 5}\n" + moe + tp + "4}",
        "= 15 tokens are not divisible by parallel.tensor_model_parallel_size=4"},
+      {"moe: {num_experts: 62}\nparallel: {expert_model_parallel_size: 8}",
+       "moe.num_experts=62 is not divisible by parallel.expert_model_parallel_size=8 (each rank "
+       "owns an equal share); use 56 or 64"},
+      {moe + ", expert_compute: block_sparse}\ntraining: {device: cuda}",
+       "moe.expert_compute=block_sparse has no CUDA kernels"},
+      {moe + ", default_vectors: {beta: 0.5}}",
+       "moe.default_vectors.beta=0.5 has no effect without moe.default_vectors.enabled=true"},
+      {moe + ", moe_router_score_function: sigmoid, default_vectors: {enabled: true}}",
+       "moe.default_vectors.enabled=true needs moe.moe_router_score_function=softmax"},
+      {"moe: {expert_compute: loop}", "moe.expert_compute is set but moe.num_experts=0"},
       {"parallel: {data_parallel_sharding_strategy: zero9}", "is not a known value"},
   };
   for (const Case& c : cases) {
@@ -394,8 +404,6 @@ TEST_CASE("layouts that cannot be are refused with the nearest that can", "[conf
 
   // Those that only the number of ranks tells.
   const Case worlds[] = {
-      {moe + "}\nparallel: {expert_model_parallel_size: 3}",
-       "moe.num_experts=4 is not divisible by parallel.expert_model_parallel_size=3"},
       {moe + tp + "4}", "start 4 or 8 ranks"},
       {moe + "}\nparallel: {expert_model_parallel_size: 4}",
        "parallel.expert_model_parallel_size=4"},

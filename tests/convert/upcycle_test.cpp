@@ -563,6 +563,14 @@ TEST_CASE("any layout continues from an upcycled state", "[upcycle]") {
   CHECK(holders == 2);
 }
 
+TEST_CASE("independent indices where nothing is drawn are refused", "[upcycle]") {
+  CHECK_THROWS_WITH(
+      convert::plan_upcycling(dense_dims(),
+                              moe_dims(),
+                              {.drop_ratio = 0, .indices = convert::DropIndices::kIndependent}),
+      Catch::Contains("independent indices have no effect where no neuron is drawn anew"));
+}
+
 TEST_CASE("a conversion that is cut short leaves no run, and can be done again", "[upcycle]") {
   Lab lab(dense_dims());
   const ModelDims moe = moe_dims();
@@ -571,6 +579,7 @@ TEST_CASE("a conversion that is cut short leaves no run, and can be done again",
   const std::size_t total = lab.fs.num_mutations() - before;
   checkpoint::StateReader whole(lab.fs, "whole");
   const Matrix expected = read(whole, "model.layers.1.mlp.experts.5.up_proj.weight");
+  const std::string config_text = read_text(lab.fs, "whole/config.yaml").value();
   int unfinished = 0;
   for (std::size_t stop = 1; stop <= total; stop += 7) {
     const std::string out = fmt::format("cut-{}", stop);
@@ -590,10 +599,11 @@ TEST_CASE("a conversion that is cut short leaves no run, and can be done again",
       reader.emplace(lab.fs, out);
     } catch (const CheckpointError&) {
       ++unfinished;
-      CHECK_FALSE(lab.fs.exists(out + "/config.yaml"));
       (void)lab.upcycle(moe, {}, out);
       reader.emplace(lab.fs, out);
     }
+    CHECK(read_text(lab.fs, out + "/config.yaml").value() == config_text);
+    CHECK(lab.fs.exists(out + "/origin.json"));
     CHECK(read(*reader, "model.layers.1.mlp.experts.5.up_proj.weight") == expected);
   }
   CHECK(unfinished > 10);
@@ -617,7 +627,8 @@ TEST_CASE("a damaged dense checkpoint is refused by name", "[upcycle]") {
     }
   }
   CHECK_THROWS_AS(lab.upcycle(moe_dims(), {}), CheckpointError);
-  CHECK_FALSE(lab.fs.exists("moe/config.yaml"));
+  CHECK_THROWS_WITH(checkpoint::StateReader(lab.fs, "moe"),
+                    Catch::Contains("has no whole checkpoint"));
   CHECK_THROWS_WITH(checkpoint::StateReader(lab.fs, "dense", Step{3}),
                     Catch::Contains("no whole checkpoint of step 3"));
   CHECK_THROWS_WITH(checkpoint::StateReader(lab.fs, "nowhere"),

@@ -127,6 +127,23 @@ TEST_CASE("all file systems behave alike", "[file_system]") {
   }
 }
 
+TEST_CASE("a path's parent is that of its last name, whatever slashes end it", "[file_system]") {
+  const std::pair<std::string, std::string> cases[] = {{"runs/moe", "runs"},
+                                                       {"runs/moe/", "runs"},
+                                                       {"runs//moe//", "runs"},
+                                                       {"/a/b/c", "/a/b"},
+                                                       {"moe", "."},
+                                                       {"moe/", "."},
+                                                       {"/moe", "/"},
+                                                       {"/moe/", "/"},
+                                                       {"/", "/"},
+                                                       {"", "."}};
+  for (const auto& [path, parent] : cases) {
+    INFO(path);
+    CHECK(parent_of(path) == parent);
+  }
+}
+
 TEST_CASE("posix failures say which file, why and what to try", "[file_system]") {
   const test::TempDir dir;
   const auto fs = make_posix_file_system();

@@ -115,6 +115,24 @@ TEST_CASE("host memory of somebody else is registered while it is wanted", "[any
   CHECK(memory == numbers(5000, 1));
 }
 
+TEST_CASE("a pinned buffer is unlocked before it is freed, also by assignment", "[any device]") {
+  // More than the host's allocator keeps when it is freed: the emulation sees that it is gone.
+  constexpr std::size_t kLarge = std::size_t(8) << 20;
+  PinnedBuffer buffer(test_device(), kLarge);
+  buffer = PinnedBuffer(test_device(), 64);
+  CHECK(buffer.size() == 64);
+  PinnedBuffer& self = buffer;
+  buffer = std::move(self);
+  Stream stream(test_device());
+  const Buffer there(test_device(), 64);
+  std::memset(buffer.data(), 3, 64);
+  device::upload(stream, view_in(buffer), view_in(there));
+  std::vector<std::int32_t> received(16);
+  device::download(stream, view_in(there), view_of(std::span(received)));
+  stream.synchronize();
+  CHECK(received == std::vector<std::int32_t>(16, 0x03030303));
+}
+
 TEST_CASE("an arena makes one allocation, whatever is taken from it", "[any device]") {
   device::Backend* const backend = test_device().backend;
   const auto made = [&] { return backend == nullptr ? 0 : backend->num_allocations(); };

@@ -61,6 +61,7 @@ class Metrics:
         self.path = path
         self.offset = 0
         self.records = []
+        self.cut = 0                # lines that a kill has cut short
 
     def read(self):
         """New whole records, with the time at which they were seen."""
@@ -76,6 +77,7 @@ class Metrics:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:  # cut short by a kill
+                self.cut += 1
                 continue
             record["seen"] = time.monotonic()
             new.append(record)
@@ -105,7 +107,8 @@ class Campaign:
         self.down = []              # hosts that were taken away
         self.outcomes = collections.defaultdict(list)
         self.launcher = None
-        self.restored = {}          # items as the last recovery has loaded them
+        self.restored = {}          # items as the last recovery has loaded them, and which that was
+        self.restored_by = None
         self.compared = 0
         self.unrecorded = 0
         self.recovery = None
@@ -163,7 +166,7 @@ class Campaign:
             elif kind == "content":
                 key = (record["incarnation"], record["step"])
                 if record["recovered"]:
-                    self.restored = record["items"]
+                    self.restored, self.restored_by = record["items"], record["incarnation"]
                 if not record["recovered"] or key not in self.contents:
                     self.contents[key] = {name: item["hash"] for name, item in record["items"].items()}
             elif kind == "divergence":
@@ -206,6 +209,8 @@ class Campaign:
         """Each restored item against what was recorded at the step that it is said to come from."""
         stale = {(s["unit"], s["group"]): (s["incarnation"], s["step"]) for s in recovery["stale"]}
         whole = (recovery["from_incarnation"], recovery["step"])
+        if self.restored_by != recovery["incarnation"]:
+            self.fail(f"there is no record of what incarnation {recovery['incarnation']} has loaded, the last is of {self.restored_by}")
         differing = []
         for name, item in self.restored.items():
             version = stale.get((item["unit"], item["group"]), whole)
@@ -494,7 +499,7 @@ def report(campaign):
             lines.append(f"| {kind} {what} | {len(seconds)} | {statistics.median(seconds):.1f} | {max(seconds):.1f} |")
     total = sum(len(v) for v in campaign.outcomes.values())
     lines += ["", f"{total} faults, {total} recovered; {campaign.lost_steps} of {campaign.trained} trained steps were lost and trained again; "
-              f"{campaign.compared} restored items compared; {wall:.0f} s", "", goodput(campaign)]
+              f"{campaign.compared} restored items compared; {campaign.metrics.cut} records cut short by kills; {wall:.0f} s", "", goodput(campaign)]
     return "\n".join(lines)
 
 

@@ -194,12 +194,21 @@ def stopped(lab):
 
 
 def refusals(lab):
+    sparse = [*parallel(ep=2), "moe.expert_compute=block_sparse"]
+    said = train(lab, "sparse", "cuda", 2, *sparse, expect=2).stdout
+    check("moe.expert_compute=block_sparse has no CUDA kernels, but training.device=cuda" in said, "block_sparse: refused")
+    said = train(lab, "sparse, auto", "auto", 2, NO_SAVES, NO_VALIDATION, *sparse, "logging.level=info").stdout
+    check("training on the CPU: moe.expert_compute=block_sparse has no CUDA kernels" in said, "block_sparse: auto takes the CPU")
     os.environ["PECAN_EMULATION_DEVICES"] = "0"
     said = train(lab, "none", "cuda", 2, *parallel(ep=2), expect=2).stdout
     check("training.device=cuda, but the CUDA driver shows no device" in said, "no device: refused")
     said = train(lab, "none, auto", "auto", 2, NO_SAVES, NO_VALIDATION, *parallel(ep=2), "logging.level=info").stdout
     check("training on the CPU: the CUDA driver shows no device" in said, "no device: auto says that it takes the CPU")
     os.environ["PECAN_EMULATION_DEVICES"] = "1"
+    said = train(lab, "shared", "cuda", 2, *parallel(ep=2), expect=2).stdout
+    check("training.device=cuda, but ranks 0 and 1 are on one host" in said, "a device for two: refused")
+    said = train(lab, "shared, auto", "auto", 2, NO_SAVES, NO_VALIDATION, *parallel(ep=2), "logging.level=info").stdout
+    check("training on the CPU: ranks 0 and 1 are on one host" in said, "a device for two: auto takes the CPU")
     os.environ["PECAN_EMULATION_FAIL"] = "cudaMalloc:3"
     said = train(lab, "short", "cuda", 1, NO_SAVES, NO_VALIDATION, expect=70).stdout
     del os.environ["PECAN_EMULATION_FAIL"]

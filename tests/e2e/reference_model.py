@@ -48,6 +48,8 @@ VARIANTS = {
     "shared_expert": (2, {"moe": {"moe_shared_expert_intermediate_size": 40, "moe_layer_freq": [0, 1, 1]}}),
     "softmax_first": (1, {"model": {"untie_embeddings_and_output_weights": True, "kv_channels": 12},
                           "moe": {"moe_router_pre_softmax": True, "moe_router_topk_scaling_factor": 1.5}}),
+    "default_vectors": (2, {"moe": {"moe_router_pre_softmax": True, "moe_router_topk_scaling_factor": 1.5,
+                                    "default_vectors": {"enabled": True, "beta": 0.7}}}),
     "sigmoid_bias": (2, {"moe": {"moe_router_score_function": "sigmoid", "moe_router_enable_expert_bias": True,
                                  "moe_router_bias_update_rate": 0.02, "moe_router_topk_scaling_factor": 2.5}}),
     "sigmoid_groups": (1, {"moe": {"moe_router_score_function": "sigmoid", "moe_router_num_groups": 4,
@@ -86,12 +88,12 @@ def random_text(generator, documents):
 
 
 def load_checkpoint(run):
-    """All weights and router biases of the newest checkpoint, in double precision, by name."""
+    """All weights, router biases and default vectors of the newest checkpoint, in double precision, by name."""
     folder = max((run / "checkpoints").glob("step-*[0-9]"))
     state = {}
 
     def collect(name, node):
-        if isinstance(node, h5py.Dataset) and name.rsplit("/", 1)[-1] in ("weight", "expert_bias"):
+        if isinstance(node, h5py.Dataset) and name.rsplit("/", 1)[-1] in ("weight", "expert_bias", "default_vector"):
             assert node.attrs["step"] == 10, name
             state[name.removesuffix("/weight")] = np.asarray(node[()], dtype=np.float64)
 
@@ -195,9 +197,17 @@ class Reference:
         for t, logits in enumerate(x @ self.state[f"{name}.gate.weight"].T):
             for expert, weight in zip(*self.choose(name, logits)):
                 y[t] += weight * self.mlp(f"{name}.experts.{expert}", x[t])
+            if self.moe.get("default_vectors"):
+                y[t] += self.instead_of_others(name, logits)
         if self.moe.get("moe_shared_expert_intermediate_size"):
             y += self.mlp(f"{name}.shared_expert", x)
         return y
+
+    def instead_of_others(self, name, logits):
+        """What stands for the experts that a token is not sent to: their default vectors, by the weights they would have had."""
+        chosen, _ = self.choose(name, logits)
+        weights = softmax(logits) * self.moe.get("moe_router_topk_scaling_factor", 1.0)
+        return sum(weights[e] * self.state[f"{name}.experts.{e}/default_vector"] for e in range(len(weights)) if e not in chosen)
 
     def has_experts(self, layer):
         frequency = self.moe.get("moe_layer_freq", 1)

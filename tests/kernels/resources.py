@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""What ptxas gave each kernel: registers, and local memory, where it spills.
+"""What ptxas gave each kernel: registers, shared memory, and local memory, where it spills.
 
 Reads the machine code in the library of kernels (or in a fat binary), prints a table, and fails where a
-kernel has more registers than its limit, or local memory, or where an architecture is missing.
+kernel has more registers than its limit, or local memory, or more shared memory than kernels/launch.cuh
+leaves to what they declare, or where an architecture is missing.
 """
 import argparse
 import re
@@ -24,6 +25,8 @@ LIMITS = [
 ]
 # f64 is for tests of gradients: divisions and exponentials are calls there, which save registers.
 LOCAL_BYTES_OF_F64 = 64
+SHARED_BYTES = 1024
+RESERVED_SHARED_BYTES = 1024  # of a block, since sm_90: the system's, in front of the kernel's own
 
 
 def sections(elf):
@@ -57,7 +60,7 @@ def entries_of(fatbin):
 
 
 def kernels_of(cubin):
-    """Mangled name -> attributes of each kernel."""
+    """Mangled name -> attributes of each kernel, and the bytes of shared memory that it declares."""
     found = sections(cubin)
     symbols, strings = found[".symtab"][0], found[".strtab"][0]
     start, size = found[".nv.info"]
@@ -73,7 +76,9 @@ def kernels_of(cubin):
             name, = struct.unpack_from("<I", cubin, symbols + 24 * symbol)
             kernels.setdefault(text(cubin, strings + name), {})[attribute] = number
         position += value
-    return {name: attributes for name, attributes in kernels.items() if ATTRIBUTE_REGISTERS in attributes}
+    reserved = RESERVED_SHARED_BYTES if ".nv.shared.reserved.0" in found else 0
+    return {name: (attributes, max(found.get(".nv.shared." + name, (0, 0))[1] - reserved, 0))
+            for name, attributes in kernels.items() if ATTRIBUTE_REGISTERS in attributes}
 
 
 def main():
@@ -93,17 +98,20 @@ def main():
         present.add(f"{architecture}-{'virtual' if kind == KIND_PTX else 'real'}")
         if kind == KIND_ELF:
             units += 1
-            rows += [(architecture, name, attributes) for name, attributes in kernels_of(payload).items()]
-    names = subprocess.run(["c++filt", "--no-params"], input="\n".join(name for _, name, _ in rows), text=True,
+            rows += [(architecture, name, *given) for name, given in kernels_of(payload).items()]
+    names = subprocess.run(["c++filt", "--no-params"], input="\n".join(row[1] for row in rows), text=True,
                            capture_output=True, check=True).stdout.split("\n")
     failures = [f"nothing for {wanted}" for wanted in options.architectures.split(";") if wanted not in present]
     if not rows:
         failures.append("no kernel was found")
-    for (architecture, _, attributes), name in sorted(zip(rows, names), key=lambda row: (row[1], row[0][0])):
+    for (architecture, _, attributes, shared), name in sorted(zip(rows, names), key=lambda row: (row[1], row[0][0])):
         name = name.replace("pecan::kernels::", "").removeprefix("void ")
         registers, local = attributes[ATTRIBUTE_REGISTERS], attributes[ATTRIBUTE_STACK]
         limit = next(limit for pattern, limit in LIMITS if re.search(pattern, name))
-        print(f"sm_{architecture}  {registers:3} of {limit:3} registers  {local:4} bytes of local memory  {name}")
+        print(f"sm_{architecture}  {registers:3} of {limit:3} registers  {local:4} bytes of local memory  "
+              f"{shared:4} of shared memory  {name}")
+        if shared > SHARED_BYTES:
+            failures.append(f"{name} declares {shared} bytes of shared memory for sm_{architecture}, limit {SHARED_BYTES}")
         if registers > limit:
             failures.append(f"{name} takes {registers} registers for sm_{architecture}, limit {limit}")
         if local > (LOCAL_BYTES_OF_F64 if "double" in name else 0):

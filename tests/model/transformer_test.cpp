@@ -229,7 +229,12 @@ TEST_CASE("fp32 stays close to the reference", "[model]") {
 
 TEST_CASE("bf16 stays as close to the reference as its rounding allows, with masters in f32",
           "[model]") {
-  const model::ModelDims dims = small_dims(DType::kBF16);
+  model::ModelDims dims = small_dims(DType::kBF16);
+  SECTION("of every feature") {}
+  SECTION("of default vectors") {
+    dims = default_vector_dims(DType::kBF16);
+    dims.force_balance = true;  // rounding decides no choice
+  }
   const auto world = comm::make_self_group();
   Harness harness(dims, *world, 1);
   // The reference computes with the rounded weights, so that what is left is the activations'.

@@ -144,6 +144,18 @@ TEST_CASE("attention: forward agrees with the reference across tile edges and gr
   }
 }
 
+TEST_CASE("attention: a head whose gradients take more shared memory than there is is refused",
+          "[.small shared memory]") {
+  // (2 R + 64) (W s + 16) + R (34 m + 32 s + 36), see kernels/attention.cuh, of 99 KiB.
+  const Problem wide = make_problem({1, 3, 1, 1, 256});
+  CHECK_THROWS_WITH(run(wide, DType::kF32, 1),
+                    Catch::Contains("head_dim of 256 in f32 take 142720 bytes") &&
+                        Catch::Contains("the device has 101376"));
+  CHECK_THROWS_WITH(run(wide, DType::kBF16, 1), Catch::Contains("take 116480 bytes"));
+  const Problem fits = make_problem({1, 3, 1, 1, 128});
+  check_close(run(fits, DType::kF32, 1).out, expected(fits).out, tolerance(DType::kF32, 3));
+}
+
 TEST_CASE("attention: documents see nothing of each other, and bf16 rounds its results once",
           "[any device]") {
   std::vector<ops::AttentionShape> shapes{

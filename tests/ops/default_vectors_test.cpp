@@ -53,11 +53,38 @@ Values reference_weights(double scale,
   return weights;
 }
 
+/// What the gradient of weights, through the softmax over all experts, adds to `before`.
+Values reference_dlogits(double scale,
+                         const Values& probs,
+                         const Values& ids,
+                         std::int64_t k,
+                         std::int64_t num_experts,
+                         const Values& dweights,
+                         const Values& before) {
+  // A weight is its probability times the scale or 0, so its gradient takes the same way back.
+  const Values dprobs = reference_weights(scale, dweights, ids, k, num_experts);
+  Values dlogits = before;
+  for (std::size_t first = 0; first < probs.size(); first += std::size_t(num_experts)) {
+    for (std::size_t i = 0; i < std::size_t(num_experts); ++i) {
+      for (std::size_t j = 0; j < std::size_t(num_experts); ++j)
+        dlogits[first + i] +=
+            dprobs[first + j] * probs[first + j] * ((i == j ? 1 : 0) - probs[first + i]);
+    }
+  }
+  return dlogits;
+}
+
 struct Sizes {
   std::int64_t tokens, k, num_experts, width;
 };
-constexpr Sizes kSizes[] = {
-    {0, 2, 4, 3}, {1, 1, 3, 1}, {7, 2, 5, 63}, {40, 3, 7, 64}, {33, 2, 8, 65}, {130, 2, 16, 200}};
+// The last one has enough elements for threads in every operator.
+constexpr Sizes kSizes[] = {{0, 2, 4, 3},
+                            {1, 1, 3, 1},
+                            {7, 2, 5, 63},
+                            {40, 3, 7, 64},
+                            {33, 2, 8, 65},
+                            {130, 2, 16, 200},
+                            {129, 2, 256, 129}};
 
 }  // namespace
 
@@ -81,6 +108,9 @@ TEST_CASE("default vectors: weights of experts that a token was not sent to, and
                   tolerance(dtype));
       ops::default_weights_backward(
           ctx, kScale, probs_tensor, ids_tensor, Guarded(dtype, scores, dweights), dlogits);
+      const Values expected =
+          reference_dlogits(kScale, stored(dtype, probs), ids, k, num_experts, dweights, before);
+      check_close(dlogits.values(), expected, tolerance(dtype, num_experts));
       if (dtype != DType::kF64 || tokens == 0 || tokens > 40) return;
       Values gradient = dlogits.values();
       for (std::size_t i = 0; i < gradient.size(); ++i) gradient[i] -= before[i];

@@ -137,6 +137,19 @@ TEST_CASE("layer_norm: f32, bf16 and threaded gradients agree with f64, and add 
   }
 }
 
+TEST_CASE("layer_norm: gradients of rows that fill the shared memory of a block", "[any device]") {
+  // As rms_norm's, with two sums a column.
+  const Shape shape{2, 6144};
+  const Values x = shifted(shape.num_elements(), 1), w = random_values(shape[1], 2),
+               dy = random_values(shape.num_elements(), 3);
+  OpContext ctx;
+  const Gradients exact = backward(ctx, DType::kF64, shape, x, w, dy, Accumulate::kOverwrite);
+  const Gradients found = backward(ctx, DType::kF32, shape, x, w, dy, Accumulate::kOverwrite);
+  check_close(found.dx, exact.dx, tolerance(DType::kF32, 16));
+  check_close(found.dw, exact.dw, tolerance(DType::kF32, 16));
+  check_close(found.db, exact.db, tolerance(DType::kF32, 16));
+}
+
 TEST_CASE("layer_norm: dx may take the place of dy", "[any device]") {
   OpContext ctx;
   const Values x = random_values(6 * 5, 1), w = random_values(5, 2), dy = random_values(6 * 5, 3);

@@ -97,6 +97,19 @@ TEST_CASE("rms_norm: f32 and threaded gradients agree with f64, and add where as
   }
 }
 
+TEST_CASE("rms_norm: gradients of rows that fill the shared memory of a block", "[any device]") {
+  // The last width for which a GPU's kernel gets its sums without asking for more memory, and it
+  // declares some itself.
+  const Shape shape{2, 12288};
+  const Values x = random_values(shape.num_elements(), 1), w = random_values(shape[1], 2),
+               dy = random_values(shape.num_elements(), 3);
+  OpContext ctx;
+  const Gradients exact = backward(ctx, DType::kF64, shape, x, w, dy, Accumulate::kOverwrite);
+  const Gradients found = backward(ctx, DType::kF32, shape, x, w, dy, Accumulate::kOverwrite);
+  check_close(found.dx, exact.dx, tolerance(DType::kF32, 16));
+  check_close(found.dw, exact.dw, tolerance(DType::kF32, 16));
+}
+
 TEST_CASE("rms_norm: dx may take the place of dy", "[any device]") {
   OpContext ctx;
   const Values x = random_values(6 * 5, 1);

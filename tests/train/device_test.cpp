@@ -12,6 +12,7 @@
 
 #include "support/test_device.hpp"
 #include "train/batches.hpp"
+#include "train/device_choice.hpp"
 #include "train/lab.hpp"
 
 namespace pecan::train {
@@ -44,6 +45,7 @@ class OnDevice {
         activations_(model::Activations::plan(plan_.dims, arena_)),
         model_(ctx_, plan_.dims, state_.params(), groups_, activations_, {&exchange_}),
         batch_(where, plan_.dims) {
+    stream_.prepare_products();
     if (TrainState::keeps_state_in_model(plan_.dims)) state_.bind_model(model_);
     model::initialise(ctx_, state_.params(), 3);
   }
@@ -130,21 +132,52 @@ std::vector<std::byte> contents(TrainState& state, const TrainPlan& plan) {
 
 }  // namespace
 
+TEST_CASE("ranks that find the same device are named", "[train]") {
+  const FoundDevice first{1, 7, 0x100}, second{1, 7, 0x200}, elsewhere{1, 8, 0x100};
+  CHECK(describe_shared_device({}).empty());
+  CHECK(describe_shared_device(std::vector{first, second, elsewhere}).empty());
+  CHECK_THAT(describe_shared_device(std::vector{first, elsewhere, second, first}),
+             Catch::Contains("ranks 0 and 3 are on one host"));
+}
+
+TEST_CASE("two ranks on one GPU train on the CPU, or are refused", "[any device]") {
+  if (test::test_device() == device::cpu()) return;
+  const auto chosen = [](config::DeviceChoice choice, bool on_one_host) {
+    std::vector<device::Device> of_rank(2);
+    comm::run_thread_group(2, [&](comm::Group& world) {
+      device::Stream stream{device::cpu()};
+      device::Arena no_workspace;
+      Context host{device::cpu(), stream, no_workspace};
+      const std::int32_t rank = world.rank().value;
+      const Placement placement{.host = on_one_host ? 0 : rank, .ranks_here = 2};
+      of_rank[std::size_t(rank)] = choose_device(host, world, choice, placement);
+    });
+    return of_rank;
+  };
+  using config::DeviceChoice;
+  const std::vector<device::Device> on_gpus(2, test::test_device()), on_cpus(2, device::cpu());
+  CHECK(chosen(DeviceChoice::kAuto, true) == on_cpus);
+  CHECK(chosen(DeviceChoice::kAuto, false) == on_gpus);
+  CHECK(chosen(DeviceChoice::kCuda, false) == on_gpus);
+  CHECK_THROWS_AS(chosen(DeviceChoice::kCuda, true), NotConfigured);
+}
+
 TEST_CASE("a device trains like the CPU, and allocates nothing in a step", "[any device]") {
   Lab lab;
-  for (const std::vector<std::string>& settings :
-       std::vector<std::vector<std::string>>{{},
-                                             {"moe.moe_router_score_function=sigmoid",
-                                              "moe.moe_router_enable_expert_bias=true",
-                                              "moe.moe_expert_capacity_factor=1.5",
-                                              "moe.moe_shared_expert_intermediate_size=8"}}) {
+  for (const std::vector<std::string>& settings : std::vector<std::vector<std::string>>{
+           {},
+           {"moe.moe_router_score_function=sigmoid",
+            "moe.moe_router_enable_expert_bias=true",
+            "moe.moe_expert_capacity_factor=1.5",
+            "moe.moe_shared_expert_intermediate_size=8"},
+           {"moe.moe_router_pre_softmax=true", "moe.default_vectors.enabled=true"}}) {
     std::vector<std::string> all{"parallel.expert_model_parallel_size=1"};
     all.insert(all.end(), settings.begin(), settings.end());
     const config::Config config = lab.config(all);
     OnDevice here(test::test_device(), config), there(device::cpu(), config);
     CHECK(contents(here.state(), here.plan()) == contents(there.state(), there.plan()));
-    CHECK(std::abs(here.step(0) - there.step(0)) < 1e-6);
     const std::int64_t before = num_allocations(test::test_device());
+    CHECK(std::abs(here.step(0) - there.step(0)) < 1e-6);
     for (std::int64_t step = 1; step < 4; ++step) {
       CHECK(std::abs(here.step(step) - there.step(step)) < 1e-4);
       CHECK(here.sent_counts() == there.sent_counts());

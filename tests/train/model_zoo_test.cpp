@@ -108,7 +108,7 @@ TEST_CASE("every recipe of configs/parallel is a layout, and saves what it is fo
   CHECK(plans.at("folded").mesh.edp == 8);
 }
 
-TEST_CASE("every recipe of configs/experts trains the quickstart's model", "[train]") {
+TEST_CASE("every recipe of configs/experts fits the quickstart's model", "[train]") {
   std::map<std::string, train::TrainPlan> plans;
   const auto plan_of = [](const std::vector<std::string>& files) {
     const config::Config config = config::load_config(files, {});

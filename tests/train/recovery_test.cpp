@@ -42,6 +42,36 @@ TEST_CASE("with everything saved, train, resume and train gives the bytes of tra
 }
 
 TEST_CASE(
+    "a metrics line that a kill has cut short does not take the next start's first record along",
+    "[train]") {
+  Lab lab;
+  CHECK(lab.train("run", {"training.exit_interval=4"}) == ExitCode::kStoppedOnRequest);
+  const std::string path = lab.path("run/metrics.jsonl");
+  const std::string cut = R"({"kind":"content","incarnation":0,"step":5,"items":{"a":{"ha)";
+  std::ofstream(path, std::ios::app) << cut;
+  const std::vector<std::string> stop{"training.exit_interval=8",
+                                      "logging.content_hash_interval=1"};
+  CHECK(lab.train("run", stop, checkpoint::ResumeMode::kFromFailure) ==
+        ExitCode::kStoppedOnRequest);
+  std::vector<std::string> bad;
+  std::vector<nlohmann::json> second;
+  std::ifstream in(path);
+  for (std::string line; std::getline(in, line);) {
+    auto record = nlohmann::json::parse(line, nullptr, false);
+    if (record.is_discarded()) {
+      bad.push_back(line);
+    } else if (record.value("incarnation", 0) == 1) {
+      second.push_back(std::move(record));
+    }
+  }
+  CHECK(bad == std::vector<std::string>{cut});
+  REQUIRE(second.size() > 2);
+  CHECK(second[0].at("kind") == "content");
+  CHECK(second[0].at("recovered") == true);
+  CHECK(second[1].at("kind") == "recovery");
+}
+
+TEST_CASE(
     "with partial checkpoints every item comes back as it was at the step that recovery names",
     "[train]") {
   Lab lab;

@@ -62,7 +62,7 @@ struct UpcycleReport {
   std::int64_t parameters = 0;      ///< of the mixture of experts
   std::int64_t num_files = 0;       ///< of the checkpoint
   std::uint64_t num_bytes = 0;      ///< of these
-  std::uint64_t largest_bytes = 0;  ///< of the state that was in memory at once
+  std::uint64_t largest_bytes = 0;  ///< of the new state that was in memory at once
 };
 
 /// Writes the run directory `out`: the checkpoint of step 0, its configuration, and origin.json,
@@ -73,7 +73,8 @@ struct UpcycleReport {
 /// weights that they replace, matrix by matrix. Routers are drawn, a row for each copy of the FFN;
 /// all other parameters are copied; moments and counters are zero. A pure function of the dense
 /// parameters, the options and the configuration, whatever layout wrote the ones or reads the
-/// other. Memory: the state of one layer, or of the embedding.
+/// other. Memory: the state of one layer, or of the embedding, and the dense FFN of the layer in
+/// double precision.
 /// Throws ConfigError as plan_upcycling and for a dense checkpoint with other parameters than
 /// dense_dims, CheckpointError where one cannot be read or the other not be written. Not
 /// collective.

@@ -81,6 +81,9 @@ class FileSystem {
 /// What a write to `path` returns where no space is left.
 [[nodiscard]] Status disk_full(const std::string& path);
 
+/// The directory that holds `path`, with or without slashes at its end; "." for a bare name.
+[[nodiscard]] std::string parent_of(const std::string& path);
+
 /// Whole-file helpers over any FileSystem.
 Result<std::string> read_text(FileSystem& fs, const std::string& path);
 /// Writes to `path`.tmp, syncs, renames, syncs the parent: a crash leaves the old or the new

@@ -18,11 +18,9 @@ namespace pecan::device {
 /// What a device says of itself.
 struct DeviceProperties {
   std::string name;
-  int compute_major = 0;  ///< compute capability
-  int compute_minor = 0;
+  std::int64_t address = 0;  ///< on the host's bus: the same in every process
+  int compute_major = 0;     ///< compute capability
   int multiprocessors = 0;
-  std::size_t memory_bytes = 0;
-  std::size_t shared_bytes_a_block = 0;  ///< at most, where a kernel asks for it
 };
 
 enum class Reduction : std::uint8_t { kSum, kMax, kMin };
@@ -54,13 +52,16 @@ class Backend {
   /// everything that the device does: never called inside of a step.
   [[nodiscard]] virtual std::byte* allocate(int ordinal, std::size_t num_bytes) = 0;
   virtual void free(int ordinal, std::byte* memory) noexcept = 0;
-  /// Allocations made so far, in all: tests see by it that a step makes none.
+  /// Allocations made so far, in all, and handles that bring device memory of their own: tests see
+  /// by it that a step makes none.
   [[nodiscard]] virtual std::int64_t num_allocations() = 0;
   /// Locks host memory, which the caller owns, so that copies of it go on by themselves.
-  virtual void register_host(std::byte* memory, std::size_t num_bytes) = 0;
-  virtual void unregister_host(std::byte* memory) noexcept = 0;
+  virtual void register_host(int ordinal, std::byte* memory, std::size_t num_bytes) = 0;
+  virtual void unregister_host(int ordinal, std::byte* memory) noexcept = 0;
 
   [[nodiscard]] virtual void* create_stream(int ordinal) = 0;
+  /// Makes what matrix products on the stream need, which is else made at the first.
+  virtual void prepare_products(int ordinal, void* stream) = 0;
   virtual void destroy_stream(int ordinal, void* stream) noexcept = 0;
   virtual void synchronize(int ordinal, void* stream) = 0;
   [[nodiscard]] virtual void* create_event(int ordinal) = 0;
@@ -70,8 +71,7 @@ class Backend {
   [[nodiscard]] virtual bool query(int ordinal, void* event) = 0;
   virtual void synchronize_event(int ordinal, void* event) = 0;
 
-  /// In the stream's order. Host memory that is not registered is read or written before the call
-  /// returns.
+  /// In the stream's order. Host memory that is not registered has been read when upload returns.
   virtual void upload(int ordinal,
                       void* stream,
                       const std::byte* host,
@@ -117,6 +117,10 @@ using BackendEntry = Backend* (*)(const char* build);
 inline constexpr const char* kBackendSymbol = "pecan_cuda_backend";
 /// Program and library exchange C++ objects: both must come from one build.
 [[nodiscard]] std::string build_name();
+
+/// Sets in the environment, where it does not say otherwise, what CUDA's libraries read there. For
+/// main(), before there are threads.
+void prepare_environment();
 
 /// Loads libpecan_cuda.so, once a process, and gives CUDA device `ordinal`; or says in a sentence
 /// why there is none. It is looked for at $PECAN_CUDA_LIBRARY if that is set, else beside the

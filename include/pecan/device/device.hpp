@@ -81,6 +81,11 @@ class Stream {
   void wait(const Event& event) {
     if (handle_ != nullptr && event.handle_ != nullptr) wait_for(event);
   }
+  /// For a stream that computes, before the first step: makes what its matrix products need, which
+  /// takes device memory.
+  void prepare_products() {
+    if (handle_ != nullptr) prepare_products_here();
+  }
   /// Blocks the calling thread until all is done; DeviceError if something failed.
   void synchronize() {
     if (handle_ != nullptr) synchronize_all();
@@ -90,6 +95,7 @@ class Stream {
   void record_in(Event& event);
   void wait_for(const Event& event);
   void synchronize_all();
+  void prepare_products_here();
   Device device_;
   void* handle_ = nullptr;
 };
@@ -139,12 +145,24 @@ class HostRegistration {
 };
 
 /// Host memory that a device can copy to while computing; plain memory on the CPU backend.
+/// Move-only; empty after a move.
 class PinnedBuffer : public Buffer {
  public:
   PinnedBuffer() = default;
   explicit PinnedBuffer(std::size_t num_bytes) : PinnedBuffer(cpu(), num_bytes) {}
   PinnedBuffer(Device device, std::size_t num_bytes)
       : Buffer(cpu(), num_bytes), registration_(device, bytes()) {}
+  ~PinnedBuffer() = default;
+  PinnedBuffer(PinnedBuffer&& other) noexcept = default;
+  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
+    // What this one held goes with `taken`, whose registration ends before its memory.
+    PinnedBuffer taken(std::move(other));
+    std::swap<Buffer>(*this, taken);
+    std::swap(registration_, taken.registration_);
+    return *this;
+  }
+  PinnedBuffer(const PinnedBuffer&) = delete;
+  PinnedBuffer& operator=(const PinnedBuffer&) = delete;
 
  private:
   HostRegistration registration_;

@@ -1,7 +1,8 @@
 #pragma once
 /// Products of groups of rows, each with a weight of its own, such as the experts of a layer:
-/// matmul.hpp for each group in one call, whose time depends on the rows in all, not on how they
-/// are spread over the groups. Legend: E groups, R rows.
+/// matmul.hpp for each group in one call. On a CPU its time depends on the rows in all, not on how
+/// they are spread over the groups; on CUDA it is one product of cuBLAS a group. Legend: E groups,
+/// R rows.
 ///
 /// counts_E gives the rows of each group, which follow one another in the row tensors, without
 /// padding; groups without rows are fine. Weights share dtype and shape [O, I] and may be stored in

@@ -32,7 +32,7 @@ struct RouterOptions {
 struct BalanceGroups {
   std::int64_t first_token = 0;       ///< position of the call's first token, >= 0
   std::int64_t tokens_per_group = 0;  ///< >= 1 where there are tokens
-  [[nodiscard]] constexpr std::int64_t group_of(std::int64_t token) const {
+  [[nodiscard]] PECAN_HD constexpr std::int64_t group_of(std::int64_t token) const {
     return (first_token + token) / tokens_per_group;
   }
 };

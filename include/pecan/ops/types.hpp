@@ -12,13 +12,14 @@
 /// dtype that has no kernel there, throws NotConfigured.
 ///
 /// On a CUDA device: sums are made in f32 where they are said to be in double and are not returned
-/// as one, always in the same order, by the shapes alone; bf16 attention rounds its weights; scratch
-/// is taken from ctx.workspace; and values that must lie in a range (ids, labels, positions) are
-/// looked at by the kernel, which stops the device, so that the next synchronisation throws
-/// DeviceError. Operators that return a number wait for it.
+/// as one, always in the same order, by the shapes alone; bf16 attention rounds its weights;
+/// scratch is taken from ctx.workspace; and values that must lie in a range (ids, labels,
+/// positions) are looked at by the kernel, which stops the device, so that the next synchronisation
+/// throws DeviceError. Operators that return a number wait for it.
 
 #include <cstdint>
 
+#include <pecan/core/host_device.hpp>
 #include <pecan/core/tensor.hpp>
 
 #include <pecan/device/context.hpp>
@@ -38,7 +39,7 @@ struct VocabShard {
   std::int64_t count = 0;
   std::int64_t total = 0;  ///< entries of the whole vocabulary, without padding
   [[nodiscard]] static constexpr VocabShard whole(std::int64_t total) { return {0, total, total}; }
-  [[nodiscard]] constexpr bool holds(std::int64_t entry) const {
+  [[nodiscard]] PECAN_HD constexpr bool holds(std::int64_t entry) const {
     return entry >= first && entry < first + count;
   }
 };

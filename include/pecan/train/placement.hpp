@@ -26,6 +26,7 @@ struct RankCores {
 /// What follows for a rank.
 struct Placement {
   int threads = 1;
+  std::int64_t host = 0;  ///< equal for ranks of one host
   int ranks_here = 1;     ///< on its host
   int rank_here = 0;      ///< its place among these
   int cores_here = 1;     ///< that these may use together

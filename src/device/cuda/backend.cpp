@@ -3,7 +3,6 @@
 #include "device/cuda/backend.hpp"
 
 #include <atomic>
-#include <cstring>
 #include <memory>
 
 #include <cuda_runtime_api.h>
@@ -37,6 +36,19 @@ void choose(int ordinal) {
 void warn(cudaError_t code, std::string_view call) noexcept {
   if (code == cudaSuccess) return;
   PECAN_LOG(kWarn, "[device] {} failed: {} (code {})", call, cudaGetErrorString(code), int(code));
+}
+
+bool reads_pageable_memory(int ordinal) {
+  int answer = 0;
+  check(cudaDeviceGetAttribute(&answer, cudaDevAttrPageableMemoryAccess, ordinal),
+        "cudaDeviceGetAttribute");
+  return answer != 0;
+}
+
+bool is_registered(const std::byte* memory) {
+  cudaPointerAttributes found{};
+  check(cudaPointerGetAttributes(&found, memory), "cudaPointerGetAttributes");
+  return found.type != cudaMemoryTypeUnregistered;
 }
 
 cudaStream_t stream_of(void* stream) {
@@ -81,11 +93,10 @@ class CudaBackend final : public Backend {
     cudaDeviceProp found{};
     check(cudaGetDeviceProperties(&found, ordinal), "cudaGetDeviceProperties");
     return {.name = found.name,
+            .address =
+                (std::int64_t(found.pciDomainID) << 16) | (found.pciBusID << 8) | found.pciDeviceID,
             .compute_major = found.major,
-            .compute_minor = found.minor,
-            .multiprocessors = found.multiProcessorCount,
-            .memory_bytes = found.totalGlobalMem,
-            .shared_bytes_a_block = found.sharedMemPerBlockOptin};
+            .multiprocessors = found.multiProcessorCount};
   }
 
   std::byte* allocate(int ordinal, std::size_t num_bytes) override {
@@ -115,14 +126,16 @@ class CudaBackend final : public Backend {
   }
 
   std::int64_t num_allocations() override {
-    return num_allocations_.load(std::memory_order_relaxed);
+    return num_allocations_.load(std::memory_order_relaxed) + BlasHandle::num_made();
   }
 
-  void register_host(std::byte* memory, std::size_t num_bytes) override {
+  void register_host(int ordinal, std::byte* memory, std::size_t num_bytes) override {
+    choose(ordinal);
     check(cudaHostRegister(memory, num_bytes, cudaHostRegisterPortable), "cudaHostRegister");
   }
 
-  void unregister_host(std::byte* memory) noexcept override {
+  void unregister_host(int ordinal, std::byte* memory) noexcept override {
+    warn(cudaSetDevice(ordinal), "cudaSetDevice");
     warn(cudaHostUnregister(memory), "cudaHostUnregister");
   }
 
@@ -132,6 +145,11 @@ class CudaBackend final : public Backend {
     check(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking),
           "cudaStreamCreateWithFlags");
     return state.release();
+  }
+
+  void prepare_products(int ordinal, void* stream) override {
+    choose(ordinal);
+    (void)static_cast<StreamState*>(stream)->products();
   }
 
   void destroy_stream(int ordinal, void* stream) noexcept override {
@@ -190,6 +208,9 @@ class CudaBackend final : public Backend {
     choose(ordinal);
     check(cudaMemcpyAsync(memory, host, num_bytes, cudaMemcpyHostToDevice, stream_of(stream)),
           "cudaMemcpyAsync to the device");
+    // The runtime stages pageable memory before it returns, but not where the GPU reads it itself.
+    if (reads_pageable_memory(ordinal) && !is_registered(host))
+      check(cudaStreamSynchronize(stream_of(stream)), "cudaStreamSynchronize");
   }
 
   void download(int ordinal,

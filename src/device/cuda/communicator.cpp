@@ -24,10 +24,25 @@ using Clock = std::chrono::steady_clock;
 void check(ncclResult_t code, std::string_view call) {
   PECAN_VALIDATE(code == ncclSuccess || code == ncclInProgress,
                  CommError,
-                 "{} failed: {} (code {})",
+                 "{} failed: {} (code {}; {})",
                  call,
                  ncclGetErrorString(code),
-                 int(code));
+                 int(code),
+                 ncclGetLastError(nullptr));
+}
+
+/// The first that keeps to the order in which a host begins collectives of several communicators;
+/// see prepare_environment().
+constexpr int kOldestNccl = NCCL_VERSION(2, 26, 0);
+
+void refuse_old_library() {
+  int version = 0;
+  check(ncclGetVersion(&version), "ncclGetVersion");
+  PECAN_VALIDATE(version >= kOldestNccl,
+                 CommError,
+                 "NCCL of version code {} is older than 2.26, of which several communicators on "
+                 "one device may wait for each other for ever; install a newer libnccl.so.2",
+                 version);
 }
 
 /// Calls never block: what takes longer is in progress, and asked after until it is done. So one
@@ -158,6 +173,7 @@ std::unique_ptr<Communicator> make_communicator(int ordinal,
                                                 const CommunicatorId& id,
                                                 int size,
                                                 int rank) {
+  refuse_old_library();
   return std::make_unique<NcclCommunicator>(ordinal, id, size, rank);
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 /// What stands behind the handle of a Stream.
 
+#include <cstdint>
 #include <utility>
 
 #include <cuda_runtime_api.h>
@@ -22,6 +23,8 @@ class BlasHandle {
   BlasHandle(const BlasHandle&) = delete;
   BlasHandle& operator=(const BlasHandle&) = delete;
   [[nodiscard]] cublasContext* get() const { return handle_; }
+  /// By this process so far.
+  [[nodiscard]] static std::int64_t num_made();
 
  private:
   cublasContext* handle_ = nullptr;
@@ -30,7 +33,12 @@ class BlasHandle {
 /// What Stream::handle() points to.
 struct StreamState {
   cudaStream_t stream = nullptr;
-  BlasHandle blas;  ///< made at the stream's first product: copies need none
+  BlasHandle blas;  ///< empty until products() is called: copies need none
+  /// Called with the stream's device chosen.
+  cublasContext* products() {
+    if (blas.get() == nullptr) blas = BlasHandle(stream);
+    return blas.get();
+  }
 };
 
 }  // namespace pecan::device::cuda

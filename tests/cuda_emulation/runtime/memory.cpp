@@ -7,6 +7,8 @@
 #include <mutex>
 
 #include <fmt/format.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "checker.hpp"
 #include "report.hpp"
@@ -28,6 +30,12 @@ struct Memory {
 Memory& memory() {
   static auto* all = new Memory;
   return *all;
+}
+
+bool is_mapped(std::uintptr_t address) {
+  const auto page = static_cast<std::uintptr_t>(getpagesize());
+  unsigned char state = 0;
+  return mincore(reinterpret_cast<void*>(address / page * page), 1, &state) == 0;
 }
 
 std::size_t padded(std::size_t num_bytes) {
@@ -143,6 +151,9 @@ cudaError_t unregister_memory(void* address) {
   const auto found = all.find(reinterpret_cast<std::uintptr_t>(address));
   if (found == all.end() || found->second.space != Space::kRegistered) {
     return cudaErrorHostMemoryNotRegistered;
+  }
+  if (!is_mapped(found->second.address)) {
+    report("memory", fmt::format("host memory {} was freed before it was unregistered", address));
   }
   all.erase(found);
   forget_registered(address);

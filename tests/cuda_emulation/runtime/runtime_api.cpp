@@ -26,7 +26,6 @@ constexpr int kNumMultiprocessors = 4;
 constexpr int kThreadsPerMultiprocessor = 2048;
 constexpr int kMaxThreadsPerBlock = 1024;
 constexpr int kBlocksPerMultiprocessor = 32;
-constexpr int kSharedBytesWithoutAsking = 48 * 1024;
 constexpr int kSharedBytesPerMultiprocessor = 228 * 1024;
 constexpr int kComputeCapabilityMajor = 9;
 
@@ -234,7 +233,7 @@ PECAN_CUDA_API cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int 
         *value = kSharedBytesWithoutAsking;
         break;
       case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-        *value = static_cast<int>(kPecanEmulationSharedBytes);
+        *value = static_cast<int>(settings().shared_bytes);
         break;
       case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
         *value = kSharedBytesPerMultiprocessor;
@@ -252,6 +251,7 @@ PECAN_CUDA_API cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int 
         *value = 1;
         break;
       case cudaDevAttrCooperativeLaunch:
+      case cudaDevAttrPageableMemoryAccess:
         *value = 0;
         break;
       default:
@@ -268,12 +268,13 @@ PECAN_CUDA_API cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     std::snprintf(properties->name, sizeof properties->name, "Pecan's CUDA emulation");
     properties->totalGlobalMem = settings().memory_bytes;
     properties->sharedMemPerBlock = kSharedBytesWithoutAsking;
-    properties->sharedMemPerBlockOptin = kPecanEmulationSharedBytes;
+    properties->sharedMemPerBlockOptin = settings().shared_bytes;
     properties->sharedMemPerMultiprocessor = kSharedBytesPerMultiprocessor;
     properties->warpSize = warpSize;
     properties->maxThreadsPerBlock = kMaxThreadsPerBlock;
     properties->maxThreadsPerMultiProcessor = kThreadsPerMultiprocessor;
     properties->multiProcessorCount = kNumMultiprocessors;
+    properties->pciBusID = device;  // one host, of whose devices every process sees the first
     properties->major = kComputeCapabilityMajor;
     properties->maxThreadsDim[0] = properties->maxThreadsDim[1] = kMaxThreadsPerBlock;
     properties->maxThreadsDim[2] = 64;
@@ -615,7 +616,7 @@ PECAN_CUDA_API cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attrib
   return api_call(__func__, [&] {
     switch (attribute) {
       case cudaFuncAttributeMaxDynamicSharedMemorySize:
-        if (value < 0 || value > static_cast<int>(kPecanEmulationSharedBytes)) {
+        if (value < 0 || value > static_cast<int>(settings().shared_bytes) - kStaticSharedBytes) {
           return cudaErrorInvalidValue;
         }
         kernel_attributes(kernel).max_dynamic_bytes = value;
@@ -631,6 +632,7 @@ PECAN_CUDA_API cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*
   return api_call(__func__, [&] {
     *attributes = {};
     attributes->maxThreadsPerBlock = kMaxThreadsPerBlock;
+    attributes->sharedSizeBytes = kStaticSharedBytes;
     attributes->maxDynamicSharedSizeBytes = kernel_attributes(kernel).max_dynamic_bytes;
     return cudaSuccess;
   });

@@ -45,8 +45,13 @@ const void* running_kernel();
 /// "kernel NAME, block B, thread T", of the kernel that runs.
 std::string describe_position();
 
+constexpr int kSharedBytesWithoutAsking = 48 * 1024;
+/// What a kernel declares itself cannot be told apart from other kernels': each is taken to have so
+/// much, which counts against the same limits.
+constexpr int kStaticSharedBytes = 1024;
+
 struct KernelAttributes {
-  int max_dynamic_bytes = 48 * 1024;
+  int max_dynamic_bytes = kSharedBytesWithoutAsking - kStaticSharedBytes;
 };
 KernelAttributes& kernel_attributes(const void* kernel);
 

@@ -1,5 +1,6 @@
 #include "settings.hpp"
 
+#include <algorithm>
 #include <charconv>
 #include <cstdio>
 #include <cstdlib>
@@ -106,6 +107,9 @@ Settings read_environment() {
     read_variable("PECAN_EMULATION_SEED", read.seed);
     read_variable("PECAN_EMULATION_NOT_READY", read.num_not_ready);
     read_variable("PECAN_EMULATION_DEVICES", read.num_devices);
+    std::size_t shared_kb = read.shared_bytes >> 10;
+    read_variable("PECAN_EMULATION_SHARED_KB", shared_kb);
+    read.shared_bytes = std::min(read.shared_bytes, shared_kb << 10);
     read_variable("PECAN_EMULATION_NCCL_TIMEOUT_MS", read.nccl_timeout_ms);
     std::size_t memory_mb = read.memory_bytes >> 20;
     read_variable("PECAN_EMULATION_MEMORY_MB", memory_mb);

@@ -6,6 +6,7 @@
 #include <string>
 
 #include <pecan_emulation/control.hpp>
+#include <pecan_emulation/execution.hpp>
 
 namespace pecan::emulation {
 
@@ -14,6 +15,7 @@ struct Settings {
   std::uint64_t seed = 1;
   int num_not_ready = 0;
   int num_devices = 1;
+  std::size_t shared_bytes = kPecanEmulationSharedBytes;
   std::size_t memory_bytes = std::size_t{8192} << 20;
   int nccl_timeout_ms = 60000;
   std::string statistics_file;

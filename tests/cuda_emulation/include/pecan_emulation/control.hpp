@@ -10,6 +10,7 @@
 ///                               by default); with name:n+ that call and all later ones
 ///   PECAN_EMULATION_NOT_READY   how many times each query of new work says cudaErrorNotReady
 ///   PECAN_EMULATION_DEVICES     number of devices, 1 by default
+///   PECAN_EMULATION_SHARED_KB   shared memory of a block at most, 227 by default, as on sm_90
 ///   PECAN_EMULATION_MEMORY_MB   memory of a device, 8192 by default
 ///   PECAN_EMULATION_NCCL_TIMEOUT_MS  after which a collective without its peers fails, 60000 by
 ///   default PECAN_EMULATION_STATISTICS  a file (or - for standard error) for the access statistics
