@@ -175,21 +175,21 @@ def write_mutants(folder):
     return mutants, same
 
 
-def build_library(build, folder, library, units):
-    """Compiles the units as the checked emulated library has them, and links it anew with them."""
+def build_library(build, folder, library, same):
+    """Compiles all units as the checked emulated library has them, but what is there of the `same`, and links it anew with them."""
     commands = {Path(entry["file"]): entry for entry in json.loads((build / "compile_commands.json").read_text())
                 if "pecan_cuda_checked.dir" in entry["command"]}
     listed = subprocess.run(["ninja", "-t", "commands", TARGET], cwd=build, text=True, capture_output=True, check=True).stdout
     link = listed.strip().split("\n")[-1]
-    for unit in units:
+    for unit in sorted(path.name for path in (folder / "kernels").iterdir() if path.suffix != ".cuh"):
         entry = commands[ROOT / "kernels" / unit]
         made = re.search(r" -o (\S+)", entry["command"]).group(1)
         new = folder / (unit + ".o")
         command = entry["command"].replace(f" -o {made}", f" -o {new}").replace(entry["file"], str(folder / "kernels" / unit))
         command = re.sub(r" -I", f" -w -include {folder}/mutant.hpp -I{folder} -I", command, count=1)
-        started = time.monotonic()
-        subprocess.run(command, shell=True, cwd=build, check=True)
-        print(f"compiled {unit} in {time.monotonic() - started:.0f} s", flush=True)
+        if not (same and new.exists()):
+            subprocess.run(command, shell=True, cwd=build, check=True)
+            print(f"compiled {unit}", flush=True)
         link = link.replace(made, str(new))
     subprocess.run(link.replace(f"-o {TARGET}", f"-o {library}"), shell=True, cwd=build, check=True)
 
@@ -272,7 +272,7 @@ def main():
     parser.add_argument("--build", type=Path, required=True, help="a configured and built tree with the emulation")
     parser.add_argument("--only", nargs="+", metavar="FILE", help="mutants of these files alone, as kernels/rope.cuh")
     parser.add_argument("--jobs", type=int, default=1, help="mutants that are tested at the same time")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="keep compiled mutants and times of tests there, and use them for the same kernels")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep compiled mutants there, and use those of the same kernels")
     parser.add_argument("--list", action="store_true", help="print the mutants and end")
     options = parser.parse_args()
     build = options.build.resolve()
@@ -286,22 +286,15 @@ def main():
         units_of = {file: units_with(file, folder) for file in sorted({mutant.file for mutant in mutants})}
         units = sorted(set().union(*units_of.values()))
         library = folder / Path(TARGET).name
-        measured = folder / "seconds.json"
-        if not (same and library.exists()):
-            measured.unlink(missing_ok=True)
-            build_library(build, folder, library, sorted(path.name for path in (folder / "kernels").glob("*.c*") if path.suffix != ".cuh"))
+        build_library(build, folder, library, same)
         tests = Tests(build, library)
         commands_of = {unit: tests.of(unit) for unit in units}
         cases = sorted({tests.guards, *sum(commands_of.values(), [])})
         pool = concurrent.futures.ThreadPoolExecutor(options.jobs)
-        known = json.loads(measured.read_text()) if measured.exists() else {}
-        tests.seconds = {case: known[case[1]] for case in cases if case[1] in known}
-        new = [case for case in cases if case not in tests.seconds]
-        failed = [name for (_, name), sign in zip(new, pool.map(tests.run, new)) if sign is not None]
+        failed = [name for (_, name), sign in zip(cases, pool.map(tests.run, cases)) if sign is not None]
         if failed:
             print(f"FAILED: without any mutant: {', '.join(failed)}")
             return 1
-        measured.write_text(json.dumps({**known, **{name: seconds for (_, name), seconds in tests.seconds.items()}}))
         print(f"{len(tests.seconds)} test cases pass without any mutant, in {sum(tests.seconds.values()):.0f} s", flush=True)
         commands_of_file = {file: sorted(set().union(*(commands_of[unit] for unit in units_of[file])), key=tests.seconds.get) for file in units_of}
         # Those with quick tests first.
