@@ -170,6 +170,9 @@ def write_mutants(folder):
             texts[folder / path.relative_to(ROOT)], found = mutate(path, len(mutants) + 1)
             mutants += found
     same = all(path.exists() and path.read_text() == text for path, text in texts.items())
+    if not same:
+        for made in folder.glob("*.o"):
+            made.unlink()
     for path, text in texts.items():
         path.write_text(text)
     return mutants, same
