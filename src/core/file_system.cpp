@@ -43,6 +43,17 @@ Result<std::string> read_text(FileSystem& fs, const std::string& path) {
   return text;
 }
 
+bool ends_within_line(FileSystem& fs, const std::string& path) {
+  const Result<std::unique_ptr<File>> file = fs.open(path, OpenMode::kRead);
+  if (!file.ok()) return false;
+  const Result<std::uint64_t> size = file.value()->size();
+  if (!size.ok() || size.value() == 0) return false;
+  char last = '\n';
+  const auto byte = std::as_writable_bytes(std::span(&last, 1));
+  const Result<std::size_t> count = file.value()->read_at(size.value() - 1, byte);
+  return count.ok() && count.value() == 1 && last != '\n';
+}
+
 Status write_text_atomically(FileSystem& fs, const std::string& path, const std::string& text) {
   const std::string temporary = path + ".tmp";
   // The content is durable before its name is: a crash in between leaves the old file, never an

@@ -1,10 +1,12 @@
 #include <cerrno>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 
 #include <nlohmann/json.hpp>
 
 #include <pecan/core/build_info.hpp>
+#include <pecan/core/file_system.hpp>
 #include <pecan/core/hash.hpp>
 #include <pecan/core/log.hpp>
 #include <pecan/core/text.hpp>
@@ -47,9 +49,10 @@ struct MetricsWriter::Impl {
 
 MetricsWriter::MetricsWriter(const std::string& path, int world_size)
     : impl_(std::make_unique<Impl>()) {
-  std::ifstream former(path, std::ios::ate);
-  const bool fresh = !former.is_open() || former.tellg() <= 0;
-  const bool cut = !fresh && former.seekg(-1, std::ios::end) && former.get() != '\n';
+  std::error_code ignored;
+  const bool fresh =
+      !std::filesystem::exists(path, ignored) || std::filesystem::file_size(path, ignored) == 0;
+  const bool cut = ends_within_line(*make_posix_file_system(), path);
   impl_->path = path;
   impl_->out.open(path, std::ios::app);
   PECAN_VALIDATE(

@@ -144,6 +144,18 @@ TEST_CASE("a path's parent is that of its last name, whatever slashes end it", "
   }
 }
 
+TEST_CASE("a file that ends within a line is told", "[file_system]") {
+  MemoryFileSystem fs;
+  CHECK_FALSE(ends_within_line(fs, "missing"));
+  const std::pair<std::string, bool> cases[] = {
+      {"", false}, {"\n", false}, {"a", true}, {"a\n", false}, {"a\nb", true}, {"a\n\n", false}};
+  for (const auto& [text, cut] : cases) {
+    INFO(text);
+    REQUIRE(write_text_atomically(fs, "lines", text).ok());
+    CHECK(ends_within_line(fs, "lines") == cut);
+  }
+}
+
 TEST_CASE("posix failures say which file, why and what to try", "[file_system]") {
   const test::TempDir dir;
   const auto fs = make_posix_file_system();

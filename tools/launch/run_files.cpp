@@ -154,10 +154,7 @@ EventLog::EventLog(const std::string& run_directory) {
                  path,
                  errno_text(errno));
   // A line that a crash has cut short must not swallow the next one.
-  const off_t size = ::lseek(fd_, 0, SEEK_END);
-  char last = '\n';
-  if (size > 0 && ::pread(fd_, &last, 1, size - 1) == 1 && last != '\n')
-    static_cast<void>(write_all(fd_, "\n"));
+  if (ends_within_line(*make_posix_file_system(), path)) static_cast<void>(write_all(fd_, "\n"));
 }
 
 EventLog::~EventLog() {

@@ -89,5 +89,8 @@ Result<std::string> read_text(FileSystem& fs, const std::string& path);
 /// Writes to `path`.tmp, syncs, renames, syncs the parent: a crash leaves the old or the new
 /// content.
 Status write_text_atomically(FileSystem& fs, const std::string& path, const std::string& text);
+/// Whether the last line of `path` has no end: a crash has cut it short, and what is appended would
+/// become part of it. False for a file that is empty or cannot be read.
+[[nodiscard]] bool ends_within_line(FileSystem& fs, const std::string& path);
 
 }  // namespace pecan
