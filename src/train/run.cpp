@@ -823,16 +823,11 @@ class Trainer {
   bool stop_agreed_ = false;
 };
 
-/// What the configuration lets choose_device choose among.
-config::DeviceChoice devices_for(const config::Config& config, Rank rank) {
-  using config::DeviceChoice;
-  if (config.training.device != DeviceChoice::kAuto ||
-      config.moe.expert_compute != config::ExpertCompute::kBlockSparse)
-    return config.training.device;
-  if (rank.value == 0)
-    PECAN_LOG(kInfo,
-              "[train] training on the CPU: moe.expert_compute=block_sparse has no CUDA kernels");
-  return DeviceChoice::kCpu;
+/// What of the configuration devices have no kernels for; empty: nothing.
+std::string without_kernels(const config::Config& config) {
+  return config.moe.expert_compute == config::ExpertCompute::kBlockSparse
+             ? "moe.expert_compute=block_sparse has no CUDA kernels"
+             : "";
 }
 
 }  // namespace
@@ -856,7 +851,7 @@ ExitCode run(const config::Config& config,
   const Placement placement = place_threads(at_start, job, config.training.threads);
   if (!placement.complaint.empty()) PECAN_LOG(kWarn, "[train] {}", placement.complaint);
   const device::Device where =
-      choose_device(at_start, job, devices_for(config, job.rank()), placement);
+      choose_device(at_start, job, config.training.device, placement, without_kernels(config));
   const bool on_cpu = where.kind == device::DeviceKind::kCpu;
   const std::unique_ptr<comm::Group> between_devices =
       on_cpu ? nullptr : comm::make_device_group(job, where, options.device_groups);
