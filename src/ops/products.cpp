@@ -182,6 +182,20 @@ void Multiplier::run_tiles(const Product& product,
   }
 }
 
+void multiply_f64(int threads, const Product& product) {
+  const auto typed = [](const Matrix<const void>& x) {
+    return Matrix<const double>{static_cast<const double*>(x.data), x.stride, x.transpose};
+  };
+  gemm(threads,
+       product.m,
+       product.n,
+       product.k,
+       typed(product.a),
+       typed(product.b),
+       product.accumulate,
+       Matrix<double>{static_cast<double*>(product.c.data), product.c.stride});
+}
+
 int threads_for_products(const Context& ctx, std::int64_t work) {
   return work < 8 * cpu::kMinParallelWork ? 1 : ctx.threads;
 }

@@ -125,19 +125,7 @@ inline Matrix<void> matrix_at(const TensorView& x, std::int64_t row, std::int64_
 }
 
 /// A product of f64, which has no kernels of its own.
-inline void multiply_f64(int threads, const Product& product) {
-  const auto typed = [](const Matrix<const void>& x) {
-    return Matrix<const double>{static_cast<const double*>(x.data), x.stride, x.transpose};
-  };
-  gemm(threads,
-       product.m,
-       product.n,
-       product.k,
-       typed(product.a),
-       typed(product.b),
-       product.accumulate,
-       Matrix<double>{static_cast<double*>(product.c.data), product.c.stride});
-}
+void multiply_f64(int threads, const Product& product);
 
 /// That are worth it for so many multiplications.
 [[nodiscard]] int threads_for_products(const Context& ctx, std::int64_t work);
