@@ -75,14 +75,17 @@ CLI::Option* add_figure(CLI::App& app,
   return app.add_option(name, value, description)->check(check)->type_name("X")->group(group);
 }
 
-/// Reads SECONDS or SECONDS:NODES.
+/// Reads SECONDS, SECONDS:NODES or SECONDS:NODES:CHECKPOINTS.
 std::optional<checkpoint::GivenFailure> given_failure(const std::string& text) {
   checkpoint::GivenFailure failure;
   const char* const end = text.data() + text.size();
   auto parsed = std::from_chars(text.data(), end, failure.at_s);
   if (parsed.ec == std::errc() && parsed.ptr != end && *parsed.ptr == ':')
     parsed = std::from_chars(parsed.ptr + 1, end, failure.nodes.emplace());
-  const bool sound = failure.at_s >= 0 && failure.nodes.value_or(0) >= 0;
+  if (parsed.ec == std::errc() && parsed.ptr != end && *parsed.ptr == ':' && failure.nodes)
+    parsed = std::from_chars(parsed.ptr + 1, end, failure.checkpoints);
+  const bool sound =
+      failure.at_s >= 0 && failure.nodes.value_or(0) >= 0 && failure.checkpoints >= 0;
   if (parsed.ec != std::errc() || parsed.ptr != end || !sound) return {};
   return failure;
 }
@@ -143,16 +146,26 @@ CLI::App& add_simulate(tools::CommandLine& line,
              request.failures.push_back(*given_failure(failure));
          },
          "seconds from the start at which a failure strikes too, ascending; with :N, it takes N "
-         "neighbouring nodes with their memory (0: a process)")
+         "neighbouring nodes with their memory (0: a process); with :N:C, it damages the newest C "
+         "checkpoints in storage too")
       ->check(CLI::Validator(
           [](const std::string& text) {
             if (given_failure(text)) return std::string();
             return "'" + text +
                    "' is no failure; use seconds from 0 on, like 12.5, or 12.5:2 if it takes two "
-                   "nodes";
+                   "nodes, or 12.5:2:1 if it damages the newest checkpoint too";
           },
           ""))
-      ->type_name("X[:N]")
+      ->type_name("X[:N[:C]]")
+      ->take_all()
+      ->allow_extra_args(false)
+      ->group(failures);
+  app.add_option("--stop-at",
+                 request.stops_s,
+                 "seconds from the start at which the run is asked to stop, ascending: it saves "
+                 "everything at the end of its step and is started again")
+      ->check(tools::from_zero("seconds"))
+      ->type_name("X")
       ->take_all()
       ->allow_extra_args(false)
       ->group(failures);

@@ -60,9 +60,17 @@ void validate(const SimulationInput& in) {
                               nodes,
                               in.nodes,
                               in.nodes));
+    refuse_unless(
+        failure.checkpoints >= 0,
+        fmt::format("a failure damages {} checkpoints; use 0 or more", failure.checkpoints));
   }
   refuse_unless(std::ranges::is_sorted(in.failures, {}, &GivenFailure::at_s),
                 "the times of failures do not ascend; give them in order");
+  for (const double stop : in.stops_s) check_seconds("a stop's time", stop);
+  refuse_unless(std::ranges::is_sorted(in.stops_s),
+                "the times of stops do not ascend; give them in order");
+  refuse_unless(in.checkpoints_kept >= 1,
+                fmt::format("checkpoints_kept={}: use at least 1", in.checkpoints_kept));
   if (in.num_layers > 0) {
     refuse_unless(in.experts >= 1 && in.experts <= in.num_experts,
                   fmt::format("K={} experts a checkpoint of N={}; use 1 to {}",
@@ -85,6 +93,9 @@ void validate(const SimulationInput& in) {
                 fmt::format("intervals of {} and {} steps; use 0 (never) or more",
                             in.save_interval,
                             in.memory_interval));
+  refuse_unless(in.save_interval > 0 || in.stops_s.empty(),
+                "a stop on request without checkpoints in storage saves nothing; give "
+                "checkpoint.save_interval");
   refuse_unless(in.save_interval > 0 || in.memory_interval == 0,
                 "snapshots in memory without checkpoints in storage: memory stands on a full "
                 "checkpoint, so give checkpoint.save_interval too");
@@ -154,6 +165,12 @@ struct Copy {
   std::int64_t lost = 0;
 };
 
+/// A checkpoint that was committed.
+struct Stored {
+  std::int64_t step = -1;
+  std::vector<Copy> copies;  ///< by unit, the newest in storage up to this step
+};
+
 /// A save, and what a buffer in memory holds of it.
 struct Save {
   std::int64_t step = -1;
@@ -195,7 +212,7 @@ class Trial {
         in_(scene.in),
         number_(std::uint64_t(number)),
         lost_(std::size_t(scene.grid.num_units())),
-        stored_(lost_.size()),
+        stored_{.copies = std::vector<Copy>(lost_.size())},
         budget_(first_expert_budget(
             scene.in.experts, scene.in.experts_in_snapshot, scene.in.plt_budget)),
         held_(TripleBuffer::kMaxBuffers) {
@@ -208,16 +225,24 @@ class Trial {
     now_ = in_.startup_s;
     begin_checkpointing({});
     while (step_ < in_.steps && now_ < hopeless_s) {
-      const std::int64_t num_steps = steps_to_next_event();
-      const double end = now_ + stall_ + double(num_steps) * in_.step_s;
-      if (next_failure() < end) {
+      std::int64_t num_steps = steps_to_next_event();
+      const bool stops = next_stop() < end_of(num_steps);
+      if (stops) {
+        const double waits_s = next_stop() - now_ - stall_;
+        num_steps = std::max<std::int64_t>(1, std::int64_t(std::ceil(waits_s / in_.step_s)));
+      }
+      if (next_failure() < end_of(num_steps)) {
         fail_while_training();
         continue;
       }
+      now_ = end_of(num_steps);
       result_.stall_s += std::exchange(stall_, 0);
-      now_ = end;
       step_ += num_steps;
       if (step_ == in_.steps) break;
+      if (stops) {
+        stop_on_request();
+        continue;
+      }
       observe();
       save_if_due();
     }
@@ -240,6 +265,12 @@ class Trial {
     const double fixed = num_fixed_ < in_.failures.size() ? in_.failures[num_fixed_].at_s : kNever;
     return std::min(fixed, next_random_);
   }
+  [[nodiscard]] double next_stop() const {
+    return num_stops_ < in_.stops_s.size() ? in_.stops_s[num_stops_] : kNever;
+  }
+  [[nodiscard]] double end_of(std::int64_t num_steps) const {
+    return now_ + stall_ + double(num_steps) * in_.step_s;
+  }
 
   /// Takes the next failure: its time, and what memory it leaves.
   double strike() {
@@ -248,7 +279,9 @@ class Trial {
     if (at == next_random_) {
       next_random_ += draw_gap();
     } else {
-      given = in_.failures[num_fixed_++].nodes;
+      const GivenFailure& failure = in_.failures[num_fixed_++];
+      given = failure.nodes;
+      damaged_ += failure.checkpoints;
     }
     const auto failure = std::uint64_t(result_.failures++);
     for (auto& save : held_) {
@@ -282,10 +315,13 @@ class Trial {
   }
 
   void fail_while_training() {
-    const double at = next_failure();
-    const double trained_s = std::max(0.0, at - now_ - stall_);
-    const std::int64_t reached = step_ + std::int64_t(trained_s / in_.step_s);
-    result_.stall_s += std::min(stall_, at - now_);
+    const double trained_s = std::max(0.0, next_failure() - now_ - stall_);
+    result_.stall_s += std::min(stall_, next_failure() - now_);
+    fail(step_ + std::int64_t(trained_s / in_.step_s));
+  }
+
+  /// The next failure, after step `reached`, and the recovery from it.
+  void fail(std::int64_t reached) {
     now_ = strike();
     // A commit that the ranks had not heard of yet counts; what was being written does not.
     if (closing_ && closing_at_ <= now_) commit(*closing_);
@@ -311,6 +347,37 @@ class Trial {
     restore(reached);
   }
 
+  /// Saves all that there is when what is under way is done, and begins again from there.
+  void stop_on_request() {
+    ++num_stops_;
+    double saved_at = now_;
+    if (writing_) saved_at = std::max(saved_at, written_at_ + in_.commit_s);
+    if (closing_) saved_at = std::max(saved_at, closing_at_);
+    saved_at += in_.full.snapshot + in_.full.persist + in_.commit_s;
+    const double restarted_at = saved_at + in_.restart_s + in_.restore_storage_s;
+    if (next_failure() < saved_at) {
+      fail(step_);
+      return;
+    }
+    result_.downtime_s += saved_at - now_;
+    now_ = saved_at;
+    if (closing_) commit(*std::exchange(closing_, std::nullopt));
+    if (writing_) commit(*std::exchange(writing_, std::nullopt));
+    Save all;
+    all.step = step_;
+    all.lost = lost_;
+    for (int u = 0; u < scene_.grid.num_units(); ++u) all.persisted.push_back(UnitIndex{1 + u});
+    commit(all);
+    std::ranges::fill(held_, std::nullopt);
+    if (next_failure() < restarted_at) {
+      fail(step_);
+      return;
+    }
+    result_.downtime_s += restarted_at - now_;
+    now_ = restarted_at;
+    begin_checkpointing({});
+  }
+
   // ---- recovery
 
   /// Whether what node `node` held of a snapshot is still on some node.
@@ -326,7 +393,7 @@ class Trial {
       if (!has_part(save, node)) return false;
     }
     // A partial snapshot needs storage beneath it.
-    return save.full || stored_step_ >= 0;
+    return save.full || stored_.step >= 0;
   }
   [[nodiscard]] bool reads_memory() const {
     return scene_.memory_level() && in_.recovery == RecoveryMode::kTwoLevel;
@@ -334,15 +401,20 @@ class Trial {
 
   /// Finds t*, -1 if there is none, and each expert's newest copy up to it.
   void choose_sources() {
+    for (; damaged_ > 0; --damaged_) {
+      if (older_.empty()) older_.push_back({.copies = std::vector<Copy>(lost_.size())});
+      stored_ = std::move(older_.back());
+      older_.pop_back();
+    }
     std::int64_t in_memory = -1;
     if (reads_memory()) {
       for (const auto& save : held_) {
         if (save && is_whole(*save)) in_memory = std::max(in_memory, save->step);
       }
     }
-    recovery_step_ = std::max(in_memory, stored_step_);
+    recovery_step_ = std::max(in_memory, stored_.step);
     reads_storage_ = in_memory < recovery_step_ || recovery_step_ < 0;
-    sources_ = stored_;
+    sources_ = stored_.copies;
     std::vector<bool> from_memory(sources_.size());
     if (reads_memory()) {
       for (const auto& save : held_) {
@@ -368,7 +440,7 @@ class Trial {
       std::ranges::fill(lost_, 0);
       step_ = 0;
     } else {
-      ++(recovery_step_ > stored_step_ ? result_.recovered_memory : result_.recovered_storage);
+      ++(recovery_step_ > stored_.step ? result_.recovered_memory : result_.recovered_storage);
       step_ = recovery_step_;
       for (std::size_t u = 0; u < lost_.size(); ++u)
         lost_[u] = step_ - sources_[u].step + sources_[u].lost;
@@ -402,12 +474,13 @@ class Trial {
 
   void begin_checkpointing(const std::array<int, TripleBuffer::kMaxBuffers>& order) {
     storage_ = SelectionHistory::uniform(scene_.grid, in_.experts, Step{-1});
-    for (std::size_t u = 0; u < stored_.size(); ++u) storage_.newest[u] = Step{stored_[u].step};
+    for (std::size_t u = 0; u < lost_.size(); ++u)
+      storage_.newest[u] = Step{stored_.copies[u].step};
     memory_ = storage_;
     memory_.first_budget = in_.experts_in_snapshot;
     cycle_ = TripleBuffer(1);
     cycle_.adopt(order);
-    if (stored_step_ >= 0 && scene_.memory_level()) cycle_.use_all();
+    if (stored_.step >= 0 && scene_.memory_level()) cycle_.use_all();
   }
 
   [[nodiscard]] bool partial() const {
@@ -470,10 +543,12 @@ class Trial {
   }
 
   void commit(const Save& save) {
-    stored_step_ = save.step;
+    older_.push_back(stored_);
+    if (std::ssize(older_) == in_.checkpoints_kept) older_.erase(older_.begin());
+    stored_.step = save.step;
     for (const UnitIndex unit : save.persisted) {
       const std::size_t u = ExpertGrid::index(unit);
-      stored_[u] = {save.step, save.lost[u]};
+      stored_.copies[u] = {save.step, save.lost[u]};
     }
     ++result_.committed;
   }
@@ -489,10 +564,10 @@ class Trial {
   void save_if_due() {
     const bool storage = is_due(in_.save_interval, step_);
     if (!storage && !is_due(in_.memory_interval, step_)) return;
-    ForStorage for_storage = storage || stored_step_ < 0 ? ForStorage::kYes : ForStorage::kNo;
+    ForStorage for_storage = storage || stored_.step < 0 ? ForStorage::kYes : ForStorage::kNo;
     const bool direct = !writing_ && !cycle_.waiting();
     const std::optional<Begun> begun =
-        stored_step_ >= 0 || !closing_ ? cycle_.begin_snapshot() : std::nullopt;
+        stored_.step >= 0 || !closing_ ? cycle_.begin_snapshot() : std::nullopt;
     if (!begun) {
       ++result_.skipped;
       return;
@@ -503,7 +578,7 @@ class Trial {
     save.generation = cycle_[begun->buffer].generation;
     save.for_storage = for_storage;
     save.direct = direct && for_storage == ForStorage::kYes;
-    save.full = stored_step_ < 0 || !partial();
+    save.full = stored_.step < 0 || !partial();
     save.seconds = seconds_of(save.full);
     save.lost = lost_;
     save.gone.resize(std::size_t(in_.nodes));
@@ -549,6 +624,7 @@ class Trial {
   std::uint64_t number_;
   std::uint64_t num_drawn_ = 0;
   std::size_t num_fixed_ = 0;
+  std::size_t num_stops_ = 0;
   double next_random_ = kNever;
 
   double now_ = 0;
@@ -556,8 +632,9 @@ class Trial {
   std::int64_t step_ = 0;
   std::vector<std::int64_t> lost_;  ///< by unit, steps whose updates it lacks
 
-  std::int64_t stored_step_ = -1;  ///< of the newest committed checkpoint
-  std::vector<Copy> stored_;       ///< by unit, in storage
+  Stored stored_;              ///< newest checkpoint
+  std::vector<Stored> older_;  ///< that recovery may go on from, ascending
+  int damaged_ = 0;            ///< newest checkpoints that cannot be read any more
 
   ExpertBudget budget_;
   SelectionHistory memory_;

@@ -101,9 +101,11 @@ checkpoint::SimulationInput input_of(const config::Config& config,
   in.async_save = saves.async_save;
   in.replicas = saves.replication_factor;
   in.recovery = request.recovery;
+  in.checkpoints_kept = saves.keep_latest_k + saves.fallback_copies;
   in.nodes = request.nodes;
   in.expert_nodes = checkpoint::expert_nodes(plan.catalog, saves, request.nodes);
   in.failures = request.failures;
+  in.stops_s = request.stops_s;
   in.node_loss_share = request.node_loss_share;
   in.nodes_at_once = request.nodes_at_once;
   in.trials = request.trials;
@@ -291,10 +293,10 @@ Simulation simulate_run(const config::Config& config,
   } else if (speeds.mtbf_hours) {
     in.mtbf_s = figures.note("mtbf_s", *speeds.mtbf_hours * 3600, "given");
   }
-  PECAN_VALIDATE(in.mtbf_s > 0 || !in.failures.empty(),
+  PECAN_VALIDATE(in.mtbf_s > 0 || !in.failures.empty() || !in.stops_s.empty(),
                  ConfigError,
-                 "how often something fails is not known; give --mtbf (of the job), --node-mtbf or "
-                 "--fail-at, in seconds");
+                 "how often something fails is not known; give --mtbf (of the job), --node-mtbf, "
+                 "--fail-at or --stop-at, in seconds");
   simulation.result = checkpoint::simulate(in);
   simulation.closed_form_ettr = checkpoint::expected_ettr(in);
   simulation.input = std::move(in);
@@ -333,6 +335,7 @@ std::string describe(const Simulation& simulation) {
   }
   if (in.mtbf_s > 0) add("a failure every {:.6g} s on the average", in.mtbf_s);
   if (!in.failures.empty()) add("{} failures at given times", in.failures.size());
+  if (!in.stops_s.empty()) add("{} stops on request", in.stops_s.size());
   add("{:.4g} % of the failures take {} {} with the memory, the others a process",
       100 * in.node_loss_share,
       in.nodes_at_once,
@@ -383,8 +386,9 @@ std::string to_json(const Simulation& simulation) {
     figures[figure.name] = {{"value", figure.value}, {"source", figure.source}};
   ordered_json failures = ordered_json::array();
   for (const checkpoint::GivenFailure& failure : in.failures)
-    failures.push_back(
-        {{"at_s", failure.at_s}, {"nodes", failure.nodes ? json(*failure.nodes) : json()}});
+    failures.push_back({{"at_s", failure.at_s},
+                        {"nodes", failure.nodes ? json(*failure.nodes) : json()},
+                        {"checkpoints", failure.checkpoints}});
   ordered_json result = ordered_json::object();
   for (const Row& row : kRows) result[row.key] = to_json(simulation.result.*row.spread);
   const ordered_json json{
@@ -405,6 +409,8 @@ std::string to_json(const Simulation& simulation) {
         {"node_loss_share", in.node_loss_share},
         {"nodes_at_once", in.nodes_at_once},
         {"failures", std::move(failures)},
+        {"stops", in.stops_s},
+        {"checkpoints_kept", in.checkpoints_kept},
         {"follows_tokens", simulation.follows_tokens},
         {"moe_layers_followed", simulation.result.layers_followed},
         {"figures", std::move(figures)},

@@ -249,6 +249,70 @@ TEST_CASE("saves that come too soon are skipped as the checkpointer skips them",
   CHECK(result.committed.mean == 49);
 }
 
+TEST_CASE("a checkpoint that a failure damages gives way to the one before", "[simulate]") {
+  SimulationInput in = with_experts(plain(200, 10), 4, 1);
+  in.checkpoints_kept = 3;
+  const auto after = [&](int checkpoints) {
+    in.failures = {{.at_s = 64.5, .nodes = 0, .checkpoints = checkpoints}};
+    return simulate(in);
+  };
+  CHECK(after(0).lost_steps.mean == 4);
+  CHECK(after(1).lost_steps.mean == 14);
+  CHECK(after(2).lost_steps.mean == 24);
+  CHECK(after(3).lost_steps.mean == 64);
+  CHECK(after(2).recovered_storage.mean == 1);
+  CHECK(after(3).from_scratch.mean == 1);
+  // Of step 50 storage has the expert that it was the turn of at 50, 40, 30 and 20.
+  CHECK(after(1).plt.mean == Approx((0 + 10 + 20 + 30) / 4.0 / 200));
+  // Memory has the newest step all the same.
+  in.memory_interval = 2;
+  CHECK(after(2).lost_steps.mean == 0);
+  CHECK(after(2).recovered_memory.mean == 1);
+  // Damaged in the first recovery already, and not once more in the second.
+  in.memory_interval = 0;
+  in.failures = {{64.2, 0, 1}, {70.5, 0, 0}};
+  CHECK(simulate(in).lost_steps.mean == 14 + 6);
+}
+
+TEST_CASE("a stop on request loses nothing but its time", "[simulate]") {
+  SimulationInput in = with_experts(plain(100, 30), 4, 1);
+  in.full = {.snapshot = 0.5, .persist = 2};
+  in.stall_s = 0;
+  in.commit_s = 0.25;
+  in.restart_s = 10;
+  in.restore_storage_s = 3;
+  in.detect_s = 100;  // of failures alone
+  in.stops_s = {44.5};
+  const SimulationResult once = simulate(in);
+  CHECK(once.wall_s.mean == Approx(100 + 2.75 + 13));
+  CHECK(once.downtime_s.mean == Approx(2.75 + 13));
+  CHECK(once.lost_steps.mean == 0);
+  CHECK(once.plt.mean == 0);
+  CHECK(once.failures.mean == 0);
+  CHECK(once.recovered_storage.mean == 0);
+  CHECK(once.committed.mean == 4);  // 30, 60, 90 and that of the stop
+  // The failure after it goes back to it, with all experts; without it to step 30.
+  in.failures = {{44.5 + 0.5 + 2.75 + 13 + 5.5}};
+  CHECK(simulate(in).lost_steps.mean == 5);
+  CHECK(simulate(in).plt.mean == 0);
+  in.stops_s.clear();
+  in.failures = {{50.5}};
+  CHECK(simulate(in).lost_steps.mean == 20);
+  // A failure before all is saved makes the stop one that came to nothing.
+  in.stops_s = {44.5};
+  in.failures = {{46.0}};
+  CHECK(simulate(in).lost_steps.mean == 15);
+  CHECK(simulate(in).failures.mean == 1);
+  in.failures = {{44.8}};
+  CHECK(simulate(in).lost_steps.mean == 14);
+  // What was being written when it came is whole before.
+  in.failures.clear();
+  in.stops_s = {30.5};
+  in.partial = in.full;
+  CHECK(simulate(in).committed.mean == 4);
+  CHECK(simulate(in).wall_s.mean == Approx(100 + 1.75 + 2.75 + 13));
+}
+
 TEST_CASE("failures strike restarts and recoveries too", "[simulate]") {
   SimulationInput in = plain(200, 10);
   in.detect_s = 5;
@@ -438,6 +502,15 @@ TEST_CASE("input that makes no sense is refused with what would be taken", "[sim
   CHECK_THAT(refusal([](auto& in) { in.replicas = 3; }), Contains("do not fit on 2 nodes"));
   CHECK_THAT(refusal([](auto& in) { in.nodes_at_once = 3; }), Contains("use 1 to 2"));
   CHECK_THAT(refusal([](auto& in) { in.failures = {{1, 3}}; }), Contains("3 of 2 nodes"));
+  CHECK_THAT(refusal([](auto& in) { in.failures = {{1, 0, -1}}; }), Contains("-1 checkpoints"));
+  CHECK_THAT(refusal([](auto& in) { in.stops_s = {2, 1}; }), Contains("stops do not ascend"));
+  CHECK_THAT(refusal([](auto& in) { in.stops_s = {-1}; }), Contains("a stop's time=-1"));
+  CHECK_THAT(refusal([](auto& in) { in.checkpoints_kept = 0; }), Contains("at least 1"));
+  CHECK_THAT(refusal([](auto& in) {
+               in.save_interval = 0;
+               in.stops_s = {1};
+             }),
+             Contains("saves nothing"));
   CHECK_THAT(refusal([](auto& in) { in.node_loss_share = 1.5; }), Contains("is no share"));
   CHECK_THAT(refusal([](auto& in) { in.trials = 1; }), Contains("at least 2"));
   CHECK_THAT(refusal([](auto& in) { in.failures = {{2}, {1}}; }), Contains("in order"));

@@ -139,7 +139,7 @@ def flags(t):
     simulate = [lab.bin / "pecan-plan", "simulate", "--config", lab.config]
     sound = ["--step-s", "1", "--mtbf", "100"]
     for option, advice in (("--mtbf", "above 0"), ("--step-s", "above 0"), ("--persist-s", "from 0 on"), ("--restart-s", "from 0 on"),
-                           ("--fail-at", "from 0 on"), ("--node-loss-share", "from 0 on"), ("--nodes", "from 1 on"), ("--trials", "from 2 on")):
+                           ("--fail-at", "from 0 on"), ("--stop-at", "from 0 on"), ("--node-loss-share", "from 0 on"), ("--nodes", "from 1 on"), ("--trials", "from 2 on")):
         for value in ("-1", "nan", "often"):
             t.add(f"flag: simulate {option} {value}", USAGE, [option, f"'{value}'", advice, "--help"], [*simulate, option, value])
     t.add("flag: simulate without --config", USAGE, ["needs --config FILE", "--help"], [lab.bin / "pecan-plan", "simulate", *sound])

@@ -119,6 +119,7 @@ class Campaign:
         self.starts = []            # of each that came to train: when and which its first and last step were, and their times
         self.stopped = False        # the next start follows a stop on request
         self.taken = 0              # hosts whose memory was lost since the last start
+        self.damaged = 0            # checkpoints that were damaged since then, so that no step can be had from them
         self.began = time.monotonic()
         (lab.folder / "hosts.txt").write_text("".join(f"{name} slots=2\n" for name in virtual.names))
 
@@ -177,8 +178,8 @@ class Campaign:
                     self.incarnation, self.steps_here, self.commits_here = record["incarnation"], 0, 0
                 if not self.starts or record["incarnation"] != self.starts[-1]["incarnation"]:
                     self.starts.append({"incarnation": record["incarnation"], "planned": self.stopped, "seconds": [], "nodes": self.taken,
-                                        "first": record["seen"], "first_step": record["step"]})
-                    self.stopped, self.taken = False, 0
+                                        "damaged": self.damaged, "first": record["seen"], "first_step": record["step"]})
+                    self.stopped, self.taken, self.damaged = False, 0, 0
                 self.step = record["step"]
                 self.starts[-1] |= {"last": record["seen"], "last_step": record["step"]}
                 self.starts[-1]["seconds"].append(record["step_ms"] / 1e3)
@@ -343,6 +344,8 @@ class Campaign:
         data = bytearray(file.read_bytes())
         data[self.rng.randrange(len(data))] ^= 1 << self.rng.randrange(8)
         file.write_bytes(data)
+        # Experts have older copies; other state has none but that of another step.
+        self.damaged = int(file.name.endswith(".state.h5"))
         # The run may fall back to an older checkpoint, but no further.
         self.floor = int(candidates()[-2].name[5:])
 
@@ -444,13 +447,13 @@ def main():
 def goodput(campaign):
     """Goodput measured, and simulated with figures of every second start.
 
-    Pauses after stops on request are left out. A step takes what lies between two records of it, stalls and all. Measured: steps that count,
-    times the duration of a step, over all seconds. Simulated: each failure after as many steps as it struck after and with as many hosts' memory,
-    for a pause is much longer than the training between two, and at the time of a clock it would strike another pause.
+    A step takes what lies between two records of it, stalls and all, and a pause what lies between the records of two starts, with what a stop on
+    request saves. Measured: steps that count, times the duration of a step, over all seconds. Simulated: each failure half a step after as many steps
+    as it struck after, with as many hosts' memory and damaged checkpoints, for a pause is much longer than the training between two, and at the time of
+    a clock it would strike another pause; each stop at the end of the step that it ended.
     """
     starts = campaign.starts
-    pauses = [i for i in range(1, len(starts)) if not starts[i]["planned"]]
-    if len(pauses) < 20:
+    if len(starts) < 20:
         return "Too few failures for a goodput."
 
     def mean_step(some):
@@ -459,16 +462,21 @@ def goodput(campaign):
     def mean_pause(indices, step):
         return statistics.fmean(starts[i]["first"] - starts[i - 1]["last"] for i in indices) - step
 
+    pauses = range(1, len(starts))
     step_s, seen_step_s = mean_step(starts), mean_step(starts[::2])
     pause_s, seen_pause_s = mean_pause(pauses, step_s), mean_pause(pauses[::2], seen_step_s)
     trained = sum(len(s["seconds"]) for s in starts)
     counted = starts[-1]["last_step"] - starts[0]["first_step"] + 1
     measured = counted * step_s / (trained * step_s + len(pauses) * pause_s)
-    at, failures = 0, []
+    at, events, half_s = 0, [], seen_step_s / 2
+    restart_s = seen_pause_s - half_s  # a failure's pause begins with what is left of a step
     for start in starts:
-        if start is not starts[0] and not start["planned"]:
-            failures.append(f"{at + 1e-3 * seen_step_s:.4f}:{start['nodes']}")
-            at += seen_pause_s
+        if start["planned"]:
+            events += ["--stop-at", f"{at - half_s:.6f}"]
+            at += restart_s
+        elif start is not starts[0]:
+            events += ["--fail-at", f"{at + half_s:.6f}:{start['nodes']}:{start['damaged']}"]
+            at += half_s + restart_s
         at += len(start["seconds"]) * seen_step_s
 
     records = campaign.lab.folder / "seen"
@@ -478,14 +486,15 @@ def goodput(campaign):
         json.dumps(record) + "\n" for record in campaign.metrics.records
         if "kind" not in record or (record["kind"] != "content" and record.get("incarnation") in seen)))
     command = [campaign.lab.bin / "pecan-plan", "simulate", "--config", campaign.lab.config, *settings(*SETTINGS), "--world", 8, "--nodes", 4,
-               "--from-run", records, "--steps", counted, *[word for failure in failures for word in ("--fail-at", failure)],
-               "--step-s", f"{seen_step_s:.4f}", "--restart-s", f"{seen_pause_s:.3f}", "--detect-s", 0, "--restore-s", 0, "--startup-s", 0, "--stall-s", 0,
+               "--from-run", records, "--steps", counted, *events, "--step-s", seen_step_s, "--restart-s", restart_s,
+               "--detect-s", 0, "--restore-s", 0, "--startup-s", 0, "--stall-s", 0, "--full-snapshot-s", 0, "--full-persist-s", 0, "--commit-s", 0,
                "--json"]
     ran = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     if ran.returncode != 0:
         return "pecan-plan simulate failed: " + ran.stderr
     predicted = json.loads(ran.stdout)["simulation"]["result"]
-    return (f"Goodput over {len(failures)} failures: measured {100 * measured:.1f} %, predicted {100 * predicted['ettr']['mean']:.1f} % "
+    stops = sum(s["planned"] for s in starts)
+    return (f"Goodput over {len(pauses) - stops} failures and {stops} stops: measured {100 * measured:.1f} %, predicted {100 * predicted['ettr']['mean']:.1f} % "
             f"({100 * (predicted['ettr']['mean'] / measured - 1):+.1f} %) by `pecan-plan simulate` from figures of every second start: a step "
             f"{1e3 * seen_step_s:.0f} ms (of all {1e3 * step_s:.0f} ms), a pause {seen_pause_s:.1f} s (of all {pause_s:.1f} s); steps trained again: predicted "
             f"{predicted['lost_steps']['mean']:.0f}, measured {trained - counted}.")

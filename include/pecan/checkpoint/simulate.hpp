@@ -27,6 +27,8 @@ struct GivenFailure {
   /// Neighbouring nodes, the first of them at random, that it takes with their memory; 0: a
   /// process dies. Not given: as failures at random.
   std::optional<int> nodes = {};
+  /// Newest checkpoints in storage that it leaves unreadable.
+  int checkpoints = 0;
 };
 
 /// A run, its machine and its failures. All times in seconds.
@@ -48,6 +50,7 @@ struct SimulationInput {
   bool async_save = true;            ///< false: training waits until storage has it
   int replicas = 1;                  ///< nodes that hold each snapshot
   RecoveryMode recovery = RecoveryMode::kTwoLevel;
+  int checkpoints_kept = 1;  ///< that recovery may go on from
 
   // Machine.
   int nodes = 1;
@@ -72,6 +75,9 @@ struct SimulationInput {
   // Failures: exponential times between them, by the clock on the wall.
   double mtbf_s = 0;                   ///< of the whole job; 0: none but those of `failures`
   std::vector<GivenFailure> failures;  ///< in ascending order of time, beside the random ones
+  /// When the run is asked to stop, in ascending order: it saves everything at the end of its step,
+  /// and is started again.
+  std::vector<double> stops_s;
   double node_loss_share = 0;  ///< of failures that take nodes and their memory; others: a process
   int nodes_at_once = 1;       ///< that such a failure takes
 
@@ -98,7 +104,7 @@ struct SimulationResult {
   Spread recovered_storage;  ///< to a step that storage has
   Spread from_scratch;       ///< nothing to recover: the run began anew
   Spread wall_s;
-  Spread downtime_s;    ///< from failures to the first step after them
+  Spread downtime_s;    ///< from failures and stops to the first step after them
   Spread stall_s;       ///< waits for saves
   Spread repeated_s;    ///< the rest of what was not useful: steps trained again, and cut short
   Spread committed;     ///< checkpoints in storage
@@ -120,9 +126,10 @@ inline constexpr double kHopeless = 1000;
 /// Simulates the run `trials` times. Which experts a save holds, which buffer it takes and when it
 /// is skipped are decided by the checkpointer's own select_levels and TripleBuffer; what is durable
 /// when follows its votes at step boundaries. A failure strikes at any time, also while a restart
-/// or a recovery is under way, which then begins again with what is left. Recovery goes to the
-/// newest step of which storage has a committed checkpoint or memory a whole snapshot, and takes
-/// each expert from its newest copy up to that step. Node n's snapshots are also on nodes n + 1 ..
+/// or a recovery is under way, which then begins again with what is left; a stop that comes then
+/// waits for the first step. Recovery goes to the newest step of which storage has a committed and
+/// readable checkpoint or memory a whole snapshot, and takes each expert from its newest copy up to
+/// that step. Node n's snapshots are also on nodes n + 1 ..
 /// n + replicas - 1 (modulo nodes) once they were sent. ConfigError for input that makes no sense.
 /// Deterministic for a seed; trial t does not depend on the number of trials. Cost: a few
 /// microseconds a save and trial for up to 256 experts; more layers are not followed.

@@ -44,6 +44,7 @@ struct SimulationRequest {
   std::optional<double> mtbf_s;        ///< of the job
   std::optional<double> node_mtbf_s;   ///< of each node; then the job's is that over their number
   std::vector<checkpoint::GivenFailure> failures;  ///< beside the random ones
+  std::vector<double> stops_s;                     ///< on request
   double node_loss_share = 0;
   int nodes_at_once = 1;
   checkpoint::RecoveryMode recovery = checkpoint::RecoveryMode::kTwoLevel;
