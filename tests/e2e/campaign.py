@@ -116,7 +116,8 @@ class Campaign:
         self.struck = 0.0           # when the last fault came
         self.lost_steps = 0
         self.trained = 0
-        self.starts = []            # of each that came to train: when and which its first and last step were, and their times
+        self.starts = []            # of each that came to train: after what, which its first and last step were, and when each was seen
+        self.kind = ""              # of the last fault
         self.stopped = False        # the next start follows a stop on request
         self.taken = 0              # hosts whose memory was lost since the last start
         self.damaged = 0            # checkpoints that were damaged since then, so that no step can be had from them
@@ -177,12 +178,12 @@ class Campaign:
                 if record["incarnation"] > self.incarnation:
                     self.incarnation, self.steps_here, self.commits_here = record["incarnation"], 0, 0
                 if not self.starts or record["incarnation"] != self.starts[-1]["incarnation"]:
-                    self.starts.append({"incarnation": record["incarnation"], "planned": self.stopped, "seconds": [], "nodes": self.taken,
-                                        "damaged": self.damaged, "first": record["seen"], "first_step": record["step"]})
+                    self.starts.append({"incarnation": record["incarnation"], "after": "stop" if self.stopped else self.kind, "seen": [],
+                                        "nodes": self.taken, "damaged": self.damaged, "first_step": record["step"]})
                     self.stopped, self.taken, self.damaged = False, 0, 0
                 self.step = record["step"]
-                self.starts[-1] |= {"last": record["seen"], "last_step": record["step"]}
-                self.starts[-1]["seconds"].append(record["step_ms"] / 1e3)
+                self.starts[-1]["last_step"] = record["step"]
+                self.starts[-1]["seen"].append(record["seen"])
                 self.steps_here += 1
                 self.trained += 1
             elif kind in ("checkpoint", "snapshot") and record["committed"]:
@@ -363,7 +364,7 @@ class Campaign:
                 self.start()
                 self.train_on(6)
             before, compared = self.incarnation, self.compared
-            self.struck = time.monotonic()
+            self.struck, self.kind = time.monotonic(), kind
             detail = self.strike(kind)
             if kind in ("F8", "F10"):  # the fault came in by a start of its own
                 before = self.incarnation
@@ -445,39 +446,43 @@ def main():
 
 
 def goodput(campaign):
-    """Goodput measured, and simulated with figures of every second start.
+    """Goodput measured, and simulated with figures of half of the steps, saves and pauses.
 
     A step takes what lies between two records of it, stalls and all, and a pause what lies between the records of two starts, with what a stop on
     request saves. Measured: steps that count, times the duration of a step, over all seconds. Simulated: each failure half a step after as many steps
     as it struck after, with as many hosts' memory and damaged checkpoints, for a pause is much longer than the training between two, and at the time of
-    a clock it would strike another pause; each stop at the end of the step that it ended.
+    a clock it would strike another pause; each stop at the end of the step that it ended. The halves are drawn at random, of pauses from each kind of fault:
+    some are rare and long. Of saves they are those of every second start.
     """
     starts = campaign.starts
     if len(starts) < 20:
         return "Too few failures for a goodput."
+    draw = random.Random(1)
 
-    def mean_step(some):
-        return sum(s["last"] - s["first"] for s in some) / sum(len(s["seconds"]) - 1 for s in some)
+    def half(values):
+        return draw.sample(values, (len(values) + 1) // 2)
 
-    def mean_pause(indices, step):
-        return statistics.fmean(starts[i]["first"] - starts[i - 1]["last"] for i in indices) - step
-
-    pauses = range(1, len(starts))
-    step_s, seen_step_s = mean_step(starts), mean_step(starts[::2])
-    pause_s, seen_pause_s = mean_pause(pauses, step_s), mean_pause(pauses[::2], seen_step_s)
-    trained = sum(len(s["seconds"]) for s in starts)
+    steps = [b - a for start in starts for a, b in zip(start["seen"], start["seen"][1:])]
+    step_s, seen_step_s = statistics.fmean(steps), statistics.fmean(half(steps))
+    pauses = collections.defaultdict(list)
+    for before, start in zip(starts, starts[1:]):
+        pauses[start["after"]].append(start["seen"][0] - before["seen"][-1] - step_s)
+    num_pauses = len(starts) - 1
+    pause_s = sum(sum(of_kind) for of_kind in pauses.values()) / num_pauses
+    seen_pause_s = sum(statistics.fmean(half(of_kind)) * len(of_kind) for of_kind in pauses.values()) / num_pauses
+    trained = sum(len(s["seen"]) for s in starts)
     counted = starts[-1]["last_step"] - starts[0]["first_step"] + 1
-    measured = counted * step_s / (trained * step_s + len(pauses) * pause_s)
+    measured = counted * step_s / (trained * step_s + num_pauses * pause_s)
     at, events, half_s = 0, [], seen_step_s / 2
     restart_s = seen_pause_s - half_s  # a failure's pause begins with what is left of a step
     for start in starts:
-        if start["planned"]:
+        if start["after"] == "stop":
             events += ["--stop-at", f"{at - half_s:.6f}"]
             at += restart_s
         elif start is not starts[0]:
             events += ["--fail-at", f"{at + half_s:.6f}:{start['nodes']}:{start['damaged']}"]
             at += half_s + restart_s
-        at += len(start["seconds"]) * seen_step_s
+        at += len(start["seen"]) * seen_step_s
 
     records = campaign.lab.folder / "seen"
     records.mkdir(exist_ok=True)
@@ -493,9 +498,9 @@ def goodput(campaign):
     if ran.returncode != 0:
         return "pecan-plan simulate failed: " + ran.stderr
     predicted = json.loads(ran.stdout)["simulation"]["result"]
-    stops = sum(s["planned"] for s in starts)
-    return (f"Goodput over {len(pauses) - stops} failures and {stops} stops: measured {100 * measured:.1f} %, predicted {100 * predicted['ettr']['mean']:.1f} % "
-            f"({100 * (predicted['ettr']['mean'] / measured - 1):+.1f} %) by `pecan-plan simulate` from figures of every second start: a step "
+    stops = len(pauses["stop"])
+    return (f"Goodput over {num_pauses - stops} failures and {stops} stops: measured {100 * measured:.1f} %, predicted {100 * predicted['ettr']['mean']:.1f} % "
+            f"({100 * (predicted['ettr']['mean'] / measured - 1):+.1f} %) by `pecan-plan simulate` from figures of half of them: a step "
             f"{1e3 * seen_step_s:.0f} ms (of all {1e3 * step_s:.0f} ms), a pause {seen_pause_s:.1f} s (of all {pause_s:.1f} s); steps trained again: predicted "
             f"{predicted['lost_steps']['mean']:.0f}, measured {trained - counted}.")
 
