@@ -241,7 +241,7 @@ void visit(MoeConfig& c, Field&& field) {
                               {"block_sparse", ExpertCompute::kBlockSparse},
                               {"loop", ExpertCompute::kLoop}}},
         "products of a layer's experts: all in one, as blocks of a sparse matrix (MegaBlocks), or "
-        "one expert after the other; the same but for rounding; block_sparse on the CPU alone");
+        "one expert after the other; the same but for rounding");
   field.section("default_vectors", c.default_vectors);
 }
 

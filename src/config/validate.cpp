@@ -204,11 +204,6 @@ void check_moe(const Config& config) {
                    config.checkpoint.pec.experts_per_checkpoint);
     return;
   }
-  PECAN_VALIDATE(moe.expert_compute != ExpertCompute::kBlockSparse ||
-                     config.training.device != DeviceChoice::kCuda,
-                 ConfigError,
-                 "moe.expert_compute=block_sparse has no CUDA kernels, but training.device=cuda; "
-                 "use grouped, or train on the cpu");
   PECAN_VALIDATE(moe.moe_router_topk <= moe.num_experts,
                  ConfigError,
                  "moe.moe_router_topk={} is more than moe.num_experts={} (a token chooses "

@@ -28,11 +28,15 @@ WeightForm form_of(HiddenSide side) {
 
 }  // namespace
 
-ExpertRows::ExpertRows(ExpertCompute compute,
+ExpertRows::ExpertRows(Context& ctx,
+                       ExpertCompute compute,
                        std::span<const std::int64_t> counts,
-                       std::int64_t ffn)
+                       std::int64_t ffn,
+                       TensorView topology_memory)
     : compute_(compute), counts_(counts.begin(), counts.end()) {
-  if (compute == ExpertCompute::kBlockSparse) topology_ = ops::BlockTopology(counts, ffn);
+  if (compute != ExpertCompute::kBlockSparse) return;
+  topology_ = ops::BlockTopology(counts, ffn);
+  topology_.upload(ctx, topology_memory);
 }
 
 void ExpertRows::forward(

@@ -92,9 +92,10 @@ void Experts::forward(Context& ctx,
                       std::span<const std::int64_t> counts,
                       ConstTensorView x_RH,
                       const MlpActivations& kept,
+                      TensorView topology_memory,
                       TensorView y_RH) {
   const MlpActivations rows = kept.first_rows(x_RH.shape[0]);
-  rows_ = ExpertRows(compute_, counts, rows.up_TF.shape[1]);
+  rows_ = ExpertRows(ctx, compute_, counts, rows.up_TF.shape[1], topology_memory);
   up_->forward_part(ctx, rows_, x_RH, rows.up_TF);
   up_->add_bias(ctx, rows_, rows.up_TF);
   if (gate_) {

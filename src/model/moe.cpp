@@ -117,7 +117,13 @@ FfnActivations FfnActivations::plan(const ModelDims& dims, LayerId layer, device
   kept.returned_PH = arena.allocate(dims.dtype, {tokens * dims.topk, dims.hidden});
   const std::int64_t rows = planned_dispatch_rows(dims);
   kept.dispatch.x_RH = arena.allocate(dims.dtype, {rows, dims.hidden});
-  kept.dispatch.experts = MlpActivations::plan(dims, rows, dims.expert_ffn / dims.etp, arena);
+  const std::int64_t ffn = dims.expert_ffn / dims.etp;
+  kept.dispatch.experts = MlpActivations::plan(dims, rows, ffn, arena);
+  if (dims.expert_compute == config::ExpertCompute::kBlockSparse) {
+    const std::int64_t num_bytes =
+        ops::BlockTopology::max_device_bytes(rows, dims.num_experts / dims.ep, ffn);
+    kept.dispatch.topology = arena.allocate(DType::kU8, {num_bytes});
+  }
   return kept;
 }
 
@@ -413,6 +419,7 @@ void MoeLayer::run_experts(
                    exchange_.received_counts(chunk),
                    kept.dispatch.x_RH.rows(0, rows),
                    kept.dispatch.experts,
+                   kept.dispatch.topology,
                    scratch.y_RH.rows(0, rows));
 }
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include <pecan/ops/block_sparse.hpp>
 
@@ -54,9 +55,62 @@ BlockTopology::BlockTopology(std::span<const std::int64_t> counts_E, std::int64_
   }
 }
 
+std::int64_t BlockTopology::max_device_bytes(std::int64_t rows,
+                                             std::int64_t groups,
+                                             std::int64_t width) {
+  // No group has more than kBlock - 1 rows less than its blocks could hold.
+  const std::int64_t row_blocks = (rows + groups * (kBlock - 1)) / kBlock;
+  const std::int64_t across = (width + kBlock - 1) / kBlock;
+  const std::int64_t ranges = row_blocks + groups * across;
+  const std::int64_t numbers = 3 * row_blocks * across + ranges + 2;
+  return ranges * std::int64_t(sizeof(Range)) + numbers * std::int64_t(sizeof(std::int32_t));
+}
+
+void BlockTopology::upload(Context& ctx, const TensorView& memory) {
+  if (ctx.device.kind == DeviceKind::kCpu) return;
+  std::vector<std::byte> image;
+  std::vector<std::size_t> places;
+  const auto append = [&](const auto& elements) {
+    const auto bytes = std::as_bytes(std::span(elements));
+    places.push_back(image.size());
+    image.insert(image.end(), bytes.begin(), bytes.end());
+  };
+  append(row_blocks_);  // ranges first: numbers may lie behind them, but not the other way round
+  append(column_blocks_);
+  append(row_offsets_);
+  append(row_indices_);
+  append(column_indices_);
+  append(column_offsets_);
+  append(transposed_);
+  Checks("BlockTopology")
+      .is_true(memory.num_bytes() >= image.size(),
+               "the memory is too small for a copy on the device");
+  const Shape num_bytes{std::int64_t(image.size())};
+  device::upload(ctx.stream,
+                 ConstTensorView{image.data(), DType::kU8, num_bytes},
+                 TensorView{memory.data, DType::kU8, num_bytes});
+  std::size_t next = 0;
+  const auto take = [&](auto& array) {
+    using Array = std::remove_reference_t<decltype(array)>;
+    array = reinterpret_cast<Array>(memory.data + places[next++]);
+  };
+  take(on_device_.row_blocks);
+  take(on_device_.column_blocks);
+  take(on_device_.row_offsets);
+  take(on_device_.row_indices);
+  take(on_device_.column_indices);
+  take(on_device_.column_offsets);
+  take(on_device_.transposed);
+}
+
 namespace {
 
 using Weights = std::span<const ParamStorage>;
+
+void check_uploaded(const Checks& check, const BlockTopology& topology) {
+  check.is_true(topology.on_device().row_offsets != nullptr,
+                "the topology is not on the device; BlockTopology::upload copies it");
+}
 
 /// H, the dense matrix beside it and the weights between them.
 void check_products(const Checks& check,
@@ -101,6 +155,7 @@ void block_sparse_sdd(Context& ctx,
       cpu::block_sparse_sdd(ctx, topology, x_RI, w_E, form, h_RF);
       return ctx.advance();
     case DeviceKind::kCuda:
+      check_uploaded(check, topology);
       return cuda::kernel(check, ctx, &cuda::Table::block_sparse_sdd)(
           ctx, topology, x_RI, w_E, form, h_RF);
   }
@@ -129,6 +184,7 @@ void block_sparse_dsd(Context& ctx,
       cpu::block_sparse_dsd(ctx, topology, h_RF, w_E, form, y_RI, accumulate);
       return ctx.advance();
     case DeviceKind::kCuda:
+      check_uploaded(check, topology);
       return cuda::kernel(check, ctx, &cuda::Table::block_sparse_dsd)(
           ctx, topology, h_RF, w_E, form, y_RI, accumulate);
   }
@@ -155,6 +211,7 @@ void block_sparse_backward_weight(Context& ctx,
       cpu::block_sparse_backward_weight(ctx, topology, h_RF, x_RI, dw_E, form);
       return ctx.advance();
     case DeviceKind::kCuda:
+      check_uploaded(check, topology);
       return cuda::kernel(check, ctx, &cuda::Table::block_sparse_backward_weight)(
           ctx, topology, h_RF, x_RI, dw_E, form);
   }

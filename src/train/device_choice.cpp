@@ -14,8 +14,7 @@
 namespace pecan::train {
 namespace {
 
-Result<device::Device> open_here(const Placement& placement, const std::string& lacking) {
-  if (!lacking.empty()) return Status::failure(StatusCode::kInvalid, lacking);
+Result<device::Device> open_here(const Placement& placement) {
   Result<device::Device> first = device::open_cuda(0);
   if (!first.ok()) return first;
   const Result<int> count = first.value().backend->count_devices();
@@ -66,11 +65,10 @@ std::string describe_shared_device(std::span<const FoundDevice> of_ranks) {
 device::Device choose_device(Context& host,
                              comm::Group& world,
                              config::DeviceChoice choice,
-                             const Placement& placement,
-                             const std::string& lacking) {
+                             const Placement& placement) {
   using config::DeviceChoice;
   if (choice == DeviceChoice::kCpu) return device::cpu();
-  const Result<device::Device> opened = open_here(placement, lacking);
+  const Result<device::Device> opened = open_here(placement);
   const std::vector<FoundDevice> found = gather(host, world, found_by(opened, placement));
   const auto without =
       std::ranges::find_if(found, [](const FoundDevice& device) { return device.exists == 0; });

@@ -27,13 +27,11 @@ struct FoundDevice {
 [[nodiscard]] std::string describe_shared_device(std::span<const FoundDevice> of_ranks);
 
 /// The device that `choice` asks for, of one kind on all ranks: those of a host take the GPUs that
-/// they see in turn. kAuto takes the CPU where a rank has none of its own, or where `lacking` says
-/// what devices have no kernels for (empty: nothing; alike on all ranks), and rank 0 logs why.
+/// they see in turn. kAuto takes the CPU where a rank has none of its own, and rank 0 logs why.
 /// Throws NotConfigured for kCuda then, with the same reason. Collective over `world`.
 [[nodiscard]] device::Device choose_device(Context& host,
                                            comm::Group& world,
                                            config::DeviceChoice choice,
-                                           const Placement& placement,
-                                           const std::string& lacking = {});
+                                           const Placement& placement);
 
 }  // namespace pecan::train

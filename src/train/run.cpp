@@ -823,13 +823,6 @@ class Trainer {
   bool stop_agreed_ = false;
 };
 
-/// What of the configuration devices have no kernels for; empty: nothing.
-std::string without_kernels(const config::Config& config) {
-  return config.moe.expert_compute == config::ExpertCompute::kBlockSparse
-             ? "moe.expert_compute=block_sparse has no CUDA kernels"
-             : "";
-}
-
 }  // namespace
 
 void request_stop() noexcept {
@@ -850,8 +843,7 @@ ExitCode run(const config::Config& config,
   Lasting lasting{FaultInjector(at_start, job, config, fs)};
   const Placement placement = place_threads(at_start, job, config.training.threads);
   if (!placement.complaint.empty()) PECAN_LOG(kWarn, "[train] {}", placement.complaint);
-  const device::Device where =
-      choose_device(at_start, job, config.training.device, placement, without_kernels(config));
+  const device::Device where = choose_device(at_start, job, config.training.device, placement);
   const bool on_cpu = where.kind == device::DeviceKind::kCpu;
   const std::unique_ptr<comm::Group> between_devices =
       on_cpu ? nullptr : comm::make_device_group(job, where, options.device_groups);

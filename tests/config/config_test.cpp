@@ -388,8 +388,6 @@ TEST_CASE("layouts that cannot be are refused with the nearest that can", "[conf
       {"moe: {num_experts: 62}\nparallel: {expert_model_parallel_size: 8}",
        "moe.num_experts=62 is not divisible by parallel.expert_model_parallel_size=8 (each rank "
        "owns an equal share); use 56 or 64"},
-      {moe + ", expert_compute: block_sparse}\ntraining: {device: cuda}",
-       "moe.expert_compute=block_sparse has no CUDA kernels"},
       {moe + ", default_vectors: {beta: 0.5}}",
        "moe.default_vectors.beta=0.5 has no effect without moe.default_vectors.enabled=true"},
       {moe + ", moe_router_score_function: sigmoid, default_vectors: {enabled: true}}",

@@ -21,8 +21,9 @@ NO_SAVES = "checkpoint.save_interval=0"
 MODELS = {
     "f32, evaluated": ("f32", ["training.eval_interval=4"]),
     "bf16": ("bf16", [NO_VALIDATION, "training.bf16=true", "model.qk_layernorm=true", "moe.moe_shared_expert_intermediate_size=16"]),
-    "f32, sigmoid scores, bias, capacity, documents, recomputed": ("f32", [
-        NO_VALIDATION, "moe.moe_router_score_function=sigmoid", "moe.moe_router_enable_expert_bias=true", "moe.moe_router_bias_update_rate=0.05",
+    "bf16, block-sparse experts": ("bf16", [NO_VALIDATION, "training.bf16=true", "moe.expert_compute=block_sparse"]),
+    "f32, block-sparse experts, sigmoid scores, bias, capacity, documents, recomputed": ("f32", [
+        NO_VALIDATION, "moe.expert_compute=block_sparse", "moe.moe_router_score_function=sigmoid", "moe.moe_router_enable_expert_bias=true", "moe.moe_router_bias_update_rate=0.05",
         "moe.moe_expert_capacity_factor=1.5", "data.reset_attention_mask=true", "data.reset_position_ids=true",
         "data.eod_mask_loss=true", "training.recompute_granularity=full"]),
     "f32, balanced over the batch, LayerNorm, learned positions, biases, GELU": ("f32", [
@@ -36,6 +37,8 @@ LAYOUTS = {
         4, [*parallel(tp=2, ep=4, etp=1, strategy="optim_grads", reduce="true", gather="true"), "moe.moe_expert_capacity_factor=1.5",
             "training.global_batch_size=4"]),
     "EP 4, in chunks": (4, [*parallel(ep=4), "moe.dispatch_buffer_factor=1", "training.global_batch_size=4"]),
+    "EP 4, in chunks, block-sparse experts": (
+        4, [*parallel(ep=4), "moe.dispatch_buffer_factor=1", "training.global_batch_size=4", "moe.expert_compute=block_sparse"]),
 }
 
 
@@ -158,7 +161,7 @@ def checked(lab, library):
     memory.mkdir()
     train(lab, "checked", "cuda", 2, NO_VALIDATION, "training.train_iters=4", "checkpoint.save_interval=2",
           "checkpoint.non_persistent_save_interval=1", f"checkpoint.memory_dir={memory}", "checkpoint.pec.experts_per_snapshot=4",
-          "moe.moe_router_score_function=sigmoid", "moe.moe_router_enable_expert_bias=true",
+          "moe.moe_router_score_function=sigmoid", "moe.moe_router_enable_expert_bias=true", "moe.expert_compute=block_sparse",
           *parallel(ep=2, strategy="optim_grads", reduce="true", gather="true"))
     os.environ["PECAN_CUDA_LIBRARY"] = fast
 
@@ -194,11 +197,6 @@ def stopped(lab):
 
 
 def refusals(lab):
-    sparse = [*parallel(ep=2), "moe.expert_compute=block_sparse"]
-    said = train(lab, "sparse", "cuda", 2, *sparse, expect=2).stdout
-    check("moe.expert_compute=block_sparse has no CUDA kernels, but training.device=cuda" in said, "block_sparse: refused")
-    said = train(lab, "sparse, auto", "auto", 2, NO_SAVES, NO_VALIDATION, *sparse, "logging.level=info").stdout
-    check("training on the CPU: moe.expert_compute=block_sparse has no CUDA kernels" in said, "block_sparse: auto takes the CPU")
     os.environ["PECAN_EMULATION_DEVICES"] = "0"
     said = train(lab, "none", "cuda", 2, *parallel(ep=2), expect=2).stdout
     check("training.device=cuda, but the CUDA driver shows no device" in said, "no device: refused")

@@ -24,9 +24,10 @@ SHAPES = ["model.hidden_size=128", "model.num_attention_heads=2", "model.num_que
           "training.train_iters=1", "optimizer.lr_warmup_iters=0", "training.global_batch_size=1", "training.device=cuda", "checkpoint.save_interval=0",
           "data.valid_data_path=''"]
 RUNS = {
-    "bf16": ["training.bf16=true", "model.qk_layernorm=true", "moe.default_vectors.enabled=true", "moe.moe_router_pre_softmax=true"],
+    "bf16": ["training.bf16=true", "model.qk_layernorm=true", "moe.default_vectors.enabled=true", "moe.moe_router_pre_softmax=true",
+             "moe.expert_compute=block_sparse"],
     "f32": ["model.normalization=LayerNorm", "model.disable_bias_linear=false", "model.swiglu=false", "moe.moe_expert_capacity_factor=1.5",
-            "data.reset_attention_mask=true"],
+            "data.reset_attention_mask=true", "moe.expert_compute=block_sparse"],
 }
 # Factors beyond which a kernel may not go: global reads, global writes, shared memory. The first pattern that fits its name counts.
 LIMITS = [
@@ -34,6 +35,8 @@ LIMITS = [
     # tile's stores meet in banks that one store of 16 bytes would pass in turn.
     (r"^attention_(forward|dq|dkv)_kernel<bfloat16", (8.01, 1.5, 3.5)),
     (r"^attention_(forward|dq|dkv)_kernel<float", (4.01, 1.5, 1.5)),
+    (r"^block_sparse_(sdd|dsd|weight)_kernel<bfloat16", (1.5, 1.5, 3.5)),
+    (r"^block_sparse_(sdd|dsd|weight)_kernel<float", (1.5, 1.5, 1.6)),
     # Likewise the 32 bytes of f32 that a thread has; a device loads them as two times 16.
     (r"^adamw_kernel|^map_[12]_kernel<.*float", (8.01, 8.01, 1.1)),
     # To places that depend on the data.

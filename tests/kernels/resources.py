@@ -20,6 +20,7 @@ ATTRIBUTE_STACK, ATTRIBUTE_REGISTERS = 0x12, 0x2F  # the stack of a kernel and a
 LIMITS = [
     (r"attention_dkv_kernel", 255),
     (r"attention_(forward|dq)_kernel", 255),
+    (r"block_sparse_(sdd|dsd|weight)_kernel", 128),
     (r"adamw_kernel<double>", 96),
     (r"", 72),
 ]

@@ -22,8 +22,13 @@ class ExpertRows {
  public:
   ExpertRows() = default;
   /// Of experts with `ffn` hidden activations. The topology of block-sparse products is made here,
-  /// once for all products of the call and of its backward.
-  ExpertRows(config::ExpertCompute compute, std::span<const std::int64_t> counts, std::int64_t ffn);
+  /// once for all products of the call and of its backward; a device's copy of it stands in
+  /// `topology_memory` until then (ops::BlockTopology; nothing of it otherwise).
+  ExpertRows(Context& ctx,
+             config::ExpertCompute compute,
+             std::span<const std::int64_t> counts,
+             std::int64_t ffn,
+             TensorView topology_memory);
   [[nodiscard]] std::span<const std::int64_t> counts() const { return counts_; }
 
   void forward(Context& ctx,

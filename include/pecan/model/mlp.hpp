@@ -55,11 +55,12 @@ class Experts {
           Rank rank);
   [[nodiscard]] int num_local() const { return int(up_->size()); }
   /// x_RH holds counts[i] rows for local expert i, one expert after the other; y_RH is a part of a
-  /// sum over etp.
+  /// sum over etp. `topology_memory` as in ExpertRows, until backward.
   void forward(Context& ctx,
                std::span<const std::int64_t> counts,
                ConstTensorView x_RH,
                const MlpActivations& kept,
+               TensorView topology_memory,
                TensorView y_RH);
   /// Of the last forward, whose counts these are. dx_RH is overwritten, kept by gradients; experts
   /// whose weight gradient is off only pass the gradient on.

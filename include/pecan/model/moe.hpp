@@ -23,6 +23,7 @@ namespace pecan::model {
 struct DispatchKept {
   TensorView x_RH;
   MlpActivations experts;
+  TensorView topology;  ///< of block-sparse experts only, and read on devices alone
 };
 
 /// Rows that a rank can receive of a micro-batch at most: all slots of its dispatch group that may

@@ -6,7 +6,9 @@
 ///
 /// H has R rows of F elements in memory, those of its non-zero blocks, so that no row is padded;
 /// rows of a group follow one another. Weights share dtype and shape, and are row-major. The
-/// scratch is that of plan_matmul. Results are those of grouped_matmul.hpp but for rounding.
+/// scratch is that of plan_matmul, on devices none. Results are those of grouped_matmul.hpp but for
+/// rounding.
+///
 /// Source: Gale et al., "MegaBlocks" (arXiv 2211.15841), sections 4 and 5. Differs from the paper:
 /// the last block of a group is as high as it has rows, instead of padded, and a weight has a
 /// matrix of its own, [out, in], so that both gradients of weights walk H by columns.
@@ -20,7 +22,7 @@
 namespace pecan::ops {
 
 /// Which blocks of H are non-zero, in the orders in which products walk them. Made once for all
-/// products of a layer. Value type.
+/// products of a layer, on the host; products on a device read a copy there. Value type.
 class BlockTopology {
  public:
   /// Edge of a block; the last ones of a group may be smaller.
@@ -31,6 +33,16 @@ class BlockTopology {
     std::int64_t first = 0;
     std::int64_t count = 0;
     bool operator==(const Range&) const = default;
+  };
+  /// The arrays below, in the memory of a device.
+  struct Arrays {
+    const Range* row_blocks = nullptr;
+    const Range* column_blocks = nullptr;
+    const std::int32_t* row_offsets = nullptr;
+    const std::int32_t* row_indices = nullptr;
+    const std::int32_t* column_indices = nullptr;
+    const std::int32_t* column_offsets = nullptr;
+    const std::int32_t* transposed = nullptr;
   };
 
   BlockTopology() = default;
@@ -51,12 +63,24 @@ class BlockTopology {
   [[nodiscard]] std::span<const std::int32_t> column_offsets() const { return column_offsets_; }
   [[nodiscard]] std::span<const std::int32_t> transposed() const { return transposed_; }
 
+  /// Bytes of a copy on a device, at most, of `groups` groups with `rows` rows together. Pure.
+  [[nodiscard]] static std::int64_t max_device_bytes(std::int64_t rows,
+                                                     std::int64_t groups,
+                                                     std::int64_t width);
+  /// Copies the arrays to `memory` (u8, max_device_bytes, on the context's device), which stays as
+  /// it is while products read it. Enqueued on the context's stream. Nothing on the CPU, whose
+  /// products read the host's. ShapeError if the memory is too small.
+  void upload(Context& ctx, const TensorView& memory);
+  /// Null before upload, and on the CPU.
+  [[nodiscard]] const Arrays& on_device() const { return on_device_; }
+
  private:
   std::vector<std::int64_t> counts_E_;
   std::int64_t num_rows_ = 0, width_ = 0;
   std::vector<Range> row_blocks_, column_blocks_;
   std::vector<std::int32_t> row_offsets_, row_indices_, column_indices_;
   std::vector<std::int32_t> column_offsets_, transposed_;
+  Arrays on_device_;
 };
 
 /// How a weight is multiplied with: W of shape [F, I] and [I, F], whichever side F is on.

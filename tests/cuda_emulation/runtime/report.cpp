@@ -119,7 +119,13 @@ std::string kernel_name(const void* kernel) {
   for (std::size_t at = name.find(kAnonymous); at != name.npos; at = name.find(kAnonymous)) {
     name.erase(at, kAnonymous.size());
   }
-  return name.substr(0, name.find('('));
+  // Parameters begin behind template arguments, of which one may be (Enumeration)0.
+  int depth = 0;
+  for (std::size_t at = 0; at < name.size(); ++at) {
+    depth += int(name[at] == '<') - int(name[at] == '>');
+    if (name[at] == '(' && depth == 0) return name.substr(0, at);
+  }
+  return name;
 }
 
 }  // namespace pecan::emulation
