@@ -162,6 +162,10 @@ void set_queries_not_ready(int num_queries) {
   settings().num_not_ready = num_queries;
 }
 
+void set_num_devices(int num_devices) {
+  settings().num_devices = num_devices;
+}
+
 void set_nccl_timeout_ms(int milliseconds) {
   settings().nccl_timeout_ms = milliseconds;
 }

@@ -36,6 +36,7 @@ PECAN_EMULATION_API void set_schedule(Schedule schedule, std::uint64_t seed);
 /// std::invalid_argument where the text cannot be read.
 PECAN_EMULATION_API void inject_failures(const std::string& failures);
 PECAN_EMULATION_API void set_queries_not_ready(int num_queries);
+PECAN_EMULATION_API void set_num_devices(int num_devices);
 /// After how many milliseconds a collective fails whose other ranks do not come.
 PECAN_EMULATION_API void set_nccl_timeout_ms(int milliseconds);
 /// Calls of a function of the API since the start, injected failures included.
