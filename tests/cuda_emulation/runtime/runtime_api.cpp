@@ -16,6 +16,7 @@
 #include "checker.hpp"
 #include "errors.hpp"
 #include "memory.hpp"
+#include "pageable.hpp"
 #include "report.hpp"
 #include "scheduler.hpp"
 
@@ -104,10 +105,14 @@ cudaError_t copy(Stream& stream,
   note_access(from, num_bytes, Access::kRead, operation);
   note_access(to, num_bytes, Access::kWrite, operation);
   std::memmove(to, from, num_bytes);
-  // Where the host's side can be paged out, the call returns when it has been copied.
-  const bool is_pageable = (!to_device && find_allocation(to) == nullptr) ||
-                           (!from_device && find_allocation(from) == nullptr);
-  if (host_waits == HostWaits::kYes || is_pageable) host_waited_for(stream.clock);
+  // Where the host's side can be paged out, the call returns when it has been copied; unless the
+  // device reads it by itself.
+  const bool to_pageable = !to_device && find_allocation(to) == nullptr;
+  const bool from_pageable = !from_device && find_allocation(from) == nullptr;
+  const bool reads_by_itself = settings().reads_pageable && from_pageable && to_device;
+  if (reads_by_itself) begin_reading(stream, from, num_bytes);
+  if (host_waits == HostWaits::kYes || to_pageable || (from_pageable && !reads_by_itself))
+    host_waited_for(stream.clock);
   return cudaSuccess;
 }
 
@@ -254,8 +259,10 @@ PECAN_CUDA_API cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int 
       case cudaDevAttrHostRegisterSupported:
         *value = 1;
         break;
-      case cudaDevAttrCooperativeLaunch:
       case cudaDevAttrPageableMemoryAccess:
+        *value = settings().reads_pageable ? 1 : 0;
+        break;
+      case cudaDevAttrCooperativeLaunch:
         *value = 0;
         break;
       default:
@@ -280,6 +287,7 @@ PECAN_CUDA_API cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     properties->multiProcessorCount = kNumMultiprocessors;
     properties->pciBusID = device;  // of one host, all of whose devices every process sees
     properties->major = kComputeCapabilityMajor;
+    properties->pageableMemoryAccess = settings().reads_pageable ? 1 : 0;
     properties->maxThreadsDim[0] = properties->maxThreadsDim[1] = kMaxThreadsPerBlock;
     properties->maxThreadsDim[2] = 64;
     properties->maxGridSize[0] = 2147483647;
