@@ -18,6 +18,7 @@
 #include <pecan/device/host_context.hpp>
 
 #include <pecan/ops/elementwise.hpp>
+#include <pecan/ops/kernel_plan.hpp>
 #include <pecan/ops/reduce.hpp>
 
 #include <pecan/parallel/gradients.hpp>
@@ -830,6 +831,14 @@ std::string without_kernels(const config::Config& config) {
              : "";
 }
 
+/// What of a model a device has no kernels for; empty: nothing.
+std::string without_kernels(const model::ModelDims& dims, const device::DeviceProperties& device) {
+  const std::string missing =
+      ops::describe_missing_attention(dims.head_dim, dims.dtype, device.shared_bytes);
+  return missing.empty() ? missing
+                         : fmt::format("model.kv_channels={}: {}", dims.head_dim, missing);
+}
+
 }  // namespace
 
 void request_stop() noexcept {
@@ -845,13 +854,18 @@ ExitCode run(const config::Config& config,
   device::Arena no_workspace;
   Context at_start{device::cpu(), host_stream, no_workspace};
   // Refused before anything is exchanged, alike on all ranks.
-  (void)make_plan(config, resolve_vocab_size(config), job.size());
+  const model::ModelDims dims = make_plan(config, resolve_vocab_size(config), job.size()).dims;
   if (options.heartbeat != nullptr) options.heartbeat->start();
   Lasting lasting{FaultInjector(at_start, job, config, fs)};
   const Placement placement = place_threads(at_start, job, config.training.threads);
   if (!placement.complaint.empty()) PECAN_LOG(kWarn, "[train] {}", placement.complaint);
-  const device::Device where =
-      choose_device(at_start, job, config.training.device, placement, without_kernels(config));
+  const device::Device where = choose_device(
+      at_start,
+      job,
+      config.training.device,
+      placement,
+      without_kernels(config),
+      [&](const device::DeviceProperties& found) { return without_kernels(dims, found); });
   const bool on_cpu = where.kind == device::DeviceKind::kCpu;
   const std::unique_ptr<comm::Group> between_devices =
       on_cpu ? nullptr : comm::make_device_group(job, where, options.device_groups);

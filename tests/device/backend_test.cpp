@@ -169,6 +169,7 @@ TEST_CASE("what a device cannot do is said with figures", "[any device]") {
   const device::DeviceProperties properties = backend->properties(0);
   CHECK(properties.compute_major >= 8);
   CHECK(properties.multiprocessors > 0);
+  CHECK(properties.shared_bytes >= 48 << 10);
 }
 
 TEST_CASE("without a CUDA driver the library says so", "[.real library]") {
