@@ -1,13 +1,12 @@
 #include <cmath>
 
+#include <pecan/ops/kernel_plan.hpp>
+
 #include "kernels/attention.cuh"
 #include "kernels/operators.hpp"
 
 namespace pecan::kernels {
 namespace {
-
-/// Of which two parts make the columns. Not every device has shared memory for it.
-constexpr Index kWidestHead = 256;
 
 /// How a head of `dim` columns is cut.
 struct HeadCut {
@@ -16,31 +15,31 @@ struct HeadCut {
 };
 
 HeadCut cut_of(Index dim) {
-  PECAN_VALIDATE(dim <= kWidestHead,
-                 ShapeError,
-                 "attention: a head_dim of {} is more than the {} that the CUDA kernels take; use "
-                 "more heads or train on the CPU",
-                 dim,
-                 kWidestHead);
   if (dim <= kWarp) return {1, 1};
   if (dim <= 2 * kWarp) return {2, 1};
   return {4, dim <= 4 * kWarp ? 1 : 2};
 }
 
-/// Before the forward pass too, though the backward pass alone takes `num_bytes`.
-void check_shared_memory(const Context& ctx, Index dim, DType dtype, std::size_t num_bytes) {
+/// As the plan of a run tells before; the forward pass takes less, but is of no use alone.
+void refuse_without_kernels(const Context& ctx, Index dim, DType dtype) {
   int most = 0;
   check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, ctx.device.ordinal),
         "cudaDeviceGetAttribute");
-  PECAN_VALIDATE(
-      num_bytes <= std::size_t(most),
-      ShapeError,
-      "attention: gradients with a head_dim of {} in {} take {} bytes of shared memory a "
-      "block, and the device has {}; use more heads, bf16, or another GPU",
-      dim,
-      name_of(dtype),
-      num_bytes,
-      most);
+  const std::string missing =
+      ops::describe_missing_attention(dim, dtype, static_cast<std::size_t>(most));
+  PECAN_VALIDATE(missing.empty(), ShapeError, "{}", missing);
+}
+
+/// What is planned is what a block takes.
+template <typename T, typename Memory>
+constexpr bool is_as_planned() {
+  constexpr DType kDType = std::is_same_v<T, Bf16>    ? DType::kBF16
+                           : std::is_same_v<T, float> ? DType::kF32
+                                                      : DType::kF64;
+  for (const int width : {32, 64, 128, 256}) {
+    if (Memory::bytes(2, width) != ops::attention_shared_bytes(width, kDType)) return false;
+  }
+  return true;
 }
 
 template <typename Body>
@@ -97,6 +96,7 @@ void attention_forward(Context& ctx,
                        ConstTensorView v_TGD,
                        TensorView out_TND,
                        TensorView lse_BNS) {
+  refuse_without_kernels(ctx, shape.head_dim, q_TND.dtype);
   const HeadCut cut = cut_of(shape.head_dim);
   const AttentionCall call =
       call_of(shape,
@@ -107,7 +107,6 @@ void attention_forward(Context& ctx,
     with_slices(cut.slices, [&](auto slices) {
       using M = MathOf<T>;
       using Memory = AttentionMemory<TilesOf<T, slices()>>;
-      check_shared_memory(ctx, shape.head_dim, q_TND.dtype, Memory::bytes(2, call.width));
       launch(attention_forward_kernel<T, slices()>,
              grid_of<Memory::kBlockRows>(call, shape.heads),
              kTileThreads,
@@ -136,6 +135,7 @@ void attention_backward(Context& ctx,
                         TensorView dq_TND,
                         TensorView dk_TGD,
                         TensorView dv_TGD) {
+  refuse_without_kernels(ctx, shape.head_dim, q_TND.dtype);
   const HeadCut cut = cut_of(shape.head_dim);
   const AttentionCall call = call_of(
       shape,
@@ -158,6 +158,7 @@ void attention_backward(Context& ctx,
            delta);
     with_slices(cut.slices, [&](auto slices) {
       using Memory = AttentionMemory<TilesOf<T, slices()>>;
+      static_assert(is_as_planned<T, Memory>());
       const auto start = [&](auto kernel, Index heads, auto*... results) {
         launch(kernel,
                grid_of<Memory::kBlockRows>(call, heads),

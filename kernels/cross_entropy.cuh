@@ -95,8 +95,10 @@ __global__ void __launch_bounds__(kLossThreads)
   if (threadIdx.x == 0) max_T[blockIdx.x] = double(largest);
 }
 
+/// Room for as many blocks is asked for as there are registers for: ptxas would spill f64's to make
+/// room for more.
 template <typename T, typename M = MathOf<T>>
-__global__ void __launch_bounds__(kLossThreads)
+__global__ void __launch_bounds__(kLossThreads, sizeof(M) == sizeof(float) ? 8 : 4)
     cross_entropy_sums_kernel(const T* logits_TV,
                               ops::VocabShard shard,
                               Index columns,

@@ -14,6 +14,11 @@ namespace pecan::kernels {
 
 constexpr int kRouterWarps = 4;
 constexpr int kRouterThreads = kRouterWarps * kWarp;
+/// Blocks that a multiprocessor must have room for, which leaves a thread 48 registers, or in f64
+/// 80: what the kernels take. Where none are asked for, ptxas picks a number of its own, and spills
+/// to keep to it.
+template <typename T>
+constexpr int kRouterBlocks = sizeof(T) == sizeof(float) ? 10 : 6;
 
 /// Keeps s / sum of s finite where every s is 0. Source: Megatron.
 constexpr double kSumFloor = 1e-20;
@@ -165,15 +170,16 @@ __device__ inline Index token_of_warp(Index tokens) {
 
 /// `bias_E` may be null.
 template <typename T>
-__global__ void __launch_bounds__(kRouterThreads) router_forward_kernel(ops::RouterOptions options,
-                                                                        const T* logits_TE,
-                                                                        const T* bias_E,
-                                                                        Index tokens,
-                                                                        Index experts,
-                                                                        Index k,
-                                                                        std::int32_t* topk_ids_TK,
-                                                                        T* weights_TK,
-                                                                        T* probs_TE) {
+__global__ void __launch_bounds__(kRouterThreads, kRouterBlocks<T>)
+    router_forward_kernel(ops::RouterOptions options,
+                          const T* logits_TE,
+                          const T* bias_E,
+                          Index tokens,
+                          Index experts,
+                          Index k,
+                          std::int32_t* topk_ids_TK,
+                          T* weights_TK,
+                          T* probs_TE) {
   const Index t = token_of_warp(tokens);
   if (t < 0) return;
   const int lane = threadIdx.x % kWarp;
@@ -283,7 +289,7 @@ __global__ void __launch_bounds__(kRouterThreads)
 /// kTopkThenSoftmax. With D = sum of s + floor, s / D gives ds = (dp - sum of p dp) / D: once over
 /// all experts, and for K > 1 once over the chosen; then dlogit = s (1 - s) ds.
 template <typename T>
-__global__ void __launch_bounds__(kRouterThreads)
+__global__ void __launch_bounds__(kRouterThreads, kRouterBlocks<T>)
     router_backward_kernel(ops::RouterOptions options,
                            const T* logits_TE,
                            const T* probs_TE,

@@ -4,5 +4,5 @@ set(PECAN_KERNEL_SOURCES
   kernels/elementwise.cu kernels/embedding.cu kernels/gelu.cu kernels/layer_norm.cu kernels/norm.cu kernels/permute.cu kernels/reduce.cu kernels/reduce_pieces.cu
   kernels/rms_norm.cu kernels/rope.cu kernels/router.cu kernels/swiglu.cu
   kernels/launch.cpp kernels/library.cpp kernels/matmul.cpp src/device/cuda/backend.cpp src/device/cuda/blas.cpp
-  src/device/cuda/communicator.cpp)
+  src/device/cuda/communicator.cpp src/ops/kernel_plan.cpp)
 list(TRANSFORM PECAN_KERNEL_SOURCES PREPEND ${PROJECT_SOURCE_DIR}/)

@@ -7,20 +7,23 @@
 #include <pecan/core/error.hpp>
 #include <pecan/core/log.hpp>
 
-#include <pecan/device/backend.hpp>
-
 #include "train/agreement.hpp"
 
 namespace pecan::train {
 namespace {
 
-Result<device::Device> open_here(const Placement& placement) {
+Result<device::Device> open_here(const Placement& placement, const DeviceLacks& lacks) {
   Result<device::Device> first = device::open_cuda(0);
   if (!first.ok()) return first;
   const Result<int> count = first.value().backend->count_devices();
   if (!count.ok()) return count.status();
   // A launcher may have given each rank a device that it alone sees.
-  return device::open_cuda(placement.rank_here % count.value());
+  Result<device::Device> own = device::open_cuda(placement.rank_here % count.value());
+  if (!own.ok() || !lacks) return own;
+  const device::Device found = own.value();
+  const std::string missing = lacks(found.backend->properties(found.ordinal));
+  if (!missing.empty()) return Status::failure(StatusCode::kInvalid, missing);
+  return own;
 }
 
 FoundDevice found_by(const Result<device::Device>& opened, const Placement& placement) {
@@ -65,10 +68,11 @@ std::string describe_shared_device(std::span<const FoundDevice> of_ranks) {
 device::Device choose_device(Context& host,
                              comm::Group& world,
                              config::DeviceChoice choice,
-                             const Placement& placement) {
+                             const Placement& placement,
+                             const DeviceLacks& lacks) {
   using config::DeviceChoice;
   if (choice == DeviceChoice::kCpu) return device::cpu();
-  const Result<device::Device> opened = open_here(placement);
+  const Result<device::Device> opened = open_here(placement, lacks);
   const std::vector<FoundDevice> found = gather(host, world, found_by(opened, placement));
   const auto without =
       std::ranges::find_if(found, [](const FoundDevice& device) { return device.exists == 0; });

@@ -18,6 +18,7 @@
 #include <pecan/device/host_context.hpp>
 
 #include <pecan/ops/elementwise.hpp>
+#include <pecan/ops/kernel_plan.hpp>
 #include <pecan/ops/reduce.hpp>
 
 #include <pecan/parallel/gradients.hpp>
@@ -823,6 +824,14 @@ class Trainer {
   bool stop_agreed_ = false;
 };
 
+/// What of a model a device has no kernels for; empty: nothing.
+std::string without_kernels(const model::ModelDims& dims, const device::DeviceProperties& device) {
+  const std::string missing =
+      ops::describe_missing_attention(dims.head_dim, dims.dtype, device.shared_bytes);
+  return missing.empty() ? missing
+                         : fmt::format("model.kv_channels={}: {}", dims.head_dim, missing);
+}
+
 }  // namespace
 
 void request_stop() noexcept {
@@ -838,12 +847,15 @@ ExitCode run(const config::Config& config,
   device::Arena no_workspace;
   Context at_start{device::cpu(), host_stream, no_workspace};
   // Refused before anything is exchanged, alike on all ranks.
-  (void)make_plan(config, resolve_vocab_size(config), job.size());
+  const model::ModelDims dims = make_plan(config, resolve_vocab_size(config), job.size()).dims;
   if (options.heartbeat != nullptr) options.heartbeat->start();
   Lasting lasting{FaultInjector(at_start, job, config, fs)};
   const Placement placement = place_threads(at_start, job, config.training.threads);
   if (!placement.complaint.empty()) PECAN_LOG(kWarn, "[train] {}", placement.complaint);
-  const device::Device where = choose_device(at_start, job, config.training.device, placement);
+  const device::Device where = choose_device(
+      at_start, job, config.training.device, placement, [&](const device::DeviceProperties& found) {
+        return without_kernels(dims, found);
+      });
   const bool on_cpu = where.kind == device::DeviceKind::kCpu;
   const std::unique_ptr<comm::Group> between_devices =
       on_cpu ? nullptr : comm::make_device_group(job, where, options.device_groups);

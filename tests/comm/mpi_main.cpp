@@ -24,7 +24,7 @@
 namespace pecan::comm::test {
 namespace {
 
-/// The device of this process: one for each rank of a machine, or each process sees its own.
+/// The device of this process: one for each rank of a machine, if there are so many.
 device::Device cuda() {
   const char* local_rank = std::getenv("OMPI_COMM_WORLD_LOCAL_RANK");
   Result<device::Device> opened =

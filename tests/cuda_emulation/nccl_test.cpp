@@ -20,11 +20,12 @@ using namespace pecan::emulation;
 
 namespace {
 
-/// A communicator and a stream of one rank; device memory is freed with it.
+/// A communicator and a stream of one rank, on a device; device memory is freed with it.
 class Rank {
  public:
   Rank(ncclUniqueId id, int rank, int num_ranks) : rank_(rank), num_ranks_(num_ranks) {
-    is_joined_ = ncclCommInitRank(&communicator_, num_ranks, id, rank) == ncclSuccess &&
+    is_joined_ = cudaSetDevice(rank) == cudaSuccess &&
+                 ncclCommInitRank(&communicator_, num_ranks, id, rank) == ncclSuccess &&
                  cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking) == cudaSuccess;
   }
   ~Rank() {
@@ -79,8 +80,9 @@ class Rank {
 /// What went wrong on a rank, or "".
 using Body = std::function<std::string(Rank&)>;
 
-/// Runs the body on each rank; returns what each said.
+/// Runs the body on each rank, which have a device each; returns what each said.
 std::vector<std::string> run_on_threads(int num_ranks, const Body& body) {
+  set_num_devices(num_ranks);
   ncclUniqueId id;
   REQUIRE(ncclGetUniqueId(&id) == ncclSuccess);
   std::vector<std::string> said(static_cast<std::size_t>(num_ranks));
@@ -183,6 +185,7 @@ TEST_CASE("collectives among threads") {
 
 TEST_CASE("collectives among processes") {
   constexpr int kNumRanks = 3;
+  set_num_devices(kNumRanks);
   ncclUniqueId id;
   REQUIRE(ncclGetUniqueId(&id) == ncclSuccess);
   std::vector<pid_t> children;
@@ -258,6 +261,42 @@ TEST_CASE("a rank that never comes") {
   REQUIRE(ncclGetUniqueId(&id) == ncclSuccess);
   ncclComm_t communicator = nullptr;
   CHECK(ncclCommInitRank(&communicator, 2, id, 0) == ncclRemoteError);
+}
+
+TEST_CASE("ranks that share a device are refused") {
+  constexpr int kNumRanks = 3;
+  set_num_devices(2);
+  const bool blocks = GENERATE(true, false);
+  CAPTURE(blocks);
+  // Ranks 0 and 2 are on device 0.
+  const auto join = [&](ncclUniqueId id, int rank) {
+    cudaSetDevice(rank % 2);
+    ncclComm_t communicator = nullptr;
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = blocks ? 1 : 0;
+    ncclResult_t result = ncclCommInitRankConfig(&communicator, kNumRanks, id, rank, &config);
+    while (result == ncclInProgress) {
+      std::this_thread::yield();
+      ncclCommGetAsyncError(communicator, &result);
+    }
+    if (communicator != nullptr) ncclCommAbort(communicator);
+    return result;
+  };
+  ncclUniqueId id;
+  REQUIRE(ncclGetUniqueId(&id) == ncclSuccess);
+  std::array<ncclResult_t, kNumRanks> results{};
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < kNumRanks; ++rank) {
+    threads.emplace_back([&, rank] { results[static_cast<std::size_t>(rank)] = join(id, rank); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(results == std::array{ncclInvalidUsage, ncclRemoteError, ncclInvalidUsage});
+  if (!blocks) {
+    CHECK_THAT(ncclGetLastError(nullptr),
+               Catch::StartsWith("Duplicate GPU detected : rank ") &&
+                   Catch::EndsWith("both on CUDA device 0"));
+  }
+  CHECK(take_findings().empty());
 }
 
 TEST_CASE("unlike collectives are found") {

@@ -9,7 +9,9 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <mma.h>
+#include <pecan_emulation/control.hpp>
 #include <pecan_emulation/ptx.hpp>
+#include <sys/mman.h>
 
 #include "launch.cuh"
 #include "planted_bugs.hpp"
@@ -297,6 +299,14 @@ float* device_floats(int size, Filled filled = Filled::kYes) {
 int* device_ints() {
   return reinterpret_cast<int*>(device_floats(kSize));
 }
+/// While it lives, copies read pageable memory by themselves.
+struct OwnReads {
+  OwnReads() { set_reads_pageable(true); }
+  ~OwnReads() { set_reads_pageable(false); }
+  OwnReads(const OwnReads&) = delete;
+  OwnReads& operator=(const OwnReads&) = delete;
+};
+
 float* pinned_floats() {
   void* address = nullptr;
   cudaMallocHost(&address, kSize * sizeof(float));
@@ -634,6 +644,50 @@ const std::vector<PlantedBug>& planted_bugs() {
          cudaMemcpyAsync(
              device_floats(kSize), host, kFloatBytes, cudaMemcpyHostToDevice, streams.first);
          host[0] = 5.0f;
+       }},
+      {"pageable memory that the device reads by itself filled again too early",
+       "race",
+       [] {
+         const OwnReads own_reads;
+         const Streams streams;
+         std::vector<float> host(kSize);
+         cudaMemcpyAsync(
+             device_floats(kSize), host.data(), kFloatBytes, cudaMemcpyHostToDevice, streams.first);
+         host[kSize - 1] = 5.0f;
+         cudaStreamSynchronize(streams.first);
+       }},
+      {"pageable memory that the device reads by itself unmapped too early",
+       "race",
+       [] {
+         const OwnReads own_reads;
+         const Streams streams;
+         void* host =
+             mmap(nullptr, kFloatBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+         cudaMemcpyAsync(
+             device_floats(kSize), host, kFloatBytes, cudaMemcpyHostToDevice, streams.first);
+         munmap(host, kFloatBytes);
+         cudaStreamSynchronize(streams.first);
+       }},
+      {"pageable memory that the device reads by itself filled again in time",
+       "",
+       [] {
+         const OwnReads own_reads;
+         const Streams streams;
+         std::vector<float> host(kSize);
+         cudaMemcpyAsync(
+             device_floats(kSize), host.data(), kFloatBytes, cudaMemcpyHostToDevice, streams.first);
+         cudaStreamSynchronize(streams.first);
+         host[kSize - 1] = 5.0f;
+       }},
+      {"pageable memory that is staged filled again at once",
+       "",
+       [] {
+         const Streams streams;
+         std::vector<float> host(kSize);
+         cudaMemcpyAsync(
+             device_floats(kSize), host.data(), kFloatBytes, cudaMemcpyHostToDevice, streams.first);
+         host[kSize - 1] = 5.0f;
+         cudaStreamSynchronize(streams.first);
        }},
       {"registered memory read too early",
        "stream race",

@@ -49,6 +49,18 @@ TEST_CASE("bytes come back from a device as they were sent", "[any device]") {
   CHECK_THROWS_AS(device::download(stream, view_in(buffer), view_of(std::span(two))), ShapeError);
 }
 
+TEST_CASE("memory that is not registered has been read when an upload returns", "[any device]") {
+  Stream stream(test_device());
+  std::vector<std::int32_t> sent = numbers(100'003, 3), received(sent.size());
+  const std::vector<std::int32_t> first = sent;
+  const Buffer buffer(test_device(), sent.size() * 4);
+  device::upload(stream, view_of(std::span(sent)), view_in(buffer));
+  std::fill(sent.begin(), sent.end(), 0);
+  device::download(stream, view_in(buffer), view_of(std::span(received)));
+  stream.synchronize();
+  CHECK(received == first);
+}
+
 TEST_CASE("a stream that waits for an event sees what was done before it", "[any device]") {
   Stream first(test_device()), second(test_device());
   const Buffer buffer(test_device(), 4000);
@@ -157,6 +169,7 @@ TEST_CASE("what a device cannot do is said with figures", "[any device]") {
   const device::DeviceProperties properties = backend->properties(0);
   CHECK(properties.compute_major >= 8);
   CHECK(properties.multiprocessors > 0);
+  CHECK(properties.shared_bytes >= 48 << 10);
 }
 
 TEST_CASE("without a CUDA driver the library says so", "[.real library]") {

@@ -197,6 +197,15 @@ def stopped(lab):
 
 
 def refusals(lab):
+    os.environ["PECAN_EMULATION_SHARED_KB"] = "99"
+    wide = ["model.kv_channels=256", NO_SAVES, NO_VALIDATION]
+    why = ("model.kv_channels=256: gradients of attention with a head_dim of 256 in f32 take 142720 bytes of shared memory a block, and the "
+           "device has 101376, enough for a head_dim of 128 (in bf16 of 128)")
+    said = train(lab, "wide", "cuda", 1, *wide, expect=2).stdout
+    check(f"training.device=cuda, but {why}; use auto or cpu" in said, "wide heads: refused")
+    said = train(lab, "wide, auto", "auto", 1, *wide, "logging.level=info").stdout
+    check(f"training on the CPU: {why}" in said, "wide heads: auto takes the CPU")
+    del os.environ["PECAN_EMULATION_SHARED_KB"]
     os.environ["PECAN_EMULATION_DEVICES"] = "0"
     said = train(lab, "none", "cuda", 2, *parallel(ep=2), expect=2).stdout
     check("training.device=cuda, but the CUDA driver shows no device" in said, "no device: refused")

@@ -55,3 +55,12 @@ TEST_CASE("the memory plan allocates nothing and counts what building takes", "[
   huge.micro_batch = 1 << 12;
   CHECK(model::plan_memory(huge, 1).activation_bytes > std::size_t{1} << 36);
 }
+
+TEST_CASE("pieces of the head suit a device: products first, then the cache", "[model]") {
+  CHECK(model::device_head_piece(50304, DType::kBF16) == 1024);
+  CHECK(model::device_head_piece(200'000, DType::kBF16) == 1024);
+  CHECK(model::device_head_piece(4096, DType::kBF16) == 4096);
+  CHECK(model::device_head_piece(50304, DType::kF32) == 128);   // 166 would fit
+  CHECK(model::device_head_piece(12'576, DType::kF32) == 640);  // 667 would fit
+  CHECK(model::device_head_piece(50304, DType::kF64) == 128);
+}

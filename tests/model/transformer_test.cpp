@@ -489,6 +489,38 @@ TEST_CASE("experts computed in groups, as a block-sparse matrix or one by one ar
   }
 }
 
+TEST_CASE("the size of the head's pieces changes nothing but the rounding", "[model]") {
+  for (const DType dtype : {DType::kF64, DType::kF32}) {
+    model::ModelDims dims = small_dims(dtype);
+    const auto world = comm::make_self_group();
+    const auto outcome = [&](std::int64_t piece) {
+      dims.head_piece = piece;
+      Harness harness(dims, *world, 1);
+      std::vector<double> all{
+          harness.run(random_ids(dims, 0, 1), random_ids(dims, 0, 2), 1).loss_sum};
+      for (const parallel::Param& param : harness.params.params()) {
+        const auto values = values_of(param.spec, param.grad);
+        all.insert(all.end(), values.begin(), values.end());
+      }
+      CHECK(harness.arena.high_water() == model::plan_memory(dims, 1).activation_bytes);
+      return all;
+    };
+    const auto whole = outcome(dims.tokens());
+    CHECK(whole == outcome(10 * dims.tokens()));
+    for (const std::int64_t piece : {1, 5, 9, 17}) {
+      const auto pieces = outcome(piece);
+      double difference = 0, size = 0;
+      for (std::size_t i = 0; i < whole.size(); ++i) {
+        difference += (pieces[i] - whole[i]) * (pieces[i] - whole[i]);
+        size += whole[i] * whole[i];
+      }
+      CAPTURE(name_of(dtype), piece);
+      CHECK(pieces[0] == Approx(whole[0]).epsilon(dtype == DType::kF64 ? 1e-14 : 1e-6));
+      CHECK(std::sqrt(difference / size) <= (dtype == DType::kF64 ? 1e-14 : 1e-6));
+    }
+  }
+}
+
 TEST_CASE("padded vocabulary rows never influence the result", "[model]") {
   const model::ModelDims dims = small_dims(DType::kF32);
   const auto world = comm::make_self_group();

@@ -150,8 +150,11 @@ TEST_CASE("attention: a head whose gradients take more shared memory than there 
   const Problem wide = make_problem({1, 3, 1, 1, 256});
   CHECK_THROWS_WITH(run(wide, DType::kF32, 1),
                     Catch::Contains("head_dim of 256 in f32 take 142720 bytes") &&
-                        Catch::Contains("the device has 101376"));
+                        Catch::Contains("the device has 101376, enough for a head_dim of 128"));
   CHECK_THROWS_WITH(run(wide, DType::kBF16, 1), Catch::Contains("take 116480 bytes"));
+  // Where all of 227 KiB are there, too: there are no kernels for wider ones.
+  CHECK_THROWS_WITH(run(make_problem({1, 3, 1, 1, 257}), DType::kBF16, 1),
+                    Catch::Contains("a head_dim of 257 has no CUDA kernels, which take up to 256"));
   const Problem fits = make_problem({1, 3, 1, 1, 128});
   check_close(run(fits, DType::kF32, 1).out, expected(fits).out, tolerance(DType::kF32, 3));
 }

@@ -162,6 +162,32 @@ TEST_CASE("two ranks on one GPU train on the CPU, or are refused", "[any device]
   CHECK_THROWS_AS(chosen(DeviceChoice::kCuda, true), NotConfigured);
 }
 
+TEST_CASE("a device that lacks what one rank needs is no device for any", "[any device]") {
+  if (test::test_device() == device::cpu()) return;
+  const auto chosen = [](config::DeviceChoice choice, std::int32_t poor_rank) {
+    std::vector<device::Device> of_rank(2);
+    comm::run_thread_group(2, [&](comm::Group& world) {
+      device::Stream stream{device::cpu()};
+      device::Arena no_workspace;
+      Context host{device::cpu(), stream, no_workspace};
+      const std::int32_t rank = world.rank().value;
+      const Placement placement{.host = rank, .ranks_here = 1};
+      of_rank[std::size_t(rank)] = choose_device(
+          host, world, choice, placement, "", [&](const device::DeviceProperties& found) {
+            return rank == poor_rank ? fmt::format("{} bytes are too few", found.shared_bytes) : "";
+          });
+    });
+    return of_rank;
+  };
+  using config::DeviceChoice;
+  const std::vector<device::Device> on_gpus(2, test::test_device()), on_cpus(2, device::cpu());
+  CHECK(chosen(DeviceChoice::kAuto, 1) == on_cpus);
+  CHECK(chosen(DeviceChoice::kAuto, 2) == on_gpus);
+  CHECK_THROWS_WITH(
+      chosen(DeviceChoice::kCuda, 1),
+      Catch::Contains("training.device=cuda, but 232448 bytes are too few; use auto"));
+}
+
 TEST_CASE("a device trains like the CPU, and allocates nothing in a step", "[any device]") {
   Lab lab;
   for (const std::vector<std::string>& settings : std::vector<std::vector<std::string>>{

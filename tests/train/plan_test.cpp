@@ -51,6 +51,25 @@ TEST_CASE("counts and bytes of a plan are those of the formulas", "[train]") {
   CHECK(json.at("rank_bytes").size() == 4);
 }
 
+TEST_CASE("the plan has the pieces in which a device's tokens pass the head", "[train]") {
+  config::Config config = small_config();
+  config.training.seq_length = 4096;
+  constexpr std::int64_t kVocab = 50'304;
+  const train::TrainPlan here = train::make_plan(config, kVocab, 4);
+  CHECK(here.dims.head_tokens() == 128);
+  config.training.device = config::DeviceChoice::kCuda;
+  const train::TrainPlan in_f32 = train::make_plan(config, kVocab, 4);
+  CHECK(in_f32.dims.head_tokens() == 128);
+  CHECK(in_f32.memory[0].activations == here.memory[0].activations);
+  config.training.bf16 = true;
+  train::TrainPlan on_device = train::make_plan(config, kVocab, 4);
+  CHECK(on_device.dims.head_tokens() == 1024);
+  config.training.device = config::DeviceChoice::kCpu;
+  const train::TrainPlan on_cpu = train::make_plan(config, kVocab, 4);
+  CHECK(on_device.memory[0].activations - on_cpu.memory[0].activations ==
+        std::size_t((1024 - 128) * kVocab * 2));
+}
+
 TEST_CASE("bf16 halves the weights, keeps masters, and saves what always_saved asks for",
           "[train]") {
   config::Config config = small_config();

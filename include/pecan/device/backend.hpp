@@ -21,6 +21,7 @@ struct DeviceProperties {
   std::int64_t address = 0;  ///< on the host's bus: the same in every process
   int compute_major = 0;     ///< compute capability
   int multiprocessors = 0;
+  std::size_t shared_bytes = 0;  ///< of a block at most
 };
 
 enum class Reduction : std::uint8_t { kSum, kMax, kMin };

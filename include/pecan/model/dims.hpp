@@ -48,7 +48,7 @@ struct ModelDims {
   std::int64_t padded_vocab = 0;   ///< V
   std::int64_t sequence = 0;       ///< S
   std::int64_t micro_batch = 0;    ///< B
-  std::int64_t head_piece = 0;     ///< tokens at the head at once; 0: by the vocabulary
+  std::int64_t head_piece = 0;     ///< tokens at the head at once; 0: as suits a CPU
   std::int64_t max_positions = 0;  ///< rows of learned position embeddings
   std::int64_t num_groups = 0;     ///< of experts, 0: none
   std::int64_t group_topk = 0;     ///< groups that a token chooses from
@@ -105,6 +105,11 @@ struct ModelDims {
 };
 
 /// `vocab_size` is the tokenizer's true size. Pure.
+/// Tokens that pass the head at once on a CUDA device, for a rank's part of the vocabulary: enough
+/// that the products are not bound by reading the head's weights and gradients once a piece, and
+/// beyond that as many as whose logits stay in the cache. See docs/kernels.md.
+[[nodiscard]] std::int64_t device_head_piece(std::int64_t vocab, DType dtype);
+
 [[nodiscard]] ModelDims plan_dims(const config::Config& config, std::int64_t vocab_size);
 /// Every parameter in a fixed order, experts by (layer, expert). Pure.
 [[nodiscard]] std::vector<parallel::ParamSpec> plan_parameters(const ModelDims& dims);

@@ -96,7 +96,8 @@ class CudaBackend final : public Backend {
             .address =
                 (std::int64_t(found.pciDomainID) << 16) | (found.pciBusID << 8) | found.pciDeviceID,
             .compute_major = found.major,
-            .multiprocessors = found.multiProcessorCount};
+            .multiprocessors = found.multiProcessorCount,
+            .shared_bytes = found.sharedMemPerBlockOptin};
   }
 
   std::byte* allocate(int ordinal, std::size_t num_bytes) override {

@@ -101,6 +101,7 @@ struct SharedState {
   std::atomic<int> num_arrived;
   std::atomic<std::uint32_t> phase;
   std::atomic<int> has_failed;
+  std::int32_t devices[kMaxRanks];  ///< of the one host that there is; of those attached
   Announcement announcements[kMaxRanks];
   char parts[kMaxRanks][kPartBytes];
   Mailbox mail[kMaxRanks][kMaxRanks];
@@ -220,7 +221,20 @@ struct Batch {
 
 thread_local int group_depth = 0;
 thread_local std::vector<Task> group_tasks;
-thread_local std::string last_failure;
+
+// As in NCCL that of the process: a communicator that does not block fails in a thread of its own.
+struct LastFailure {
+  std::mutex mutex;
+  std::string text;
+};
+LastFailure& last_failure() {
+  static auto* failure = new LastFailure;
+  return *failure;
+}
+void say(std::string text) {
+  const std::scoped_lock lock(last_failure().mutex);
+  last_failure().text = std::move(text);
+}
 
 // Files whose communicator was never made; nobody else removes them.
 struct OpenFiles {
@@ -243,9 +257,11 @@ using namespace pecan::emulation;
 
 /// One rank's end of a communicator.
 struct ncclComm {
-  ncclComm(SharedState* shared, std::string path, int rank, int num_ranks, bool blocking)
+  ncclComm(
+      SharedState* shared, std::string path, int device, int rank, int num_ranks, bool blocking)
       : shared_(shared),
         path_(std::move(path)),
+        device_(device),
         rank_(rank),
         num_ranks_(num_ranks),
         blocking_(blocking) {}
@@ -267,7 +283,8 @@ struct ncclComm {
   [[nodiscard]] int num_ranks() const { return num_ranks_; }
   [[nodiscard]] ncclResult_t error() const {
     const ncclResult_t own = error_.load();
-    return own == ncclSuccess && shared_->has_failed.load() != 0 ? ncclRemoteError : own;
+    if (own != ncclSuccess || !has_joined_.load()) return own;  // join() says what stopped it
+    return shared_->has_failed.load() != 0 ? ncclRemoteError : ncclSuccess;
   }
   /// What ncclCommGetAsyncError says: calls of a communicator that does not block are over later.
   [[nodiscard]] ncclResult_t state() {
@@ -308,9 +325,10 @@ struct ncclComm {
 
  private:
   bool join() {
+    shared_->devices[rank_] = device_;
     shared_->num_attached.fetch_add(1);
-    const bool joined =
-        wait_until([this] { return shared_->num_attached.load() == num_ranks_; }) && meet_others();
+    const bool joined = wait_until([this] { return shared_->num_attached.load() == num_ranks_; }) &&
+                        has_device_of_its_own() && meet_others();
     if (rank_ == 0) {
       unlink(path_.c_str());
       const std::scoped_lock lock(open_files().mutex);
@@ -318,6 +336,20 @@ struct ncclComm {
     }
     has_joined_ = joined;
     return joined;
+  }
+
+  /// NCCL lets no two ranks of a communicator share one, and tells both of them.
+  bool has_device_of_its_own() {
+    for (int other = 0; other < num_ranks_; ++other) {
+      if (other == rank_ || shared_->devices[other] != device_) continue;
+      say(fmt::format("Duplicate GPU detected : rank {} and rank {} both on CUDA device {:x}",
+                      rank_,
+                      other,
+                      device_));
+      fail(ncclInvalidUsage);
+      return false;
+    }
+    return true;
   }
 
   void fail(ncclResult_t error) {
@@ -334,6 +366,7 @@ struct ncclComm {
         std::chrono::steady_clock::now() + std::chrono::milliseconds(settings().nccl_timeout_ms);
     for (int attempt = 0; !condition(); ++attempt) {
       if (shared_->has_failed.load() != 0) {
+        if (condition()) return true;  // the failure may have come after it
         fail(ncclRemoteError);
         return false;
       }
@@ -551,6 +584,7 @@ struct ncclComm {
 
   SharedState* shared_;
   std::string path_;
+  int device_;
   int rank_;
   int num_ranks_;
   bool blocking_;
@@ -567,7 +601,7 @@ struct ncclComm {
 namespace {
 
 ncclResult_t fail_with(ncclResult_t error, std::string text) {
-  last_failure = std::move(text);
+  say(std::move(text));
   return error;
 }
 
@@ -732,8 +766,11 @@ ncclResult_t make_communicator(
   close(file);
   if (mapped == MAP_FAILED) return fail_with(ncclSystemError, "cannot map the ranks' file");
   auto made = std::make_unique<ncclComm>(
-      static_cast<SharedState*>(mapped), id.internal, rank, num_ranks, blocking);
-  if (!made->join_others()) return fail_with(ncclRemoteError, "not all ranks came");
+      static_cast<SharedState*>(mapped), id.internal, chosen_device(), rank, num_ranks, blocking);
+  if (!made->join_others()) {
+    if (made->error() == ncclInvalidUsage) return ncclInvalidUsage;
+    return fail_with(ncclRemoteError, "not all ranks came");
+  }
   *communicator = made.release();
   return blocking ? ncclSuccess : ncclInProgress;
 }
@@ -808,7 +845,10 @@ extern "C" __attribute__((visibility("default"))) const char* ncclGetErrorString
   }
 }
 extern "C" __attribute__((visibility("default"))) const char* ncclGetLastError(ncclComm_t) {
-  return last_failure.c_str();
+  thread_local std::string said;
+  const std::scoped_lock lock(last_failure().mutex);
+  said = last_failure().text;
+  return said.c_str();
 }
 
 PECAN_NCCL_API ncclGroupStart() {

@@ -16,6 +16,7 @@
 #include "checker.hpp"
 #include "errors.hpp"
 #include "memory.hpp"
+#include "pageable.hpp"
 #include "report.hpp"
 #include "scheduler.hpp"
 
@@ -104,10 +105,14 @@ cudaError_t copy(Stream& stream,
   note_access(from, num_bytes, Access::kRead, operation);
   note_access(to, num_bytes, Access::kWrite, operation);
   std::memmove(to, from, num_bytes);
-  // Where the host's side can be paged out, the call returns when it has been copied.
-  const bool is_pageable = (!to_device && find_allocation(to) == nullptr) ||
-                           (!from_device && find_allocation(from) == nullptr);
-  if (host_waits == HostWaits::kYes || is_pageable) host_waited_for(stream.clock);
+  // Where the host's side can be paged out, the call returns when it has been copied; unless the
+  // device reads it by itself.
+  const bool to_pageable = !to_device && find_allocation(to) == nullptr;
+  const bool from_pageable = !from_device && find_allocation(from) == nullptr;
+  const bool reads_by_itself = settings().reads_pageable && from_pageable && to_device;
+  if (reads_by_itself) begin_reading(stream, from, num_bytes);
+  if (host_waits == HostWaits::kYes || to_pageable || (from_pageable && !reads_by_itself))
+    host_waited_for(stream.clock);
   return cudaSuccess;
 }
 
@@ -137,12 +142,12 @@ cudaError_t query(const PendingList& pending, int& num_not_ready, const Clock& c
   return cudaSuccess;
 }
 
-thread_local int current_device = 0;
+thread_local int device_of_thread = 0;
 
 /// A function that waits for the whole device, as those that free memory do; then `body()`.
 template <typename Body>
 cudaError_t device_call(const char* name, Body body) {
-  wait_for_all_pending(current_device);
+  wait_for_all_pending(device_of_thread);
   return api_call(name, [&] {
     host_waited_for(issued_so_far());
     return body();
@@ -162,6 +167,10 @@ cudaError_t make_event(cudaEvent_t* handle, bool has_timing) {
 }
 
 }  // namespace
+
+int chosen_device() {
+  return device_of_thread;
+}
 
 cudaError_t record_error(cudaError_t error) {
   // No error, although it is said so.
@@ -203,13 +212,13 @@ PECAN_CUDA_API cudaGetDeviceCount(int* count) {
 PECAN_CUDA_API cudaSetDevice(int device) {
   return api_call(__func__, [&] {
     if (!is_device(device)) return cudaErrorInvalidDevice;
-    current_device = device;
+    device_of_thread = device;
     return cudaSuccess;
   });
 }
 PECAN_CUDA_API cudaGetDevice(int* device) {
   return api_call(__func__, [&] {
-    *device = current_device;
+    *device = device_of_thread;
     return cudaSuccess;
   });
 }
@@ -250,8 +259,10 @@ PECAN_CUDA_API cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int 
       case cudaDevAttrHostRegisterSupported:
         *value = 1;
         break;
-      case cudaDevAttrCooperativeLaunch:
       case cudaDevAttrPageableMemoryAccess:
+        *value = settings().reads_pageable ? 1 : 0;
+        break;
+      case cudaDevAttrCooperativeLaunch:
         *value = 0;
         break;
       default:
@@ -274,8 +285,9 @@ PECAN_CUDA_API cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     properties->maxThreadsPerBlock = kMaxThreadsPerBlock;
     properties->maxThreadsPerMultiProcessor = kThreadsPerMultiprocessor;
     properties->multiProcessorCount = kNumMultiprocessors;
-    properties->pciBusID = device;  // one host, of whose devices every process sees the first
+    properties->pciBusID = device;  // of one host, all of whose devices every process sees
     properties->major = kComputeCapabilityMajor;
+    properties->pageableMemoryAccess = settings().reads_pageable ? 1 : 0;
     properties->maxThreadsDim[0] = properties->maxThreadsDim[1] = kMaxThreadsPerBlock;
     properties->maxThreadsDim[2] = 64;
     properties->maxGridSize[0] = 2147483647;
@@ -294,7 +306,7 @@ PECAN_CUDA_API cudaDeviceSynchronize() {
   return device_call(__func__, [] { return cudaSuccess; });
 }
 PECAN_CUDA_API cudaDeviceReset() {
-  wait_for_all_pending(current_device);
+  wait_for_all_pending(device_of_thread);
   count_call(__func__);
   reset_device();
   return cudaSuccess;
@@ -494,7 +506,7 @@ PECAN_CUDA_API cudaMemsetAsync(void* address,
 PECAN_CUDA_API cudaStreamCreateWithFlags(cudaStream_t* handle, unsigned flags) {
   return api_call(__func__, [&] {
     if ((flags & ~static_cast<unsigned>(cudaStreamNonBlocking)) != 0) return cudaErrorInvalidValue;
-    *handle = create_stream(current_device, (flags & cudaStreamNonBlocking) == 0);
+    *handle = create_stream(device_of_thread, (flags & cudaStreamNonBlocking) == 0);
     return cudaSuccess;
   });
 }

@@ -111,6 +111,9 @@ Settings read_environment() {
     read_variable("PECAN_EMULATION_SHARED_KB", shared_kb);
     read.shared_bytes = std::min(read.shared_bytes, shared_kb << 10);
     read_variable("PECAN_EMULATION_NCCL_TIMEOUT_MS", read.nccl_timeout_ms);
+    int reads_pageable = 0;
+    read_variable("PECAN_EMULATION_READS_PAGEABLE", reads_pageable);
+    read.reads_pageable = reads_pageable != 0;
     std::size_t memory_mb = read.memory_bytes >> 20;
     read_variable("PECAN_EMULATION_MEMORY_MB", memory_mb);
     read.memory_bytes = memory_mb << 20;
@@ -160,6 +163,14 @@ void inject_failures(const std::string& text) {
 
 void set_queries_not_ready(int num_queries) {
   settings().num_not_ready = num_queries;
+}
+
+void set_num_devices(int num_devices) {
+  settings().num_devices = num_devices;
+}
+
+void set_reads_pageable(bool reads) {
+  settings().reads_pageable = reads;
 }
 
 void set_nccl_timeout_ms(int milliseconds) {

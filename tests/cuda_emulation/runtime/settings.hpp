@@ -17,6 +17,7 @@ struct Settings {
   int num_devices = 1;
   std::size_t shared_bytes = kPecanEmulationSharedBytes;
   std::size_t memory_bytes = std::size_t{8192} << 20;
+  bool reads_pageable = false;
   int nccl_timeout_ms = 60000;
   std::string statistics_file;
 };

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "checker.hpp"
+#include "pageable.hpp"
 #include "report.hpp"
 #include "settings.hpp"
 
@@ -188,6 +189,7 @@ bool happened_before(std::uint32_t earlier, std::uint32_t later) {
 }
 
 void host_waited_for(const Clock& clock) {
+  end_reading(clock);
   streams().host.join(clock);
   begin_host_operation();
 }

@@ -34,6 +34,9 @@ class Clock {
   std::vector<std::uint32_t> counts_;
 };
 
+/// The device that this thread has chosen.
+int chosen_device();
+
 /// Work that goes on after it was issued: collectives with other processes.
 class PendingWork {
  public:

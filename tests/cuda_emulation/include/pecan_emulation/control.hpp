@@ -12,6 +12,8 @@
 ///   PECAN_EMULATION_DEVICES     number of devices, 1 by default
 ///   PECAN_EMULATION_SHARED_KB   shared memory of a block at most, 227 by default, as on sm_90
 ///   PECAN_EMULATION_MEMORY_MB   memory of a device, 8192 by default
+///   PECAN_EMULATION_READS_PAGEABLE  1: as on GH200, copies to the device read pageable memory by
+///                               themselves, after the call has returned; 0 by default
 ///   PECAN_EMULATION_NCCL_TIMEOUT_MS  after which a collective without its peers fails, 60000 by
 ///   default PECAN_EMULATION_STATISTICS  a file (or - for standard error) for the access statistics
 ///
@@ -36,6 +38,8 @@ PECAN_EMULATION_API void set_schedule(Schedule schedule, std::uint64_t seed);
 /// std::invalid_argument where the text cannot be read.
 PECAN_EMULATION_API void inject_failures(const std::string& failures);
 PECAN_EMULATION_API void set_queries_not_ready(int num_queries);
+PECAN_EMULATION_API void set_num_devices(int num_devices);
+PECAN_EMULATION_API void set_reads_pageable(bool reads);
 /// After how many milliseconds a collective fails whose other ranks do not come.
 PECAN_EMULATION_API void set_nccl_timeout_ms(int milliseconds);
 /// Calls of a function of the API since the start, injected failures included.
