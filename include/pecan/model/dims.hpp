@@ -104,12 +104,12 @@ struct ModelDims {
   [[nodiscard]] std::int64_t capacity() const;
 };
 
-/// `vocab_size` is the tokenizer's true size. Pure.
 /// Tokens that pass the head at once on a CUDA device, for a rank's part of the vocabulary: enough
 /// that the products are not bound by reading the head's weights and gradients once a piece, and
 /// beyond that as many as whose logits stay in the cache. See docs/kernels.md.
 [[nodiscard]] std::int64_t device_head_piece(std::int64_t vocab, DType dtype);
 
+/// `vocab_size` is the tokenizer's true size. Pure.
 [[nodiscard]] ModelDims plan_dims(const config::Config& config, std::int64_t vocab_size);
 /// Every parameter in a fixed order, experts by (layer, expert). Pure.
 [[nodiscard]] std::vector<parallel::ParamSpec> plan_parameters(const ModelDims& dims);
