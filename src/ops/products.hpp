@@ -46,16 +46,21 @@ class Multiplier {
     const auto work = [&](ProductOf own_product_of, std::byte* own_scratch) {
       Product product{};
       std::int64_t index = -1, first = 0, end = 0;
-      if (kernels_.begin != nullptr) kernels_.begin();
-      for (std::int64_t task = next++;; task = next++) {
+      const auto find = [&](std::int64_t task, Task& found) {
         while (task >= end && ++index < count) {
           product = own_product_of(index);
           first = end;
           end += num_tasks(product, halvings);
         }
-        if (task >= end) break;
-        run(product, halvings, task - first, own_scratch);
-      }
+        if (task >= end) return false;
+        found = {product, blocks_of(product, halvings), block_of(product, halvings, task - first)};
+        return true;
+      };
+      // Probably: another thread may take it.
+      const auto find_upcoming = [&](Task& found) { return find(next.load(), found); };
+      Task task{};
+      if (kernels_.begin != nullptr) kernels_.begin();
+      while (find(next++, task)) run(task, std::cref(find_upcoming), own_scratch);
       if (kernels_.end != nullptr) kernels_.end();
     };
     const auto on_thread = [&](int thread) { work(product_of, scratch + thread * kScratchBytes); };
@@ -70,34 +75,51 @@ class Multiplier {
     std::int64_t rows, columns;  ///< of C that one task computes, at most
     bool packs_rows;             ///< A is packed
   };
-  /// How often blocks are halved, so that there are enough of them for the threads.
+  /// The part of C that one task computes.
+  struct Block {
+    std::int64_t row, column, rows, columns;
+  };
+  struct Task {
+    Product product;
+    Blocks blocks;
+    Block block;
+  };
+  /// Finds the task after this one, if there is one.
+  using Upcoming = std::function<bool(Task&)>;
+  /// How often blocks are halved, so that threads end together.
   template <typename ProductOf>
   [[nodiscard]] int halvings_for(int threads,
                                  std::int64_t count,
                                  const ProductOf& product_of) const {
-    constexpr int kMostHalvings = 2;
+    constexpr int kMostHalvings = 3;
     constexpr std::int64_t kTasksPerThread = 4;
     int halvings = 0;
+    if (kernels_.whole_blocks) return halvings;
     for (; threads > 1 && halvings < kMostHalvings; ++halvings) {
       ProductOf counted = product_of;
-      std::int64_t tasks = 0;
-      for (std::int64_t i = 0; i < count; ++i) tasks += num_tasks(counted(i), halvings);
-      if (tasks >= kTasksPerThread * threads) break;
+      std::int64_t work = 0, largest = 0;
+      for (std::int64_t i = 0; i < count; ++i) {
+        const Product product = counted(i);
+        const Blocks blocks = blocks_of(product, halvings);
+        work += product.m * product.n * product.k;
+        largest = std::max(
+            largest,
+            std::min(product.m, blocks.rows) * std::min(product.n, blocks.columns) * product.k);
+      }
+      if (largest * kTasksPerThread * threads <= work) break;
     }
     return halvings;
   }
   [[nodiscard]] Blocks blocks_of(const Product& product, int halvings) const;
   [[nodiscard]] std::int64_t num_tasks(const Product& product, int halvings) const;
-  /// The part of C that one task computes.
-  struct Block {
-    std::int64_t row, column, rows, columns;
-  };
-  void run(const Product& product, int halvings, std::int64_t task, std::byte* scratch) const;
+  [[nodiscard]] Block block_of(const Product& product, int halvings, std::int64_t task) const;
+  void run(const Task& task, const Upcoming& upcoming, std::byte* scratch) const;
+  [[nodiscard]] bool is_few(const Product& product) const;
+  void run_few(const Product& product, const Block& block, std::byte* scratch) const;
   void run_whole(const Product& product, const Block& block) const;
-  void run_tiles(const Product& product,
-                 const Blocks& blocks,
-                 const Block& block,
-                 std::byte* scratch) const;
+  class BlockRun;
+  [[nodiscard]] Lines panel_lines(const Task& task, std::int64_t p, std::int64_t j) const;
+  [[nodiscard]] Lines tile_lines(const Task& task, std::int64_t i, std::int64_t j) const;
 
   const TileKernels& kernels_;
   std::int64_t element_bytes_;

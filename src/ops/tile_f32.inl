@@ -83,7 +83,8 @@ void multiply(std::int64_t rows,
               const Unit* panel,
               bool add,
               float* c,
-              std::int64_t c_row) {
+              std::int64_t c_row,
+              Ahead& ahead) {
   constexpr decltype(&multiply_rows<1>) kByRows[] = {multiply_rows<1>,
                                                      multiply_rows<2>,
                                                      multiply_rows<3>,
@@ -97,6 +98,7 @@ void multiply(std::int64_t rows,
                                                      multiply_rows < kRows < 11 ? 1 : 11 >,
                                                      multiply_rows < kRows < 12 ? 1 : 12 > };
   kByRows[rows - 1](columns, units, a, row_step, unit_step, panel, add, c, c_row);
+  fetch(ahead);
 }
 
 template <typename Source>
@@ -109,8 +111,9 @@ constexpr TileKernels table(const char* name, bool reads_rows) {
           .packed_row_step = 1,
           .packed_unit_step = kPackedRows,
           .reads_rows = reads_rows,
+          .add_few = add_few<Source>,
           .whole_blocks = false,
-          .needs_whole_tiles = false,
+          .group_rows = 1,
           .begin = nullptr,
           .end = nullptr,
           .multiply = multiply,

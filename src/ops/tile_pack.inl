@@ -35,6 +35,37 @@ void store(void* to, V value) {
   __builtin_memcpy(to, &value, sizeof value);
 }
 
+inline std::int64_t lines_in(const Lines& lines) {
+  return lines.rows * ((lines.row_bytes + kLineBytes - 1) / kLineBytes);
+}
+
+/// Asks for the next `count` lines.
+inline void fetch(Lines& lines, std::int64_t count) {
+  if (lines.row_bytes <= kLineBytes) {
+    count = count < lines.rows ? count : lines.rows;
+    for (std::int64_t i = 0; i < count; ++i) __builtin_prefetch(lines.row + i * lines.stride, 0, 2);
+    lines.row += count * lines.stride;
+    lines.rows -= count;
+    return;
+  }
+  while (count > 0 && lines.rows > 0) {
+    const std::int64_t left = (lines.row_bytes - lines.done + kLineBytes - 1) / kLineBytes;
+    const std::int64_t in_row = count < left ? count : left;
+    const std::byte* const first = lines.row + lines.done;
+    for (std::int64_t i = 0; i < in_row; ++i) __builtin_prefetch(first + i * kLineBytes, 0, 2);
+    count -= in_row;
+    lines.done += in_row * kLineBytes;
+    if (in_row < left) return;
+    lines.done = 0;
+    lines.row += lines.stride;
+    --lines.rows;
+  }
+}
+inline void fetch(Ahead& ahead) {
+  fetch(ahead.tile, lines_in(ahead.tile));
+  fetch(ahead.panel, ahead.panel_lines);
+}
+
 template <int... kLane>
 struct Lanes {};
 template <typename V, int... kLane>
@@ -133,8 +164,13 @@ void pack_along(const typename Source::Stored* from,
     for (std::int64_t unit = 0; unit < units; unit += kLanes) {
       const std::int64_t first = unit * Source::kElements;
       Units rows[kLanes];
+      const bool whole = line + kLanes <= width && first + kPerVector <= depth;
+      if (whole) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) {
+        for (int i = 0; i < kLanes; ++i)
+          rows[i] = Source::along(from + (line + i) * stride + first);
+      }
+      for (int i = 0; i < kLanes && !whole; ++i) {
         const auto* at = from + (line + i) * stride + first;
         if (line + i >= width || first >= depth) {
           rows[i] = Units{};
@@ -145,9 +181,12 @@ void pack_along(const typename Source::Stored* from,
         }
       }
       transpose(rows);
+      if (unit + kLanes <= units) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i)
-        if (unit + i < units) store(to + (unit + i) * kWidth + line, rows[i]);
+        for (int i = 0; i < kLanes; ++i) store(to + (unit + i) * kWidth + line, rows[i]);
+      } else {
+        for (int i = 0; i < units - unit; ++i) store(to + (unit + i) * kWidth + line, rows[i]);
+      }
     }
   }
 }
@@ -162,7 +201,14 @@ void pack_across(const typename Source::Stored* from,
   const std::int64_t units =
       round_up((depth + Source::kElements - 1) / Source::kElements, kMultiple);
   const std::int64_t whole_units = depth / Source::kElements;
-  for (std::int64_t unit = 0; unit < units; ++unit) {
+  std::int64_t unit = 0;
+  for (; unit < whole_units && width == kWidth; ++unit) {
+    const auto* at = from + unit * Source::kElements * stride;
+#pragma GCC unroll 8
+    for (std::int64_t column = 0; column < kWidth; column += kLanes)
+      store(to + unit * kWidth + column, Source::across(at + column, stride));
+  }
+  for (; unit < units; ++unit) {
     const auto* at = from + unit * Source::kElements * stride;
     const std::int64_t lines = depth - unit * Source::kElements;
 #pragma GCC unroll 8
@@ -193,6 +239,85 @@ void pack(Contiguous contiguous,
     pack_along<Source, kWidth, kMultiple>(elements, stride, depth, width, to);
   } else {
     pack_across<Source, kWidth, kMultiple>(elements, stride, depth, width, to);
+  }
+}
+
+template <int kRows>
+void add_few_to_rows(std::int64_t columns,
+                     std::int64_t depth,
+                     const float* a,
+                     std::int64_t a_line,
+                     const float* b,
+                     std::int64_t b_line,
+                     float* c,
+                     std::int64_t c_row) {
+  constexpr int kVectors = 2;
+  std::int64_t j = 0;
+  for (; j + kVectors * kLanes <= columns; j += kVectors * kLanes) {
+    Floats sums[kRows][kVectors];
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        sums[i][v] = load<Floats>(c + i * c_row + j + v * kLanes);
+        // The rows that follow.
+        __builtin_prefetch(c + (i + kRows) * c_row + j + v * kLanes, 0, 3);
+      }
+    }
+    for (std::int64_t u = 0; u < depth; ++u) {
+      Floats right[kVectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) right[v] = load<Floats>(b + u * b_line + j + v * kLanes);
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) {
+        const float factor = a[u * a_line + i];
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) sums[i][v] += factor * right[v];
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) store(c + i * c_row + j + v * kLanes, sums[i][v]);
+    }
+  }
+  for (; j < columns; ++j) {
+    for (int i = 0; i < kRows; ++i) {
+      float sum = c[i * c_row + j];
+      for (std::int64_t u = 0; u < depth; ++u) sum += a[u * a_line + i] * b[u * b_line + j];
+      c[i * c_row + j] = sum;
+    }
+  }
+}
+
+template <typename Source>
+void add_few(std::int64_t rows,
+             std::int64_t columns,
+             std::int64_t depth,
+             const void* a,
+             std::int64_t a_line,
+             const void* b,
+             std::int64_t b_line,
+             float* c,
+             std::int64_t c_row,
+             float* widened) {
+  const auto* left = static_cast<const typename Source::Stored*>(a);
+  const auto* right = static_cast<const typename Source::Stored*>(b);
+  if constexpr (sizeof(typename Source::Stored) == sizeof(float)) {
+    constexpr int kRows = 4;
+    std::int64_t i = 0;
+    for (; i + kRows <= rows; i += kRows)
+      add_few_to_rows<kRows>(columns, depth, left + i, a_line, right, b_line, c + i * c_row, c_row);
+    for (; i < rows; ++i)
+      add_few_to_rows<1>(columns, depth, left + i, a_line, right, b_line, c + i * c_row, c_row);
+  } else {
+    float* const wide_right = widened + depth * rows;
+    for (std::int64_t u = 0; u < depth; ++u) {
+      for (std::int64_t i = 0; i < rows; ++i) widened[u * rows + i] = wide(left[u * a_line + i]);
+      for (std::int64_t j = 0; j < columns; ++j)
+        wide_right[u * columns + j] = wide(right[u * b_line + j]);
+    }
+    add_few<FromF32>(rows, columns, depth, widened, rows, wide_right, columns, c, c_row, nullptr);
   }
 }
 
