@@ -49,7 +49,7 @@ void Multiplier::on_threads(int threads, const std::function<void(int)>& body) {
   body(omp_get_thread_num());
 }
 
-Multiplier::Blocks Multiplier::blocks_of(const Product& product, int halvings) const {
+Multiplier::Blocks Multiplier::blocks_of(const Product& product, std::int64_t most_work) const {
   const Matrix<const void>& a = product.a;
   // Its sums may depend on the size of a block, which therefore depends on the product alone.
   if (kernels_.whole_blocks) {
@@ -66,26 +66,25 @@ Multiplier::Blocks Multiplier::blocks_of(const Product& product, int halvings) c
   const std::int64_t least_rows = rows / 4;
   // Few rows leave room for more columns.
   for (; rows >= 2 * product.m && columns < kMostBlockColumns; columns *= 2) rows /= 2;
-  for (; halvings > 0; --halvings) {
-    if (columns > least_columns) {
-      columns /= 2;
-    } else if (rows > least_rows) {
-      rows /= 2;
-    }
+  const auto work = [&] {
+    return std::min(rows, product.m) * std::min(columns, product.n) * product.k;
+  };
+  while (work() > most_work && (columns > least_columns || rows > least_rows)) {
+    (columns > least_columns ? columns : rows) /= 2;
   }
   return {rows, columns, !reads};
 }
 
-std::int64_t Multiplier::num_tasks(const Product& product, int halvings) const {
+std::int64_t Multiplier::num_tasks(const Product& product, std::int64_t most_work) const {
   if (product.k == 0 && product.accumulate == Accumulate::kAdd) return 0;
-  const Blocks blocks = blocks_of(product, halvings);
+  const Blocks blocks = blocks_of(product, most_work);
   return blocks_in(product.m, blocks.rows) * blocks_in(product.n, blocks.columns);
 }
 
 Multiplier::Block Multiplier::block_of(const Product& product,
-                                       int halvings,
+                                       std::int64_t most_work,
                                        std::int64_t task) const {
-  const Blocks blocks = blocks_of(product, halvings);
+  const Blocks blocks = blocks_of(product, most_work);
   const std::int64_t across = blocks_in(product.n, blocks.columns);
   const std::int64_t row = task / across * blocks.rows, column = task % across * blocks.columns;
   return {row,
@@ -117,18 +116,33 @@ Lines Multiplier::tile_lines(const Task& task, std::int64_t i, std::int64_t j) c
 }
 
 void Multiplier::run_whole(const Product& product, const Block& block) const {
+  const std::byte* const a = element_at(product.a, block.row, 0, element_bytes_);
+  const std::byte* const b = element_at(product.b, 0, block.column, element_bytes_);
+  float* const c =
+      static_cast<float*>(product.c.data) + block.row * product.c.stride + block.column;
+  if (product.m <= kFewRows && product.a.transpose == Transpose::kNo && product.k > 0)
+    return kernels_.multiply_few(contiguous(product.b.transpose, Transpose::kYes),
+                                 block.rows,
+                                 block.columns,
+                                 product.k,
+                                 reinterpret_cast<const float*>(a),
+                                 product.a.stride,
+                                 reinterpret_cast<const float*>(b),
+                                 product.b.stride,
+                                 product.accumulate == Accumulate::kAdd,
+                                 c,
+                                 product.c.stride);
   const auto typed = [](const Matrix<const void>& x, const std::byte* at) {
     return Matrix<const float>{reinterpret_cast<const float*>(at), x.stride, x.transpose};
   };
-  const std::int64_t c_offset = block.row * product.c.stride + block.column;
   gemm(1,
        block.rows,
        block.columns,
        product.k,
-       typed(product.a, element_at(product.a, block.row, 0, element_bytes_)),
-       typed(product.b, element_at(product.b, 0, block.column, element_bytes_)),
+       typed(product.a, a),
+       typed(product.b, b),
        product.accumulate,
-       Matrix<float>{static_cast<float*>(product.c.data) + c_offset, product.c.stride});
+       Matrix<float>{c, product.c.stride});
 }
 
 /// Computes one block of C, tile by tile.

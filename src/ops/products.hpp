@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <utility>
 
 #include "ops/gemm.hpp"
@@ -41,7 +42,7 @@ class Multiplier {
   /// its own in ascending order. `scratch` has kScratchBytes for each thread, aligned to 64.
   template <typename ProductOf>
   void multiply(int threads, std::int64_t count, ProductOf product_of, std::byte* scratch) const {
-    const int halvings = halvings_for(threads, count, product_of);
+    const std::int64_t most_work = most_work_for(threads, count, product_of);
     std::atomic<std::int64_t> next{0};
     const auto work = [&](ProductOf own_product_of, std::byte* own_scratch) {
       Product product{};
@@ -50,10 +51,11 @@ class Multiplier {
         while (task >= end && ++index < count) {
           product = own_product_of(index);
           first = end;
-          end += num_tasks(product, halvings);
+          end += num_tasks(product, most_work);
         }
         if (task >= end) return false;
-        found = {product, blocks_of(product, halvings), block_of(product, halvings, task - first)};
+        found = {
+            product, blocks_of(product, most_work), block_of(product, most_work, task - first)};
         return true;
       };
       // Probably: another thread may take it.
@@ -86,33 +88,26 @@ class Multiplier {
   };
   /// Finds the task after this one, if there is one.
   using Upcoming = std::function<bool(Task&)>;
-  /// How often blocks are halved, so that threads end together.
+  /// Multiplications of one task at most, as far as blocks can be halved, so that threads end
+  /// together.
   template <typename ProductOf>
-  [[nodiscard]] int halvings_for(int threads,
-                                 std::int64_t count,
-                                 const ProductOf& product_of) const {
-    constexpr int kMostHalvings = 3;
+  [[nodiscard]] static std::int64_t most_work_for(int threads,
+                                                  std::int64_t count,
+                                                  ProductOf product_of) {
     constexpr std::int64_t kTasksPerThread = 4;
-    int halvings = 0;
-    if (kernels_.whole_blocks) return halvings;
-    for (; threads > 1 && halvings < kMostHalvings; ++halvings) {
-      ProductOf counted = product_of;
-      std::int64_t work = 0, largest = 0;
-      for (std::int64_t i = 0; i < count; ++i) {
-        const Product product = counted(i);
-        const Blocks blocks = blocks_of(product, halvings);
-        work += product.m * product.n * product.k;
-        largest = std::max(
-            largest,
-            std::min(product.m, blocks.rows) * std::min(product.n, blocks.columns) * product.k);
-      }
-      if (largest * kTasksPerThread * threads <= work) break;
+    if (threads == 1) return std::numeric_limits<std::int64_t>::max();
+    std::int64_t work = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const Product product = product_of(i);
+      work += product.m * product.n * product.k;
     }
-    return halvings;
+    return work / (kTasksPerThread * threads);
   }
-  [[nodiscard]] Blocks blocks_of(const Product& product, int halvings) const;
-  [[nodiscard]] std::int64_t num_tasks(const Product& product, int halvings) const;
-  [[nodiscard]] Block block_of(const Product& product, int halvings, std::int64_t task) const;
+  [[nodiscard]] Blocks blocks_of(const Product& product, std::int64_t most_work) const;
+  [[nodiscard]] std::int64_t num_tasks(const Product& product, std::int64_t most_work) const;
+  [[nodiscard]] Block block_of(const Product& product,
+                               std::int64_t most_work,
+                               std::int64_t task) const;
   void run(const Task& task, const Upcoming& upcoming, std::byte* scratch) const;
   [[nodiscard]] bool is_few(const Product& product) const;
   void run_few(const Product& product, const Block& block, std::byte* scratch) const;

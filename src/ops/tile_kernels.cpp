@@ -44,6 +44,7 @@ constexpr TileKernels kOneDnnF32{.name = "f32 oneDNN",
                                  .packed_unit_step = 1,
                                  .reads_rows = true,
                                  .add_few = nullptr,
+                                 .multiply_few = nullptr,
                                  .whole_blocks = true,
                                  .group_rows = 1,
                                  .begin = nullptr,
@@ -83,6 +84,7 @@ std::span<const TileKernels* const> f32_tile_kernels() {
     if (isa_limit() < IsaLimit::kAmx) return own;
     static TileKernels one_dnn = kOneDnnF32;
     one_dnn.add_few = own.back()->add_few;
+    one_dnn.multiply_few = own.back()->multiply_few;
     own.push_back(&one_dnn);
     return own;
   }();

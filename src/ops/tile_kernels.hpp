@@ -22,6 +22,8 @@ inline constexpr std::int64_t kMaxTileRows = 32;
 
 /// Up to so many elements along the contracted dimension add_few() is ahead of tiles.
 inline constexpr std::int64_t kFewUnits = 16;
+/// Up to so many rows multiply_few() is ahead of whole blocks.
+inline constexpr std::int64_t kFewRows = 24;
 
 /// The side of a factor whose elements follow one another in memory.
 enum class Contiguous : std::uint8_t {
@@ -67,6 +69,20 @@ struct TileKernels {
                   float* c,
                   std::int64_t c_row,
                   float* widened);
+  /// c[i][j] = [c[i][j] +] sum over u < depth of a[i * a_row + u] times the right factor, whose
+  /// lines are b_line apart: f32 that is not packed, for few rows. Used beside whole_blocks only,
+  /// which pack both factors; its sums are not those of multiply().
+  void (*multiply_few)(Contiguous b_contiguous,
+                       std::int64_t rows,
+                       std::int64_t columns,
+                       std::int64_t depth,
+                       const float* a,
+                       std::int64_t a_row,
+                       const float* b,
+                       std::int64_t b_line,
+                       bool add,
+                       float* c,
+                       std::int64_t c_row);
   /// oneDNN computes whole blocks of f32, one a thread; all that follows is unused.
   bool whole_blocks;
   /// multiply() computes so many rows together, at least, and whole panels. Where the last group of

@@ -242,16 +242,33 @@ void pack(Contiguous contiguous,
   }
 }
 
-template <int kRows>
-void add_few_to_rows(std::int64_t columns,
-                     std::int64_t depth,
-                     const float* a,
-                     std::int64_t a_line,
-                     const float* b,
-                     std::int64_t b_line,
-                     float* c,
-                     std::int64_t c_row) {
+/// Lines of the right factor that are added to some rows at once, and fetched ahead.
+constexpr std::int64_t kLinesAtOnce = 16;
+/// What multiply_lines() is for.
+enum class Use : std::uint8_t {
+  kGradient,  ///< rows of a are one element apart; adds, and fetches the rows below in c
+  kFirst,     ///< elements of a row of a follow one another; fetches kLinesAtOnce lines ahead in b
+  kOthers,    ///< the same for lines of b that are near already
+};
+
+/// c[i][j] = [c[i][j] +] sum over u < depth, ascending, of a's element (i, u) times b[u * b_line +
+/// j], for some rows. Lines of a are a_line apart.
+template <int kRows, Use kUse>
+void multiply_lines(std::int64_t columns,
+                    std::int64_t depth,
+                    const float* a,
+                    std::int64_t a_line,
+                    const float* b,
+                    std::int64_t b_line,
+                    bool add,
+                    float* c,
+                    std::int64_t c_row) {
   constexpr int kVectors = 2;
+  constexpr bool kGradient = kUse == Use::kGradient;
+  const auto factor_at = [&](std::int64_t i, std::int64_t u) {
+    return kGradient ? a[u * a_line + i] : a[i * a_line + u];
+  };
+  const bool adds = kGradient || add;
   std::int64_t j = 0;
   for (; j + kVectors * kLanes <= columns; j += kVectors * kLanes) {
     Floats sums[kRows][kVectors];
@@ -259,18 +276,22 @@ void add_few_to_rows(std::int64_t columns,
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
-        sums[i][v] = load<Floats>(c + i * c_row + j + v * kLanes);
-        // The rows that follow.
-        __builtin_prefetch(c + (i + kRows) * c_row + j + v * kLanes, 0, 3);
+        const float* const at = c + i * c_row + j + v * kLanes;
+        sums[i][v] = adds ? load<Floats>(at) : Floats{};
+        if (kGradient) __builtin_prefetch(at + kRows * c_row, 0, 3);
       }
     }
     for (std::int64_t u = 0; u < depth; ++u) {
       Floats right[kVectors];
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) right[v] = load<Floats>(b + u * b_line + j + v * kLanes);
+      for (int v = 0; v < kVectors; ++v) {
+        const float* const at = b + u * b_line + j + v * kLanes;
+        right[v] = load<Floats>(at);
+        if (kUse == Use::kFirst) __builtin_prefetch(at + kLinesAtOnce * b_line, 0, 3);
+      }
 #pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) {
-        const float factor = a[u * a_line + i];
+        const float factor = factor_at(i, u);
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) sums[i][v] += factor * right[v];
       }
@@ -283,8 +304,8 @@ void add_few_to_rows(std::int64_t columns,
   }
   for (; j < columns; ++j) {
     for (int i = 0; i < kRows; ++i) {
-      float sum = c[i * c_row + j];
-      for (std::int64_t u = 0; u < depth; ++u) sum += a[u * a_line + i] * b[u * b_line + j];
+      float sum = adds ? c[i * c_row + j] : 0.0F;
+      for (std::int64_t u = 0; u < depth; ++u) sum += factor_at(i, u) * b[u * b_line + j];
       c[i * c_row + j] = sum;
     }
   }
@@ -307,9 +328,11 @@ void add_few(std::int64_t rows,
     constexpr int kRows = 4;
     std::int64_t i = 0;
     for (; i + kRows <= rows; i += kRows)
-      add_few_to_rows<kRows>(columns, depth, left + i, a_line, right, b_line, c + i * c_row, c_row);
+      multiply_lines<kRows, Use::kGradient>(
+          columns, depth, left + i, a_line, right, b_line, true, c + i * c_row, c_row);
     for (; i < rows; ++i)
-      add_few_to_rows<1>(columns, depth, left + i, a_line, right, b_line, c + i * c_row, c_row);
+      multiply_lines<1, Use::kGradient>(
+          columns, depth, left + i, a_line, right, b_line, true, c + i * c_row, c_row);
   } else {
     float* const wide_right = widened + depth * rows;
     for (std::int64_t u = 0; u < depth; ++u) {

@@ -163,6 +163,17 @@ TEST_CASE("products of few rows agree with the reference, whatever the number of
       check(*kernels, DType::kBF16, DType::kF32);
       check(*kernels, DType::kBF16, DType::kBF16);
     }
+    // What whole blocks leave to each instruction set.
+    for (const TileKernels* kernels : ops::detail::f32_tile_kernels()) {
+      TileKernels beside = *ops::detail::f32_tile_kernels().back();
+      beside.name = kernels->name;
+      beside.whole_blocks = true;
+      beside.add_few = kernels->add_few;
+      beside.multiply_few = kernels->multiply_few;
+      check(beside, DType::kF32, DType::kF32);
+      check_product(beside, DType::kF32, DType::kF32, {rows, 71, 67}, kNo, kYes, false);
+      check_product(beside, DType::kF32, DType::kF32, {rows, 71, 37}, kNo, kNo, false);
+    }
   }
 }
 
