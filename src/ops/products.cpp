@@ -66,10 +66,12 @@ Multiplier::Blocks Multiplier::blocks_of(const Product& product, std::int64_t mo
   const std::int64_t least_rows = rows / 4;
   // Few rows leave room for more columns.
   for (; rows >= 2 * product.m && columns < kMostBlockColumns; columns *= 2) rows /= 2;
+  // Where A is packed, each block packs all of its B again.
+  const std::int64_t most = reads ? most_work : most_work * 2;
   const auto work = [&] {
     return std::min(rows, product.m) * std::min(columns, product.n) * product.k;
   };
-  while (work() > most_work && (columns > least_columns || rows > least_rows)) {
+  while (work() > most && (columns > least_columns || rows > least_rows)) {
     (columns > least_columns ? columns : rows) /= 2;
   }
   return {rows, columns, !reads};

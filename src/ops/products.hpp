@@ -95,7 +95,7 @@ class Multiplier {
                                                   std::int64_t count,
                                                   ProductOf product_of) {
     constexpr std::int64_t kTasksPerThread = 4;
-    if (threads == 1) return std::numeric_limits<std::int64_t>::max();
+    if (threads == 1) return std::numeric_limits<std::int64_t>::max() / 2;
     std::int64_t work = 0;
     for (std::int64_t i = 0; i < count; ++i) {
       const Product product = product_of(i);
