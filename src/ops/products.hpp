@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <utility>
 
 #include "ops/gemm.hpp"
@@ -41,21 +42,27 @@ class Multiplier {
   /// its own in ascending order. `scratch` has kScratchBytes for each thread, aligned to 64.
   template <typename ProductOf>
   void multiply(int threads, std::int64_t count, ProductOf product_of, std::byte* scratch) const {
-    const int halvings = halvings_for(threads, count, product_of);
+    const std::int64_t most_work = most_work_for(threads, count, product_of);
     std::atomic<std::int64_t> next{0};
     const auto work = [&](ProductOf own_product_of, std::byte* own_scratch) {
       Product product{};
       std::int64_t index = -1, first = 0, end = 0;
-      if (kernels_.begin != nullptr) kernels_.begin();
-      for (std::int64_t task = next++;; task = next++) {
+      const auto find = [&](std::int64_t task, Task& found) {
         while (task >= end && ++index < count) {
           product = own_product_of(index);
           first = end;
-          end += num_tasks(product, halvings);
+          end += num_tasks(product, most_work);
         }
-        if (task >= end) break;
-        run(product, halvings, task - first, own_scratch);
-      }
+        if (task >= end) return false;
+        found = {
+            product, blocks_of(product, most_work), block_of(product, most_work, task - first)};
+        return true;
+      };
+      // Probably: another thread may take it.
+      const auto find_upcoming = [&](Task& found) { return find(next.load(), found); };
+      Task task{};
+      if (kernels_.begin != nullptr) kernels_.begin();
+      while (find(next++, task)) run(task, std::cref(find_upcoming), own_scratch);
       if (kernels_.end != nullptr) kernels_.end();
     };
     const auto on_thread = [&](int thread) { work(product_of, scratch + thread * kScratchBytes); };
@@ -70,34 +77,44 @@ class Multiplier {
     std::int64_t rows, columns;  ///< of C that one task computes, at most
     bool packs_rows;             ///< A is packed
   };
-  /// How often blocks are halved, so that there are enough of them for the threads.
-  template <typename ProductOf>
-  [[nodiscard]] int halvings_for(int threads,
-                                 std::int64_t count,
-                                 const ProductOf& product_of) const {
-    constexpr int kMostHalvings = 2;
-    constexpr std::int64_t kTasksPerThread = 4;
-    int halvings = 0;
-    for (; threads > 1 && halvings < kMostHalvings; ++halvings) {
-      ProductOf counted = product_of;
-      std::int64_t tasks = 0;
-      for (std::int64_t i = 0; i < count; ++i) tasks += num_tasks(counted(i), halvings);
-      if (tasks >= kTasksPerThread * threads) break;
-    }
-    return halvings;
-  }
-  [[nodiscard]] Blocks blocks_of(const Product& product, int halvings) const;
-  [[nodiscard]] std::int64_t num_tasks(const Product& product, int halvings) const;
   /// The part of C that one task computes.
   struct Block {
     std::int64_t row, column, rows, columns;
   };
-  void run(const Product& product, int halvings, std::int64_t task, std::byte* scratch) const;
+  struct Task {
+    Product product;
+    Blocks blocks;
+    Block block;
+  };
+  /// Finds the task after this one, if there is one.
+  using Upcoming = std::function<bool(Task&)>;
+  /// Multiplications of one task at most, as far as blocks can be halved, so that threads end
+  /// together.
+  template <typename ProductOf>
+  [[nodiscard]] static std::int64_t most_work_for(int threads,
+                                                  std::int64_t count,
+                                                  ProductOf product_of) {
+    constexpr std::int64_t kTasksPerThread = 4;
+    if (threads == 1) return std::numeric_limits<std::int64_t>::max() / 2;
+    std::int64_t work = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const Product product = product_of(i);
+      work += product.m * product.n * product.k;
+    }
+    return work / (kTasksPerThread * threads);
+  }
+  [[nodiscard]] Blocks blocks_of(const Product& product, std::int64_t most_work) const;
+  [[nodiscard]] std::int64_t num_tasks(const Product& product, std::int64_t most_work) const;
+  [[nodiscard]] Block block_of(const Product& product,
+                               std::int64_t most_work,
+                               std::int64_t task) const;
+  void run(const Task& task, const Upcoming& upcoming, std::byte* scratch) const;
+  [[nodiscard]] bool is_few(const Product& product) const;
+  void run_few(const Product& product, const Block& block, std::byte* scratch) const;
   void run_whole(const Product& product, const Block& block) const;
-  void run_tiles(const Product& product,
-                 const Blocks& blocks,
-                 const Block& block,
-                 std::byte* scratch) const;
+  class BlockRun;
+  [[nodiscard]] Lines panel_lines(const Task& task, std::int64_t p, std::int64_t j) const;
+  [[nodiscard]] Lines tile_lines(const Task& task, std::int64_t i, std::int64_t j) const;
 
   const TileKernels& kernels_;
   std::int64_t element_bytes_;

@@ -77,7 +77,8 @@ void multiply(std::int64_t rows,
               const Unit* panel,
               bool add,
               float* c,
-              std::int64_t c_row) {
+              std::int64_t c_row,
+              Ahead& ahead) {
   constexpr decltype(&multiply_rows<1>) kByRows[] = {multiply_rows<1>,
                                                      multiply_rows<2>,
                                                      multiply_rows<3>,
@@ -87,6 +88,7 @@ void multiply(std::int64_t rows,
                                                      multiply_rows<7>,
                                                      multiply_rows<8>};
   kByRows[rows - 1](columns, units, a, row_step, unit_step, panel, add, c, c_row);
+  fetch(ahead);
 }
 
 }  // namespace
@@ -100,8 +102,10 @@ constinit const TileKernels kAvx512TilesBf16{.name = "bf16 avx512_bf16",
                                              .packed_row_step = 1,
                                              .packed_unit_step = kPackedRows,
                                              .reads_rows = true,
+                                             .add_few = add_few<FromBf16>,
+                                             .multiply_few = nullptr,
                                              .whole_blocks = false,
-                                             .needs_whole_tiles = false,
+                                             .group_rows = 1,
                                              .begin = nullptr,
                                              .end = nullptr,
                                              .multiply = multiply,

@@ -35,22 +35,24 @@ bool may_use_amx() {
 #endif
 
 /// oneDNN chooses its instruction set by itself.
-constinit const TileKernels kOneDnnF32{.name = "f32 oneDNN",
-                                       .elements_per_unit = 1,
-                                       .unit_multiple = 1,
-                                       .tile_rows = 1,
-                                       .packed_rows = 1,
-                                       .packed_row_step = 1,
-                                       .packed_unit_step = 1,
-                                       .reads_rows = true,
-                                       .whole_blocks = true,
-                                       .needs_whole_tiles = false,
-                                       .begin = nullptr,
-                                       .end = nullptr,
-                                       .multiply = nullptr,
-                                       .pack_panel = nullptr,
-                                       .pack_rows = nullptr,
-                                       .store_bf16 = nullptr};
+constexpr TileKernels kOneDnnF32{.name = "f32 oneDNN",
+                                 .elements_per_unit = 1,
+                                 .unit_multiple = 1,
+                                 .tile_rows = 1,
+                                 .packed_rows = 1,
+                                 .packed_row_step = 1,
+                                 .packed_unit_step = 1,
+                                 .reads_rows = true,
+                                 .add_few = nullptr,
+                                 .multiply_few = nullptr,
+                                 .whole_blocks = true,
+                                 .group_rows = 1,
+                                 .begin = nullptr,
+                                 .end = nullptr,
+                                 .multiply = nullptr,
+                                 .pack_panel = nullptr,
+                                 .pack_rows = nullptr,
+                                 .store_bf16 = nullptr};
 
 using Tables = std::vector<const TileKernels*>;
 
@@ -79,7 +81,11 @@ std::span<const TileKernels* const> f32_tile_kernels() {
   static const Tables tables = [] {
     Tables own = supported(kBaselineTilesF32, kAvx2TilesF32, kAvx512TilesF32);
     // It could not be held to a limit.
-    if (isa_limit() == IsaLimit::kAmx) own.push_back(&kOneDnnF32);
+    if (isa_limit() < IsaLimit::kAmx) return own;
+    static TileKernels one_dnn = kOneDnnF32;
+    one_dnn.add_few = own.back()->add_few;
+    one_dnn.multiply_few = own.back()->multiply_few;
+    own.push_back(&one_dnn);
     return own;
   }();
   return tables;

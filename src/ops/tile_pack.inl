@@ -35,6 +35,37 @@ void store(void* to, V value) {
   __builtin_memcpy(to, &value, sizeof value);
 }
 
+inline std::int64_t lines_in(const Lines& lines) {
+  return lines.rows * ((lines.row_bytes + kLineBytes - 1) / kLineBytes);
+}
+
+/// Asks for the next `count` lines.
+inline void fetch(Lines& lines, std::int64_t count) {
+  if (lines.row_bytes <= kLineBytes) {
+    count = count < lines.rows ? count : lines.rows;
+    for (std::int64_t i = 0; i < count; ++i) __builtin_prefetch(lines.row + i * lines.stride, 0, 2);
+    lines.row += count * lines.stride;
+    lines.rows -= count;
+    return;
+  }
+  while (count > 0 && lines.rows > 0) {
+    const std::int64_t left = (lines.row_bytes - lines.done + kLineBytes - 1) / kLineBytes;
+    const std::int64_t in_row = count < left ? count : left;
+    const std::byte* const first = lines.row + lines.done;
+    for (std::int64_t i = 0; i < in_row; ++i) __builtin_prefetch(first + i * kLineBytes, 0, 2);
+    count -= in_row;
+    lines.done += in_row * kLineBytes;
+    if (in_row < left) return;
+    lines.done = 0;
+    lines.row += lines.stride;
+    --lines.rows;
+  }
+}
+inline void fetch(Ahead& ahead) {
+  fetch(ahead.tile, lines_in(ahead.tile));
+  fetch(ahead.panel, ahead.panel_lines);
+}
+
 template <int... kLane>
 struct Lanes {};
 template <typename V, int... kLane>
@@ -133,8 +164,13 @@ void pack_along(const typename Source::Stored* from,
     for (std::int64_t unit = 0; unit < units; unit += kLanes) {
       const std::int64_t first = unit * Source::kElements;
       Units rows[kLanes];
+      const bool whole = line + kLanes <= width && first + kPerVector <= depth;
+      if (whole) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) {
+        for (int i = 0; i < kLanes; ++i)
+          rows[i] = Source::along(from + (line + i) * stride + first);
+      }
+      for (int i = 0; i < kLanes && !whole; ++i) {
         const auto* at = from + (line + i) * stride + first;
         if (line + i >= width || first >= depth) {
           rows[i] = Units{};
@@ -145,9 +181,12 @@ void pack_along(const typename Source::Stored* from,
         }
       }
       transpose(rows);
+      if (unit + kLanes <= units) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i)
-        if (unit + i < units) store(to + (unit + i) * kWidth + line, rows[i]);
+        for (int i = 0; i < kLanes; ++i) store(to + (unit + i) * kWidth + line, rows[i]);
+      } else {
+        for (int i = 0; i < units - unit; ++i) store(to + (unit + i) * kWidth + line, rows[i]);
+      }
     }
   }
 }
@@ -162,7 +201,14 @@ void pack_across(const typename Source::Stored* from,
   const std::int64_t units =
       round_up((depth + Source::kElements - 1) / Source::kElements, kMultiple);
   const std::int64_t whole_units = depth / Source::kElements;
-  for (std::int64_t unit = 0; unit < units; ++unit) {
+  std::int64_t unit = 0;
+  for (; unit < whole_units && width == kWidth; ++unit) {
+    const auto* at = from + unit * Source::kElements * stride;
+#pragma GCC unroll 8
+    for (std::int64_t column = 0; column < kWidth; column += kLanes)
+      store(to + unit * kWidth + column, Source::across(at + column, stride));
+  }
+  for (; unit < units; ++unit) {
     const auto* at = from + unit * Source::kElements * stride;
     const std::int64_t lines = depth - unit * Source::kElements;
 #pragma GCC unroll 8
@@ -193,6 +239,108 @@ void pack(Contiguous contiguous,
     pack_along<Source, kWidth, kMultiple>(elements, stride, depth, width, to);
   } else {
     pack_across<Source, kWidth, kMultiple>(elements, stride, depth, width, to);
+  }
+}
+
+/// Lines of the right factor that are added to some rows at once, and fetched ahead.
+constexpr std::int64_t kLinesAtOnce = 16;
+/// What multiply_lines() is for.
+enum class Use : std::uint8_t {
+  kGradient,  ///< rows of a are one element apart; adds, and fetches the rows below in c
+  kFirst,     ///< elements of a row of a follow one another; fetches kLinesAtOnce lines ahead in b
+  kOthers,    ///< the same for lines of b that are near already
+};
+
+/// c[i][j] = [c[i][j] +] sum over u < depth, ascending, of a's element (i, u) times b[u * b_line +
+/// j], for some rows. Lines of a are a_line apart.
+template <int kRows, Use kUse>
+void multiply_lines(std::int64_t columns,
+                    std::int64_t depth,
+                    const float* a,
+                    std::int64_t a_line,
+                    const float* b,
+                    std::int64_t b_line,
+                    bool add,
+                    float* c,
+                    std::int64_t c_row) {
+  constexpr int kVectors = 2;
+  constexpr bool kGradient = kUse == Use::kGradient;
+  const auto factor_at = [&](std::int64_t i, std::int64_t u) {
+    return kGradient ? a[u * a_line + i] : a[i * a_line + u];
+  };
+  const bool adds = kGradient || add;
+  std::int64_t j = 0;
+  for (; j + kVectors * kLanes <= columns; j += kVectors * kLanes) {
+    Floats sums[kRows][kVectors];
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const float* const at = c + i * c_row + j + v * kLanes;
+        sums[i][v] = adds ? load<Floats>(at) : Floats{};
+        if (kGradient) __builtin_prefetch(at + kRows * c_row, 0, 3);
+      }
+    }
+    for (std::int64_t u = 0; u < depth; ++u) {
+      Floats right[kVectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const float* const at = b + u * b_line + j + v * kLanes;
+        right[v] = load<Floats>(at);
+        if (kUse == Use::kFirst) __builtin_prefetch(at + kLinesAtOnce * b_line, 0, 3);
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) {
+        const float factor = factor_at(i, u);
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) sums[i][v] += factor * right[v];
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) store(c + i * c_row + j + v * kLanes, sums[i][v]);
+    }
+  }
+  for (; j < columns; ++j) {
+    for (int i = 0; i < kRows; ++i) {
+      float sum = adds ? c[i * c_row + j] : 0.0F;
+      for (std::int64_t u = 0; u < depth; ++u) sum += factor_at(i, u) * b[u * b_line + j];
+      c[i * c_row + j] = sum;
+    }
+  }
+}
+
+template <typename Source>
+void add_few(std::int64_t rows,
+             std::int64_t columns,
+             std::int64_t depth,
+             const void* a,
+             std::int64_t a_line,
+             const void* b,
+             std::int64_t b_line,
+             float* c,
+             std::int64_t c_row,
+             float* widened) {
+  const auto* left = static_cast<const typename Source::Stored*>(a);
+  const auto* right = static_cast<const typename Source::Stored*>(b);
+  if constexpr (sizeof(typename Source::Stored) == sizeof(float)) {
+    constexpr int kRows = 4;
+    std::int64_t i = 0;
+    for (; i + kRows <= rows; i += kRows)
+      multiply_lines<kRows, Use::kGradient>(
+          columns, depth, left + i, a_line, right, b_line, true, c + i * c_row, c_row);
+    for (; i < rows; ++i)
+      multiply_lines<1, Use::kGradient>(
+          columns, depth, left + i, a_line, right, b_line, true, c + i * c_row, c_row);
+  } else {
+    float* const wide_right = widened + depth * rows;
+    for (std::int64_t u = 0; u < depth; ++u) {
+      for (std::int64_t i = 0; i < rows; ++i) widened[u * rows + i] = wide(left[u * a_line + i]);
+      for (std::int64_t j = 0; j < columns; ++j)
+        wide_right[u * columns + j] = wide(right[u * b_line + j]);
+    }
+    add_few<FromF32>(rows, columns, depth, widened, rows, wide_right, columns, c, c_row, nullptr);
   }
 }
 

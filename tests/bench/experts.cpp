@@ -3,8 +3,10 @@
 ///   build/bench/bin/bench-experts [threads] [rounds] [rows an expert] [hidden] [expert ffn]
 /// Prints as a Markdown table the rate of forward and both gradients of one matrix an expert, in
 /// GFLOP/s of medians, and medians of the rounds' ratios. The dense product has one matrix for all
-/// rows. Loads: balanced; natural, rows log-normal with sigma 0.5, as a balanced router leaves them
-/// in a micro-batch; extreme, one expert has 90 % of the rows.
+/// rows; the wide one has the rows of one expert and all matrices side by side, [256 -> 512 E]: the
+/// same flops, and as many bytes of weights as the experts have. Loads: balanced; natural, rows
+/// log-normal with sigma 0.5, as a balanced router leaves them in a micro-batch; extreme, one
+/// expert has 90 % of the rows.
 
 #include <algorithm>
 #include <chrono>
@@ -83,7 +85,11 @@ class Operands {
         dx(dx_.data(), dtype, Shape{rows_, options.inputs}),
         dy(dy_.data(), dtype, Shape{rows_, options.outputs}),
         weights(matrices(w_, dtype, experts)),
-        grads(matrices(dw_, master_of(dtype), experts)) {
+        grads(matrices(dw_, master_of(dtype), experts)),
+        wide_y(y_.data(), dtype, Shape{options.rows_per_expert, experts * options.outputs}),
+        wide_dy(dy_.data(), dtype, wide_y.shape),
+        wide_weight(w_.data(), dtype, Shape{experts * options.outputs, options.inputs}),
+        wide_grad(dw_.data(), master_of(dtype), wide_weight.shape()) {
     // Numbers of ordinary size: sums are finite, and nothing is denormal. No product reads what
     // another has written.
     for (const TensorView& values : {x, dy, TensorView{w_.data(), dtype, Shape{elements(dtype)}}}) {
@@ -127,6 +133,8 @@ class Operands {
  public:
   TensorView x, y, dx, dy;
   std::vector<ParamStorage> weights, grads;
+  TensorView wide_y, wide_dy;
+  ParamStorage wide_weight, wide_grad;
 };
 
 void grouped(Context& ctx, const Counts& counts, Operands& o) {
@@ -154,6 +162,15 @@ void loop(Context& ctx, const Counts& counts, Operands& o) {
     ops::matmul_backward_input(
         ctx, dy, o.weights[e], o.dx.rows(first, counts[e]), Accumulate::kOverwrite);
   }
+}
+
+/// Rows of one expert through the matrices of all.
+void wide(Context& ctx, Operands& o) {
+  const std::int64_t rows = o.wide_y.shape[0];
+  const TensorView x = o.x.rows(0, rows), dx = o.dx.rows(0, rows);
+  ops::matmul_forward(ctx, x, o.wide_weight, o.wide_y);
+  ops::matmul_backward_weight(ctx, o.wide_dy, x, o.wide_grad);
+  ops::matmul_backward_input(ctx, o.wide_dy, o.wide_weight, dx, Accumulate::kOverwrite);
 }
 
 struct Variant {
@@ -203,9 +220,9 @@ void run(const Options& options) {
     Context ctx{device::cpu(), stream, workspace, options.threads};
     fmt::print(
         "\n{}, {} threads, {} rows an expert, {} -> {}\n\n"
-        "| experts | load | dense | grouped | block-sparse | loop | grouped/dense | "
-        "grouped, time over balanced |\n"
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+        "| experts | load | dense | wide | grouped | block-sparse | loop | grouped/dense | "
+        "grouped/wide | grouped, time over balanced |\n"
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
         name_of(dtype),
         options.threads,
         options.rows_per_expert,
@@ -216,7 +233,7 @@ void run(const Options& options) {
       Operands o(dtype, experts, options);
       const Counts all{rows};
       const auto loaded = loads(experts, rows);
-      std::vector<Variant> variants{{[&] { loop(ctx, all, o); }, {}}};
+      std::vector<Variant> variants{{[&] { loop(ctx, all, o); }, {}}, {[&] { wide(ctx, o); }, {}}};
       for (const auto& [name, counts] : loaded) {
         variants.push_back({[&] { grouped(ctx, counts, o); }, {}});
         variants.push_back({[&] { block_sparse(ctx, counts, o); }, {}});
@@ -227,16 +244,20 @@ void run(const Options& options) {
         return o.flops() / median(variant.seconds) / 1e9;
       };
       for (std::size_t load = 0; load < loaded.size(); ++load) {
-        const Variant* const of_load = &variants[1 + 3 * load];
-        fmt::print("| {} | {} | {:.0f} | {:.0f} | {:.0f} | {:.0f} | {:.2f} | {:.2f} |\n",
-                   experts,
-                   loaded[load].first,
-                   rate(variants[0]),
-                   rate(of_load[0]),
-                   rate(of_load[1]),
-                   rate(of_load[2]),
-                   ratio(variants[0], of_load[0]),
-                   ratio(of_load[0], variants[1]));
+        const Variant* const of_load = &variants[2 + 3 * load];
+        fmt::print(
+            "| {} | {} | {:.0f} | {:.0f} | {:.0f} | {:.0f} | {:.0f} | {:.2f} | {:.2f} | "
+            "{:.2f} |\n",
+            experts,
+            loaded[load].first,
+            rate(variants[0]),
+            rate(variants[1]),
+            rate(of_load[0]),
+            rate(of_load[1]),
+            rate(of_load[2]),
+            ratio(variants[0], of_load[0]),
+            ratio(variants[1], of_load[0]),
+            ratio(of_load[0], variants[2]));
       }
       std::fflush(stdout);
     }

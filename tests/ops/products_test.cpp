@@ -85,32 +85,40 @@ class Operands {
   Product product_of_{};
 };
 
-void check_kernels(const TileKernels& kernels, DType factors, DType result, Sizes sizes) {
+/// One product with every number of threads.
+void check_product(const TileKernels& kernels,
+                   DType factors,
+                   DType result,
+                   Sizes sizes,
+                   Transpose ta,
+                   Transpose tb,
+                   bool even) {
   constexpr int kThreads = 3;
   alignas(64) static std::byte scratch[kThreads * Multiplier::kScratchBytes];
   const Multiplier multiplier(kernels, factors, result);
-  for (const Transpose ta : {Transpose::kNo, Transpose::kYes}) {
-    for (const Transpose tb : {Transpose::kNo, Transpose::kYes}) {
-      for (const bool even : {false, true}) {
-        Operands operands(factors, result, sizes, ta, tb, even);
-        for (const Accumulate accumulate : {Accumulate::kOverwrite, Accumulate::kAdd}) {
-          INFO(kernels.name << ": " << sizes.m << " x " << sizes.n << " x " << sizes.k
-                            << ", transposed " << int(ta) << int(tb) << ", accumulate "
-                            << int(accumulate) << ", even lines " << even);
-          const auto run = [&](int threads) {
-            return operands.run(accumulate, [&](const Product& product) {
-              multiplier.multiply(
-                  threads, 1, [&](std::int64_t) { return product; }, scratch);
-            });
-          };
-          const Values one = run(1);
-          check_close(one, operands.expected(accumulate), tolerance(result, sizes.k));
-          CHECK(run(2) == one);
-          CHECK(run(3) == one);
-        }
-      }
-    }
+  Operands operands(factors, result, sizes, ta, tb, even);
+  for (const Accumulate accumulate : {Accumulate::kOverwrite, Accumulate::kAdd}) {
+    INFO(kernels.name << ": " << sizes.m << " x " << sizes.n << " x " << sizes.k << ", transposed "
+                      << int(ta) << int(tb) << ", accumulate " << int(accumulate) << ", even lines "
+                      << even);
+    const auto run = [&](int threads) {
+      return operands.run(accumulate, [&](const Product& product) {
+        multiplier.multiply(
+            threads, 1, [&](std::int64_t) { return product; }, scratch);
+      });
+    };
+    const Values one = run(1);
+    check_close(one, operands.expected(accumulate), tolerance(result, sizes.k));
+    CHECK(run(2) == one);
+    CHECK(run(3) == one);
   }
+}
+
+void check_kernels(const TileKernels& kernels, DType factors, DType result, Sizes sizes) {
+  for (const Transpose ta : {Transpose::kNo, Transpose::kYes})
+    for (const Transpose tb : {Transpose::kNo, Transpose::kYes})
+      for (const bool even : {false, true})
+        check_product(kernels, factors, result, sizes, ta, tb, even);
 }
 
 }  // namespace
@@ -136,6 +144,37 @@ TEST_CASE("products of every instruction set agree with the sum in the order of 
   }
   if (ops::detail::bf16_tile_kernels().size() < 5)
     WARN("this CPU lacks AVX512-BF16 or AMX: their tiles are not tested");
+}
+
+TEST_CASE("products of few rows agree with the reference, whatever the number of rows") {
+  std::vector<std::int64_t> row_counts{61, 62, 63, 64, 65, 66, 67};
+  for (std::int64_t rows = 1; rows <= 40; ++rows) row_counts.push_back(rows);
+  using enum Transpose;
+  for (const std::int64_t rows : row_counts) {
+    const auto check = [&](const TileKernels& kernels, DType factors, DType result) {
+      // Forward, gradient of the input in two steps of bf16, gradient of the weight.
+      check_product(kernels, factors, result, {rows, 70, 64}, kNo, kYes, true);
+      check_product(kernels, factors, result, {rows, 40, 544}, kNo, kNo, true);
+      check_product(kernels, factors, result, {70, 83, rows}, kYes, kNo, true);
+    };
+    for (const TileKernels* kernels : ops::detail::f32_tile_kernels())
+      check(*kernels, DType::kF32, DType::kF32);
+    for (const TileKernels* kernels : ops::detail::bf16_tile_kernels()) {
+      check(*kernels, DType::kBF16, DType::kF32);
+      check(*kernels, DType::kBF16, DType::kBF16);
+    }
+    // What whole blocks leave to each instruction set.
+    for (const TileKernels* kernels : ops::detail::f32_tile_kernels()) {
+      TileKernels beside = *ops::detail::f32_tile_kernels().back();
+      beside.name = kernels->name;
+      beside.whole_blocks = true;
+      beside.add_few = kernels->add_few;
+      beside.multiply_few = kernels->multiply_few;
+      check(beside, DType::kF32, DType::kF32);
+      check_product(beside, DType::kF32, DType::kF32, {rows, 71, 67}, kNo, kYes, false);
+      check_product(beside, DType::kF32, DType::kF32, {rows, 71, 37}, kNo, kNo, false);
+    }
+  }
 }
 
 TEST_CASE("products with several steps along k are rounded to bf16 once") {
