@@ -145,6 +145,45 @@ TEST_CASE("waiting for a collective on the device does not block the host", "[.d
   }));
 }
 
+TEST_CASE("messages wait for what their streams did before, and streams for them",
+          "[.device group]") {
+  expect_silence(errors_of(2, {.timeout = 30s}, [](Group& host, Group& group, Member& member) {
+    const device::PinnedBuffer pinned(member.device, Member::kCount * sizeof(float));
+    const TensorView values{pinned.data(), DType::kF32, Shape{Member::kCount}};
+    std::ranges::fill(values.as<float>(), host.rank() == Rank{0} ? 2.0F : 3.0F);
+    // On the one rank what is sent is written, on the other what is received still written and
+    // read.
+    device::upload(member.stream, values, member.view());
+    if (host.rank() == Rank{0}) {
+      group.send(member.ctx, member.view(), Rank{1}, kTag).wait();
+      device::upload(member.stream, values, member.view());
+    } else {
+      device::download(member.stream, member.view(), values);
+      group.receive(member.ctx, member.view(), Rank{0}, kTag).wait();
+    }
+    if (member.first() != 2.0F) throw CommError("a message did not wait, or was not waited for");
+  }));
+}
+
+TEST_CASE("messages and collectives go in the order in which they were begun", "[.device group]") {
+  // A broadcast is a message too: the members must agree on which comes first.
+  expect_silence(errors_of(2, {.timeout = 5s}, [](Group& host, Group& group, Member& member) {
+    const std::vector<float> numbers(Member::kCount, float(host.rank().value + 2));
+    device::upload(member.stream, const_view_of(std::span(numbers)), member.view());
+    const TensorView part = member.view(1).rows(0, 100);
+    if (host.rank() == Rank{0}) {
+      Pending message = group.send(member.ctx, member.view().rows(0, 100), Rank{1}, kTag);
+      group.broadcast(member.ctx, member.view(2), Rank{0}, kTag).wait();
+      message.wait();
+    } else {
+      group.receive(member.ctx, part, Rank{0}, kTag).wait();
+      group.broadcast(member.ctx, member.view(2), Rank{0}, kTag).wait();
+      if (member.first(1) != 2.0F) throw CommError("the message is another one");
+    }
+    if (member.first(2) != 1.0F) throw CommError("the broadcast is another message");
+  }));
+}
+
 TEST_CASE("a collective of one group goes on beside one of another", "[.device group]") {
   expect_silence(errors_of(3, {.timeout = 30s}, [](Group& host, Group& group, Member& member) {
     const int rank = host.rank().value;
