@@ -298,6 +298,34 @@ TEST_CASE("a member that throws with a message under way ends the group", "[.dev
   }
 }
 
+TEST_CASE("a member that throws with a collective on its stream ends the group at once",
+          "[.device group]") {
+  // Nobody holds a Pending any more. A group that waited would say that it was not idle in time.
+  CHECK_THROWS_AS(errors_of(2,
+                            {.timeout = 10s},
+                            [](Group& host, Group& group, Member& member) {
+                              if (host.rank() == Rank{0}) {
+                                group.broadcast(member.ctx, member.view(), Rank{1}, kTag).wait();
+                                throw DataError("no such file");
+                              }
+                              hear(host, Rank{0});
+                            }),
+                  DataError);
+}
+
+TEST_CASE("a group that ends before its stream is done waits, and says who is missing",
+          "[.device group]") {
+  const pecan::test::ExpectLog log;
+  (void)errors_of(2, {.timeout = 3s}, [](Group& host, Group& group, Member& member) {
+    if (host.rank() == Rank{0}) {
+      group.broadcast(member.ctx, member.view(), Rank{1}, kTag).wait();
+    } else {
+      hear(host, Rank{0});
+    }
+  });
+  CHECK(log.contains("data is missing from rank 1"));
+}
+
 TEST_CASE("what a device group cannot do is refused", "[.device group]") {
   expect_silence(errors_of(1, {.timeout = 30s}, [](Group& host, Group& group, Member& member) {
     const auto refused = [](const auto& action, const std::string& why) {
