@@ -214,6 +214,7 @@ class DeviceGroup::Operation final : public Pending::Operation {
   bool test() override {
     progress();
     if (!flight_->issued || !flight_->end.complete()) return false;
+    group_.family_->watch.check_over(group_.lane_, *flight_);
     count();
     return true;
   }

@@ -188,6 +188,18 @@ void DeviceWatch::drop(Lane& lane, const Flight& flight) {
   std::erase_if(lane.flights, [&](const auto& f) { return f.get() == &flight; });
 }
 
+void DeviceWatch::check_over(Lane& lane, const Flight& flight) {
+  {
+    const std::scoped_lock lock(mutex_);
+    drop_complete(lane);
+    // Those before it have ended too: what is left has failed.
+    if (std::ranges::any_of(lane.flights, [&](const auto& f) { return f.get() == &flight; })) {
+      end_all(given_up(lane.flights.front(), "NCCL says: " + failure_of(lane)));
+    }
+  }
+  check();
+}
+
 void DeviceWatch::drain(Lane& lane) {
   constexpr std::chrono::microseconds kNap{50};
   while (true) {

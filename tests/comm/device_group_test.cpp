@@ -165,6 +165,35 @@ TEST_CASE("messages wait for what their streams did before, and streams for them
   }));
 }
 
+TEST_CASE("half of a message to itself waits for the other one, past a collective",
+          "[.device group]") {
+  expect_silence(errors_of(1, {.timeout = 30s}, [](Group&, Group& group, Member& member) {
+    const std::vector<float> twos(Member::kCount, 2.0F);
+    device::upload(member.stream, const_view_of(std::span(twos)), member.view());
+    Pending sent = group.send(member.ctx, member.view(), Rank{0}, kTag);
+    group.all_reduce(member.ctx, member.view(2), ReduceOp::kSum, kTag).wait();
+    group.receive(member.ctx, member.view(1), Rank{0}, kTag).wait();
+    sent.wait();
+    if (member.first(1) != 2.0F) throw CommError("the message is another one");
+  }));
+}
+
+TEST_CASE("whoever waits in one group has issued its messages of all groups", "[.device group]") {
+  expect_silence(errors_of(2, {.timeout = 10s}, [](Group& host, Group& group, Member& member) {
+    const auto twin = group.split(0, host.rank().value);
+    if (host.rank() == Rank{0}) {
+      Pending sent = twin->send(member.ctx, member.view(), Rank{1}, kTag);
+      group.receive(member.ctx, member.view(1), Rank{1}, kTag).wait();
+      member.stream.synchronize();
+      sent.wait();
+    } else {
+      twin->receive(member.ctx, member.view(), Rank{0}, kTag).wait();
+      member.stream.synchronize();
+      group.send(member.ctx, member.view(1), Rank{0}, kTag).wait();
+    }
+  }));
+}
+
 TEST_CASE("messages and collectives go in the order in which they were begun", "[.device group]") {
   // A broadcast is a message too: the members must agree on which comes first.
   expect_silence(errors_of(2, {.timeout = 5s}, [](Group& host, Group& group, Member& member) {
@@ -265,6 +294,29 @@ TEST_CASE("a time-out on the device says who waited, in what, and for whom", "[.
   CHECK(is_named);
 }
 
+TEST_CASE("who waits in another group is said to be there, not in the own collective",
+          "[.device group]") {
+  // Both are the second of their group, so that the groups have to be told apart.
+  const auto errors = errors_of(3, {.timeout = 2s}, [](Group& host, Group& group, Member& member) {
+    const int rank = host.rank().value;
+    const auto pair = group.split(rank == 1 ? 1 : 0, 0);
+    Group& entered = rank == 2 ? *pair : group;
+    const Tag tag{rank == 2 ? Purpose::kDispatch : Purpose::kGradients, LayerId{7}};
+    entered.all_reduce(member.ctx, member.view(), ReduceOp::kSum, tag).wait();
+    member.stream.synchronize();
+    entered.all_reduce(member.ctx, member.view(), ReduceOp::kSum, tag).wait();
+  });
+  CAPTURE(errors);
+  bool is_named = false;
+  for (const std::string& error : errors) {
+    CHECK(error != "");
+    CHECK(!contains(error, "all of its ranks are there"));
+    is_named = is_named || contains(error, "rank 2 waits in all_reduce #1 (dispatch, layer 7") ||
+               contains(error, "rank 0 waits in all_reduce #1 (gradients, layer 7");
+  }
+  CHECK(is_named);
+}
+
 TEST_CASE("an abort ends what is under way on all devices", "[.device group]") {
   const auto start = std::chrono::steady_clock::now();
   const auto errors = errors_of(3, {.timeout = 30s}, [](Group& host, Group& group, Member& member) {
@@ -279,6 +331,24 @@ TEST_CASE("an abort ends what is under way on all devices", "[.device group]") {
   });
   for (const std::string& error : errors) CHECK_THAT(error, Catch::Contains("the disk is gone"));
   CHECK(std::chrono::steady_clock::now() - start < 20s);
+}
+
+TEST_CASE("whoever waits for, or asks after, what an abort has ended is told of it",
+          "[.device group]") {
+  const auto errors = errors_of(2, {.timeout = 30s}, [](Group& host, Group& group, Member& member) {
+    const Rank other{1 - host.rank().value};
+    Pending never = group.receive(member.ctx, member.view(), other, kTag);
+    if (host.rank() == Rank{0}) {
+      hear(host, other);
+      group.abort("the disk is gone");
+      never.wait();
+    } else {
+      (void)never.test();  // it is issued
+      tell(host, other);
+      while (!never.test()) std::this_thread::yield();
+    }
+  });
+  for (const std::string& error : errors) CHECK_THAT(error, Catch::Contains("the disk is gone"));
 }
 
 TEST_CASE("a member that throws with a message under way ends the group", "[.device group]") {
