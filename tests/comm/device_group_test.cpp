@@ -351,6 +351,30 @@ TEST_CASE("whoever waits for, or asks after, what an abort has ended is told of 
   for (const std::string& error : errors) CHECK_THAT(error, Catch::Contains("the disk is gone"));
 }
 
+TEST_CASE("an error of NCCL is noticed by whoever waits for something else on the host",
+          "[.device group]") {
+  // Rank 0's end of a communicator goes without a word on the host. It takes 12 s, in which the
+  // rank's own thread might say more.
+  const auto errors = errors_of(2, {.timeout = 60s}, [](Group& host, Group& group, Member& member) {
+    auto twin = group.split(0, host.rank().value);
+    if (host.rank() == Rank{0}) {
+      try {
+        const auto gone = std::move(twin);
+        gone->receive(member.ctx, member.view(), Rank{1}, kTag).wait();
+        throw DataError("no such file");
+      } catch (const DataError&) {
+        hear(host, Rank{1});
+      }
+    } else {
+      twin->receive(member.ctx, member.view(), Rank{0}, kTag).wait();
+      hear(host, Rank{0});
+    }
+  });
+  for (const std::string& error : errors) {
+    CHECK_THAT(error, Catch::Contains("rank 1 gave up") && Catch::Contains("since NCCL says"));
+  }
+}
+
 TEST_CASE("a member that throws with a message under way ends the group", "[.device group]") {
   const auto errors = errors_of(2, {.timeout = 30s}, [](Group& host, Group& group, Member& member) {
     if (host.rank() == Rank{0}) {
