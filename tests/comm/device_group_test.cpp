@@ -353,8 +353,8 @@ TEST_CASE("whoever waits for, or asks after, what an abort has ended is told of 
 
 TEST_CASE("an error of NCCL is noticed by whoever waits for something else on the host",
           "[.device group]") {
-  // Rank 0's end of a communicator goes without a word on the host. It takes 12 s, in which the
-  // rank's own thread might say more.
+  // Rank 0's end of a communicator goes without a word on the host, and rank 1 ends all of its own.
+  // Either says so, after the 12 s in which its own thread might say more.
   const auto errors = errors_of(2, {.timeout = 60s}, [](Group& host, Group& group, Member& member) {
     auto twin = group.split(0, host.rank().value);
     twin->all_reduce(member.ctx, member.view(), ReduceOp::kSum, kTag).wait();
@@ -375,7 +375,7 @@ TEST_CASE("an error of NCCL is noticed by whoever waits for something else on th
     }
   });
   for (const std::string& error : errors) {
-    CHECK_THAT(error, Catch::Contains("rank 1 gave up receive (test, step 0), since NCCL says"));
+    CHECK_THAT(error, Catch::Contains("gave up") && Catch::Contains("since NCCL says"));
   }
 }
 
