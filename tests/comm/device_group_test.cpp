@@ -297,7 +297,7 @@ TEST_CASE("a time-out on the device says who waited, in what, and for whom", "[.
 TEST_CASE("who waits in another group is said to be there, not in the own collective",
           "[.device group]") {
   // Both are the second of their group, so that the groups have to be told apart.
-  const auto errors = errors_of(3, {.timeout = 2s}, [](Group& host, Group& group, Member& member) {
+  const auto errors = errors_of(3, {.timeout = 3s}, [](Group& host, Group& group, Member& member) {
     const int rank = host.rank().value;
     const auto pair = group.split(rank == 1 ? 1 : 0, 0);
     Group& entered = rank == 2 ? *pair : group;
@@ -331,6 +331,14 @@ TEST_CASE("an abort ends what is under way on all devices", "[.device group]") {
   });
   for (const std::string& error : errors) CHECK_THAT(error, Catch::Contains("the disk is gone"));
   CHECK(std::chrono::steady_clock::now() - start < 20s);
+}
+
+TEST_CASE("an abort ends what is under way on the host too", "[.device group]") {
+  const auto errors = errors_of(2, {.timeout = 30s}, [](Group& host, Group& group, Member&) {
+    if (host.rank() == Rank{0}) group.abort("the disk is gone");
+    hear(host, Rank{1 - host.rank().value});
+  });
+  for (const std::string& error : errors) CHECK_THAT(error, Catch::Contains("the disk is gone"));
 }
 
 TEST_CASE("whoever waits for, or asks after, what an abort has ended is told of it",
