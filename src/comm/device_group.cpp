@@ -96,6 +96,7 @@ class DeviceGroup final : public Group {
     std::erase(family_->with_messages, this);
     try {
       if (communicator_ && std::uncaught_exceptions() > exceptions_at_start_) {
+        family_->watch.remove(lane_);  // which would take it for an error of NCCL
         communicator_->abort();
       } else {
         family_->watch.drain(lane_);
@@ -214,6 +215,7 @@ class DeviceGroup::Operation final : public Pending::Operation {
   bool test() override {
     progress();
     if (!flight_->issued || !flight_->end.complete()) return false;
+    group_.family_->watch.check_over(group_.lane_, *flight_);
     count();
     return true;
   }

@@ -188,6 +188,20 @@ void DeviceWatch::drop(Lane& lane, const Flight& flight) {
   std::erase_if(lane.flights, [&](const auto& f) { return f.get() == &flight; });
 }
 
+void DeviceWatch::check_over(Lane& lane, const Flight& flight) {
+  {
+    const std::scoped_lock lock(mutex_);
+    drop_complete(lane);
+    const std::string failure = failure_of(lane);
+    const auto is_it = [&](const auto& other) { return other.get() == &flight; };
+    // Where it is left though it has ended, that was no end of its own.
+    if (!failure.empty() && std::ranges::any_of(lane.flights, is_it)) {
+      end_all(given_up(lane.flights.front(), "NCCL says: " + failure));
+    }
+  }
+  check();
+}
+
 void DeviceWatch::drain(Lane& lane) {
   constexpr std::chrono::microseconds kNap{50};
   while (true) {

@@ -78,6 +78,8 @@ class DeviceWatch {
   void note_issued(Flight& flight);
   /// It could not be issued.
   void drop(Lane& lane, const Flight& flight);
+  /// Of `flight`, whose end has come: throws as check() does where an error has brought it.
+  void check_over(Lane& lane, const Flight& flight);
   /// Returns when everything on `lane` is over, or throws as check() does.
   void drain(Lane& lane);
 

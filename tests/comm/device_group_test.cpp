@@ -145,6 +145,74 @@ TEST_CASE("waiting for a collective on the device does not block the host", "[.d
   }));
 }
 
+TEST_CASE("messages wait for what their streams did before, and streams for them",
+          "[.device group]") {
+  expect_silence(errors_of(2, {.timeout = 30s}, [](Group& host, Group& group, Member& member) {
+    const device::PinnedBuffer pinned(member.device, Member::kCount * sizeof(float));
+    const TensorView values{pinned.data(), DType::kF32, Shape{Member::kCount}};
+    std::ranges::fill(values.as<float>(), host.rank() == Rank{0} ? 2.0F : 3.0F);
+    // On the one rank what is sent is written, on the other what is received still written and
+    // read.
+    device::upload(member.stream, values, member.view());
+    if (host.rank() == Rank{0}) {
+      group.send(member.ctx, member.view(), Rank{1}, kTag).wait();
+      device::upload(member.stream, values, member.view());
+    } else {
+      device::download(member.stream, member.view(), values);
+      group.receive(member.ctx, member.view(), Rank{0}, kTag).wait();
+    }
+    if (member.first() != 2.0F) throw CommError("a message did not wait, or was not waited for");
+  }));
+}
+
+TEST_CASE("half of a message to itself waits for the other one, past a collective",
+          "[.device group]") {
+  expect_silence(errors_of(1, {.timeout = 30s}, [](Group&, Group& group, Member& member) {
+    const std::vector<float> twos(Member::kCount, 2.0F);
+    device::upload(member.stream, const_view_of(std::span(twos)), member.view());
+    Pending sent = group.send(member.ctx, member.view(), Rank{0}, kTag);
+    group.all_reduce(member.ctx, member.view(2), ReduceOp::kSum, kTag).wait();
+    group.receive(member.ctx, member.view(1), Rank{0}, kTag).wait();
+    sent.wait();
+    if (member.first(1) != 2.0F) throw CommError("the message is another one");
+  }));
+}
+
+TEST_CASE("whoever waits in one group has issued its messages of all groups", "[.device group]") {
+  expect_silence(errors_of(2, {.timeout = 10s}, [](Group& host, Group& group, Member& member) {
+    const auto twin = group.split(0, host.rank().value);
+    if (host.rank() == Rank{0}) {
+      Pending sent = twin->send(member.ctx, member.view(), Rank{1}, kTag);
+      group.receive(member.ctx, member.view(1), Rank{1}, kTag).wait();
+      member.stream.synchronize();
+      sent.wait();
+    } else {
+      twin->receive(member.ctx, member.view(), Rank{0}, kTag).wait();
+      member.stream.synchronize();
+      group.send(member.ctx, member.view(1), Rank{0}, kTag).wait();
+    }
+  }));
+}
+
+TEST_CASE("messages and collectives go in the order in which they were begun", "[.device group]") {
+  // A broadcast is a message too: the members must agree on which comes first.
+  expect_silence(errors_of(2, {.timeout = 5s}, [](Group& host, Group& group, Member& member) {
+    const std::vector<float> numbers(Member::kCount, float(host.rank().value + 2));
+    device::upload(member.stream, const_view_of(std::span(numbers)), member.view());
+    const TensorView part = member.view(1).rows(0, 100);
+    if (host.rank() == Rank{0}) {
+      Pending message = group.send(member.ctx, member.view().rows(0, 100), Rank{1}, kTag);
+      group.broadcast(member.ctx, member.view(2), Rank{0}, kTag).wait();
+      message.wait();
+    } else {
+      group.receive(member.ctx, part, Rank{0}, kTag).wait();
+      group.broadcast(member.ctx, member.view(2), Rank{0}, kTag).wait();
+      if (member.first(1) != 2.0F) throw CommError("the message is another one");
+    }
+    if (member.first(2) != 1.0F) throw CommError("the broadcast is another message");
+  }));
+}
+
 TEST_CASE("a collective of one group goes on beside one of another", "[.device group]") {
   expect_silence(errors_of(3, {.timeout = 30s}, [](Group& host, Group& group, Member& member) {
     const int rank = host.rank().value;
@@ -226,6 +294,29 @@ TEST_CASE("a time-out on the device says who waited, in what, and for whom", "[.
   CHECK(is_named);
 }
 
+TEST_CASE("who waits in another group is said to be there, not in the own collective",
+          "[.device group]") {
+  // Both are the second of their group, so that the groups have to be told apart.
+  const auto errors = errors_of(3, {.timeout = 3s}, [](Group& host, Group& group, Member& member) {
+    const int rank = host.rank().value;
+    const auto pair = group.split(rank == 1 ? 1 : 0, 0);
+    Group& entered = rank == 2 ? *pair : group;
+    const Tag tag{rank == 2 ? Purpose::kDispatch : Purpose::kGradients, LayerId{7}};
+    entered.all_reduce(member.ctx, member.view(), ReduceOp::kSum, tag).wait();
+    member.stream.synchronize();
+    entered.all_reduce(member.ctx, member.view(), ReduceOp::kSum, tag).wait();
+  });
+  CAPTURE(errors);
+  bool is_named = false;
+  for (const std::string& error : errors) {
+    CHECK(error != "");
+    CHECK(!contains(error, "all of its ranks are there"));
+    is_named = is_named || contains(error, "rank 2 waits in all_reduce #1 (dispatch, layer 7") ||
+               contains(error, "rank 0 waits in all_reduce #1 (gradients, layer 7");
+  }
+  CHECK(is_named);
+}
+
 TEST_CASE("an abort ends what is under way on all devices", "[.device group]") {
   const auto start = std::chrono::steady_clock::now();
   const auto errors = errors_of(3, {.timeout = 30s}, [](Group& host, Group& group, Member& member) {
@@ -240,6 +331,60 @@ TEST_CASE("an abort ends what is under way on all devices", "[.device group]") {
   });
   for (const std::string& error : errors) CHECK_THAT(error, Catch::Contains("the disk is gone"));
   CHECK(std::chrono::steady_clock::now() - start < 20s);
+}
+
+TEST_CASE("an abort ends what is under way on the host too", "[.device group]") {
+  const auto errors = errors_of(2, {.timeout = 30s}, [](Group& host, Group& group, Member&) {
+    if (host.rank() == Rank{0}) group.abort("the disk is gone");
+    hear(host, Rank{1 - host.rank().value});
+  });
+  for (const std::string& error : errors) CHECK_THAT(error, Catch::Contains("the disk is gone"));
+}
+
+TEST_CASE("whoever waits for, or asks after, what an abort has ended is told of it",
+          "[.device group]") {
+  const auto errors = errors_of(2, {.timeout = 30s}, [](Group& host, Group& group, Member& member) {
+    const Rank other{1 - host.rank().value};
+    Pending never = group.receive(member.ctx, member.view(), other, kTag);
+    if (host.rank() == Rank{0}) {
+      hear(host, other);
+      group.abort("the disk is gone");
+      never.wait();
+    } else {
+      (void)never.test();  // it is issued
+      tell(host, other);
+      while (!never.test()) std::this_thread::yield();
+    }
+  });
+  for (const std::string& error : errors) CHECK_THAT(error, Catch::Contains("the disk is gone"));
+}
+
+TEST_CASE("an error of NCCL is noticed by whoever waits for something else on the host",
+          "[.device group]") {
+  // Rank 0's end of a communicator goes without a word on the host, and rank 1 ends all of its own.
+  // Either says so, after the 12 s in which its own thread might say more.
+  const auto errors = errors_of(2, {.timeout = 60s}, [](Group& host, Group& group, Member& member) {
+    auto twin = group.split(0, host.rank().value);
+    twin->all_reduce(member.ctx, member.view(), ReduceOp::kSum, kTag).wait();
+    member.stream.synchronize();
+    if (host.rank() == Rank{0}) {
+      hear(host, Rank{1});
+      try {
+        const auto gone = std::move(twin);
+        gone->receive(member.ctx, member.view(), Rank{1}, kTag).wait();
+        throw DataError("no such file");
+      } catch (const DataError&) {
+        hear(host, Rank{1});
+      }
+    } else {
+      twin->receive(member.ctx, member.view(), Rank{0}, kTag).wait();
+      tell(host, Rank{0});
+      hear(host, Rank{0});
+    }
+  });
+  for (const std::string& error : errors) {
+    CHECK_THAT(error, Catch::Contains("gave up") && Catch::Contains("since NCCL says"));
+  }
 }
 
 TEST_CASE("a member that throws with a message under way ends the group", "[.device group]") {
@@ -257,6 +402,34 @@ TEST_CASE("a member that throws with a message under way ends the group", "[.dev
   for (const std::string& error : errors) {
     CHECK_THAT(error, Catch::Contains("rank 0 gave up receive because of an exception"));
   }
+}
+
+TEST_CASE("a member that throws with a collective on its stream ends the group at once",
+          "[.device group]") {
+  // Nobody holds a Pending any more. A group that waited would say that it was not idle in time.
+  CHECK_THROWS_AS(errors_of(2,
+                            {.timeout = 10s},
+                            [](Group& host, Group& group, Member& member) {
+                              if (host.rank() == Rank{0}) {
+                                group.broadcast(member.ctx, member.view(), Rank{1}, kTag).wait();
+                                throw DataError("no such file");
+                              }
+                              hear(host, Rank{0});
+                            }),
+                  DataError);
+}
+
+TEST_CASE("a group that ends before its stream is done waits, and says who is missing",
+          "[.device group]") {
+  const pecan::test::ExpectLog log;
+  (void)errors_of(2, {.timeout = 3s}, [](Group& host, Group& group, Member& member) {
+    if (host.rank() == Rank{0}) {
+      group.broadcast(member.ctx, member.view(), Rank{1}, kTag).wait();
+    } else {
+      hear(host, Rank{0});
+    }
+  });
+  CHECK(log.contains("data is missing from rank 1"));
 }
 
 TEST_CASE("what a device group cannot do is refused", "[.device group]") {

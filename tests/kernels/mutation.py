@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the tests of the kernels miss: each barrier removed, each bound shifted, each mask changed, one at a time.
 
-usage: mutation.py --build build/ci [--only FILE ...] [--list]
+usage: mutation.py --build build/ci [--only FILE ...] [--log FILE] [--list]
 
 All mutants are compiled into one copy of the checked emulated library, each behind a switch that PECAN_MUTANT turns on:
 `a < b` becomes `a < mutant::at(17) < b`, which has the same precedence and is `a <= b` where 17 is on. A mutant meets the
@@ -276,6 +276,7 @@ def main():
     parser.add_argument("--only", nargs="+", metavar="FILE", help="mutants of these files alone, as kernels/rope.cuh")
     parser.add_argument("--jobs", type=int, default=1, help="mutants that are tested at the same time")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep compiled mutants there, and use those of the same kernels")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="add results there, and take those that it has: a run can be stopped")
     parser.add_argument("--list", action="store_true", help="print the mutants and end")
     options = parser.parse_args()
     build = options.build.resolve()
@@ -302,13 +303,23 @@ def main():
         commands_of_file = {file: sorted(set().union(*(commands_of[unit] for unit in units_of[file])), key=tests.seconds.get) for file in units_of}
         # Those with quick tests first.
         mutants.sort(key=lambda mutant: sum(tests.seconds[case] for case in commands_of_file[mutant.file]))
-        return report(mutants, commands_of_file, tests, pool)
+        return report(mutants, commands_of_file, tests, pool, options.log)
 
 
-def report(mutants, commands_of, tests, pool):
+def report(mutants, commands_of, tests, pool, log):
     reasons, found, survivors, failures = explanations(), collections.defaultdict(collections.Counter), [], []
+    known = dict(line.rsplit("\t", 1) for line in log.read_text().splitlines()) if log and log.exists() else {}
 
     def sign_of(mutant):
+        if mutant.key in known:
+            return known[mutant.key] or None
+        sign = test(mutant)
+        if log:
+            with log.open("a") as file:
+                file.write(f"{mutant.key}\t{sign or ''}\n")
+        return sign
+
+    def test(mutant):
         # Guards of indices have tests of their own, which nobody else needs.
         commands = [*commands_of[mutant.file], *[tests.guards] * ("require(" in mutant.text)]
         return next(filter(None, (tests.run(command, mutant.number) for command in commands)), None)

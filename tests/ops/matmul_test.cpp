@@ -12,8 +12,14 @@ using ops::Accumulate;
 
 TEST_CASE("matmul: products and gradients agree with the reference in every storage order",
           "[any device]") {
-  const std::int64_t shapes[][3] = {
-      {0, 5, 3}, {1, 1, 1}, {3, 7, 5}, {64, 63, 65}, {65, 129, 64}, {7, 48, 17}, {4, 6, 0}};
+  const std::int64_t shapes[][3] = {{0, 5, 3},
+                                    {1, 1, 1},
+                                    {3, 7, 5},
+                                    {64, 63, 65},
+                                    {65, 129, 64},
+                                    {7, 48, 17},
+                                    {4, 6, 0},
+                                    {4, 0, 6}};
   for_each_storage_kind([&](DType dtype, int threads) {
     OpContext ctx(threads, kProductScratch);
     const DType master = master_of(dtype);

@@ -1,3 +1,4 @@
+#include <pecan/ops/kernel_plan.hpp>
 #include <pecan/ops/reduce.hpp>
 
 #include "ops/op_test.hpp"
@@ -53,6 +54,20 @@ TEST_CASE(
   ops::sum_of_squares(ctx, Guarded(DType::kF32, {0}), sums.view().rows(1, 1));
   ops::sum_of_squares(ctx, Guarded(DType::kF64, {1}, {-2}), sums.view().rows(2, 1));
   CHECK(sums.values() == Values{25, 0, 4});
+}
+
+TEST_CASE("reduce: as many parts as there can be fit into what is planned for a device",
+          "[any device]") {
+  device::Stream stream(device::cpu());
+  device::Arena measured;
+  Context plan{device::cpu(), stream, measured, 1};
+  ops::plan_kernels(plan, {}, DType::kF32);
+  device::Arena workspace(test_device(), measured.high_water());
+  Context ctx{test_device(), test_stream(), workspace, 1};
+  // A part has 4096 elements at least.
+  const std::int64_t count = ops::kMaxReduceParts * 4096 + 1;
+  Guarded x(DType::kF32, {count}, Values(std::size_t(count), 1.0));
+  CHECK(ops::sum(ctx, x) == double(count));
 }
 
 }  // namespace pecan::test

@@ -481,6 +481,31 @@ TEST_CASE("router: equal groups go to the lower index, the best group need not h
   Routed sum(DType::kF32, 1, 6, 2, {3, -4, 1, 2, 0, 0});
   sum.forward(ctx, options);
   CHECK(sum.ids.values() == Values{3, 2});
+  // A sum of three counts each expert once: 3 + 2 + 1 of the first group, which is second with 2.
+  Routed three(DType::kF32, 1, 8, 3, {2, 3, 1, 0, 2.5, 2.5, 2, 0});
+  three.forward(ctx, {.scores = RouterScores::kTopkThenSoftmax, .num_groups = 2, .group_topk = 1});
+  CHECK(three.ids.values() == Values{4, 5, 6});
+}
+
+TEST_CASE("router: a NaN logit is counted for nobody and takes no place from the others",
+          "[any device]") {
+  OpContext ctx;
+  // Counts of sigmoid scores are of the choices that the logits alone would make. NaNs stand before
+  // and behind numbers, in the same lane of a warp and in others.
+  const RouterOptions options{.scores = RouterScores::kSigmoid};
+  Values logits(140, std::nan("")), expected(70);
+  for (const std::size_t e : {33U, 40U, 69U}) {
+    logits[e] = -double(e);
+    expected[e] += 1;
+  }
+  for (const std::size_t e : {0U, 35U}) {
+    logits[70 + e] = double(e);
+    expected[e] += 1;
+  }
+  Routed routed(DType::kF32, 2, 70, 3, logits);
+  routed.forward(ctx, options);
+  static_cast<void>(routed.losses(ctx, options));
+  CHECK(routed.counts.values() == expected);
 }
 
 TEST_CASE("router: a bias moves the choice, but neither the weights nor the auxiliary loss",
@@ -534,15 +559,17 @@ TEST_CASE("router: no tokens, NaN and far logits", "[any device]") {
     }
     CHECK((std::isnan(bad.weights.values()[0]) || std::isnan(bad.weights.values()[1])));
     // The chosen ones of the first group, or in turn, lie where exp of their distance to the
-    // largest is 0.
-    Values far(8, -400.0);
-    far[7] = 400;
-    Routed spread(DType::kF32, 1, 8, 2, far, bias);
-    spread.forward(ctx, variant.options);
-    CHECK(std::isfinite(spread.losses(ctx, variant.options).z));
-    for (const double value : spread.weights.values()) CHECK(std::isfinite(value));
-    for (const double value : spread.backward(ctx, variant.options, {1, -1}, 1, 1))
-      CHECK(std::isfinite(value));
+    // largest is 0; or the second of those in turn is the largest.
+    for (const std::size_t peak : {7U, 6U}) {
+      Values far(8, -400.0);
+      far[peak] = 400;
+      Routed spread(DType::kF32, 1, 8, 2, far, bias);
+      spread.forward(ctx, variant.options);
+      CHECK(std::isfinite(spread.losses(ctx, variant.options).z));
+      for (const double value : spread.weights.values()) CHECK(std::isfinite(value));
+      for (const double value : spread.backward(ctx, variant.options, {1, -1}, 1, 1))
+        CHECK(std::isfinite(value));
+    }
   }
 }
 
