@@ -172,8 +172,8 @@ TEST_CASE("a device that lacks what one rank needs is no device for any", "[any 
       Context host{device::cpu(), stream, no_workspace};
       const std::int32_t rank = world.rank().value;
       const Placement placement{.host = rank, .ranks_here = 1};
-      of_rank[std::size_t(rank)] = choose_device(
-          host, world, choice, placement, "", [&](const device::DeviceProperties& found) {
+      of_rank[std::size_t(rank)] =
+          choose_device(host, world, choice, placement, [&](const device::DeviceProperties& found) {
             return rank == poor_rank ? fmt::format("{} bytes are too few", found.shared_bytes) : "";
           });
     });
