@@ -21,7 +21,8 @@ using namespace std::chrono_literals;
 /// In which those who are in trouble too answer, if they wait no shorter themselves.
 constexpr std::chrono::milliseconds kRollCall = 10s;
 
-std::string failure_of(const Lane& lane) {
+/// As Communicator::failure().
+std::optional<std::string> failure_of(const Lane& lane) {
   return lane.communicator == nullptr ? std::string() : lane.communicator->failure();
 }
 
@@ -172,8 +173,8 @@ void DeviceWatch::begin(Lane& lane, const std::shared_ptr<Flight>& flight) {
 void DeviceWatch::drop_complete(Lane& lane) {
   while (!lane.flights.empty() && lane.flights.front()->issued &&
          lane.flights.front()->end.complete()) {
-    // Streams go on after an error too.
-    if (!failure_of(lane).empty()) return;
+    // Streams go on after an error too. Where nobody can tell, a later look will.
+    if (failure_of(lane) != "") return;
     lane.flights.pop_front();
   }
 }
@@ -192,7 +193,7 @@ void DeviceWatch::check_over(Lane& lane, const Flight& flight) {
   {
     const std::scoped_lock lock(mutex_);
     drop_complete(lane);
-    const std::string failure = failure_of(lane);
+    const std::string failure = failure_of(lane).value_or("");
     const auto is_it = [&](const auto& other) { return other.get() == &flight; };
     // Where it is left though it has ended, that was no end of its own.
     if (!failure.empty() && std::ranges::any_of(lane.flights, is_it)) {
@@ -252,7 +253,7 @@ std::optional<DeviceWatch::Failure> DeviceWatch::inspect(Lane& lane) {
     }
     const auto since = flight->issued ? flight->waits_since.value_or(now) : flight->begun;
     if (timeout_.count() > 0 && now - since > timeout_) return stuck(flight);
-    const std::string failure = failure_of(lane);
+    const std::string failure = failure_of(lane).value_or("");
     if (failure.empty()) return {};
     return given_up(flight, "NCCL says: " + failure);
   } catch (const std::exception& error) {

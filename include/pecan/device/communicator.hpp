@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -38,8 +39,9 @@ class Communicator {
   /// from one member to another match in the order of calls, with equal sizes. May block until
   /// members have met for the first time, and ends with CommError on abort().
   virtual void exchange(void* stream, std::span<const DeviceMessage> messages) = 0;
-  /// Empty while all is well; from any thread.
-  [[nodiscard]] virtual std::string failure() = 0;
+  /// Empty while all is well, nothing where that cannot be told since an exchange() goes on; from
+  /// any thread, without waiting.
+  [[nodiscard]] virtual std::optional<std::string> failure() = 0;
   /// Ends what was enqueued as it stands: streams go on, and what they find in memory is of no use.
   /// From any thread, in bounded time.
   virtual void abort() noexcept = 0;

@@ -110,10 +110,10 @@ class NcclCommunicator final : public Communicator {
     while (state("ncclGroupEnd") == ncclInProgress) std::this_thread::yield();
   }
 
-  std::string failure() override {
+  std::optional<std::string> failure() override {
     // Whoever holds it is told by itself, and may do so until this thread aborts.
     const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock) return "";
+    if (!lock) return {};
     if (communicator_ == nullptr) return "it was aborted";
     ncclResult_t found = ncclSuccess;
     const ncclResult_t code = ncclCommGetAsyncError(communicator_, &found);
