@@ -258,18 +258,21 @@ TEST_CASE("block_sparse: more groups than a launch has weights for", "[any devic
 TEST_CASE("block_sparse: matrices that begin anywhere", "[any device]") {
   // Rows of 16 bytes and more, which are loaded at once where all of them begin at such a multiple.
   constexpr std::int64_t kRows = 45, kWidth = 16, kDense = 24;
+  constexpr int kNone = -1, kAll = 10;
   const Counts counts{5, 0, 40};
   const Topology topology(counts, kWidth);
   for (const DType dtype : {DType::kF32, DType::kF64, DType::kBF16}) {
     const auto filled = [](DType type, std::int64_t count, std::uint64_t seed) {
       return stored(type, random_values(count, seed));
     };
-    // The matrix `number` begins one element later than its memory, and all others with theirs.
+    // The matrix `number` (or kAll) begins one element later than its memory, and all others with
+    // theirs.
     const auto results = [&](int number) {
       OpContext ctx(1, kProductScratch);
       std::list<Guarded> memory;
       const auto matrix = [&](DType type, int own, const Shape& shape) {
-        const std::int64_t count = shape.num_elements(), shift = own == number ? 1 : 0;
+        const std::int64_t count = shape.num_elements();
+        const std::int64_t shift = own == number || number == kAll ? 1 : 0;
         Values values(std::size_t(count + 1), 0.0);
         std::ranges::copy(filled(type, count, std::uint64_t(own)), values.begin() + shift);
         Guarded& whole = memory.emplace_back(type, Shape{count + 1}, values);
@@ -292,15 +295,16 @@ TEST_CASE("block_sparse: matrices that begin anywhere", "[any device]") {
       for (Guarded& whole : memory) {
         Values values = whole.values();
         // Beside the matrix nothing is written.
-        const auto spare = own++ == number ? values.begin() : values.end() - 1;
+        const bool is_shifted = own++ == number || number == kAll;
+        const auto spare = is_shifted ? values.begin() : values.end() - 1;
         CHECK(*spare == 0);
         values.erase(spare);
         found.push_back(std::move(values));
       }
       return found;
     };
-    const auto aligned = results(-1);
-    for (int number = 0; number < 10; ++number) {
+    const auto aligned = results(kNone);
+    for (int number = 0; number <= kAll; ++number) {
       INFO(name_of(dtype) << ", matrix " << number);
       CHECK(results(number) == aligned);
     }
