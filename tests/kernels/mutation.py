@@ -77,13 +77,14 @@ class Mutant(collections.namedtuple("Mutant", "number file line kind text occurr
 
 
 def matching(text, start):
-    """Index of the parenthesis that closes the one at `start`."""
+    """Index of the parenthesis or brace that closes the one at `start`."""
+    change = {"(": {"(": 1, ")": -1}, "{": {"{": 1, "}": -1}}[text[start]]
     depth = 0
     for i in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[i], 0)
+        depth += change.get(text[i], 0)
         if depth == 0:
             return i
-    raise ValueError("no closing parenthesis")
+    raise ValueError("nothing closes it")
 
 
 def arguments(text, start):
@@ -103,8 +104,10 @@ def blanked(text):
         return re.sub(r"[^\n]", " ", match.group())
 
     text = re.sub(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|^[ \t]*#(?:\\\n|[^\n])*', blank, text, flags=re.S | re.M)
-    for match in list(re.finditer(r"\bif constexpr \(|\b(?:static_)?(?:constexpr|assert)\b[^;]*;", text)):
+    for match in list(re.finditer(r"\bif constexpr \(|\b(?:constexpr|static_assert|using)\b[^;]*;", text)):
         end = matching(text, match.end() - 1) if match.group().endswith("(") else match.end()
+        if match.group().count("{") > match.group().count("}"):  # a function, with its body
+            end = matching(text, match.start() + match.group().index("{"))
         text = text[:match.start()] + re.sub(r"[^\n]", " ", text[match.start():end]) + text[end:]
     return text
 
